@@ -1,0 +1,56 @@
+// AddRMSNormQuant in plain C++, and the choice between the instruction sets.
+#include <cmath>
+
+#include "plugins/add_rms_norm_quant/cpu.h"
+#include "plugins/common/numerics.h"
+#include "plugins/common/threads.h"
+
+namespace vimtrt {
+namespace {
+
+void normalize_row(const AddRmsNormQuantParams& p, int64_t row) {
+  const int64_t token = row % p.tokens;
+  const float* hidden = p.hidden + row * p.features;
+  const float* residual = p.residual + (p.residual_is_shared ? token : row) * p.features;
+  float* out = p.residual_out + row * p.features;
+  int8_t* y = p.y + row * p.features;
+
+  float sums[32] = {};
+  for (int32_t i = 0; i < p.features; ++i) {
+    const float r = residual[i] + hidden[i];
+    out[i] = r;
+    sums[i % 32] = std::fma(r, r, sums[i % 32]);
+  }
+  for (int s = 16; s > 0; s /= 2) {
+    for (int j = 0; j < s; ++j) sums[j] += sums[j + s];
+  }
+  const float k = 1.0f / std::sqrt(sums[0] / static_cast<float>(p.features) + p.epsilon);
+  const float inv_scale = p.inv_scale_tok[token];
+  for (int32_t i = 0; i < p.features; ++i) y[i] = quantize_s8(((out[i] * k) * p.gain[i]) * inv_scale);
+}
+
+size_t no_bytes(const AddRmsNormQuantParams&) { return 0; }
+void no_pack(const AddRmsNormQuantParams&, void*) {}
+size_t no_scratch(const AddRmsNormQuantParams&, int) { return 0; }
+
+void run(const AddRmsNormQuantParams& p, const void*, void*, int threads) {
+  run_workers(threads, [&](int worker, int workers) {
+    const WorkRange rows = work_range(p.rows, 1, worker, workers);
+    for (int64_t row = rows.begin; row < rows.end; ++row) normalize_row(p, row);
+  });
+}
+
+}  // namespace
+
+const AddRmsNormQuantCpu kAddRmsNormQuantGeneric = {no_bytes, no_pack, no_scratch, run};
+
+const AddRmsNormQuantCpu& add_rms_norm_quant_cpu(Isa isa) {
+#if VIMTRT_X86
+  if (isa == Isa::kAvx512) return kAddRmsNormQuantAvx512;
+  if (isa == Isa::kAvx2) return kAddRmsNormQuantAvx2;
+#endif
+  (void)isa;
+  return kAddRmsNormQuantGeneric;
+}
+
+}  // namespace vimtrt

@@ -1,0 +1,164 @@
+// BidirectionalScan, 8 channels in the lanes of a ymm register; 16 registers do not hold 16 states, which stay in the first-level cache.
+#include <immintrin.h>
+
+#include "plugins/bidirectional_scan/cpu.h"
+#include "plugins/common/numerics.h"
+#include "plugins/common/threads.h"
+
+namespace vimtrt {
+namespace {
+
+constexpr int kLanes = 8;
+
+inline __m256 clamped(__m256 x, float low, float high) {
+  return _mm256_min_ps(_mm256_max_ps(x, _mm256_set1_ps(low)), _mm256_set1_ps(high));
+}
+
+// sat8(rne(x)) as floats.
+inline __m256 quantized(__m256 x) { return _mm256_round_ps(clamped(x, -128.0f, 127.0f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+
+inline __m256 coefficient(int k) { return _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(kExp2CoefficientBits[k]))); }
+
+inline __m256 exp2c_lanes(__m256 x) {
+  x = clamped(x, -kExp2Limit, kExp2Limit);
+  const __m256 whole = _mm256_round_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  const __m256 f = _mm256_sub_ps(x, whole);
+  __m256 p = _mm256_fmadd_ps(coefficient(5), f, coefficient(4));
+  p = _mm256_fmadd_ps(p, f, coefficient(3));
+  p = _mm256_fmadd_ps(p, f, coefficient(2));
+  p = _mm256_fmadd_ps(p, f, coefficient(1));
+  p = _mm256_fmadd_ps(p, f, coefficient(0));
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_cvtps_epi32(whole), 23)));
+}
+
+// The first `lanes` of 8 bytes; nothing behind them is read.
+inline __m128i load_bytes(const int8_t* source, int lanes) {
+  if (lanes == kLanes) return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(source));
+  alignas(8) int8_t bytes[kLanes] = {};
+  for (int lane = 0; lane < lanes; ++lane) bytes[lane] = source[lane];
+  return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes));
+}
+
+inline __m256 load_s8(const int8_t* source, int lanes) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load_bytes(source, lanes))); }
+
+inline __m256 load_delta(const int8_t* source, int lanes) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_xor_si128(load_bytes(source, lanes), _mm_set1_epi8(-128))));
+}
+
+inline void store_s8(int8_t* target, int lanes, __m256 q) {
+  const __m256i wide = _mm256_cvtps_epi32(q);
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+  const __m128i bytes = _mm_packs_epi16(words, words);
+  if (lanes == kLanes) {
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(target), bytes);
+    return;
+  }
+  alignas(8) int8_t buffer[kLanes];
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(buffer), bytes);
+  for (int lane = 0; lane < lanes; ++lane) target[lane] = buffer[lane];
+}
+
+// bcf[d][t] = Bf[t, 0..N-1], Cf[t, 0..N-1] of one image.
+template <int N>
+void scale_bc(const BidirectionalScanParams& p, int64_t image, float* bcf) {
+  for (int d = 0; d < 2; ++d) {
+    for (int t = 0; t < p.tokens; ++t, bcf += 2 * N) {
+      const int8_t* bc = p.bc[d] + (image * p.tokens + t) * p.bc_stride;
+      const float b_tok = p.b_scale_tok[static_cast<int64_t>(d) * p.tokens + t];
+      const float c_tok = p.c_scale_tok[static_cast<int64_t>(d) * p.tokens + t];
+      for (int n = 0; n < N; ++n) bcf[n] = (static_cast<float>(bc[n]) * p.b_scale_state[d * N + n]) * b_tok;
+      for (int n = 0; n < N; ++n) bcf[N + n] = (static_cast<float>(bc[N + n]) * p.c_scale_state[d * N + n]) * c_tok;
+    }
+  }
+}
+
+// One direction of one block of channels. sink(t, y) is called once per token, in the direction's order.
+template <int N, bool kStateInt8, class Sink>
+inline void scan_block(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, int lanes, const float* packed,
+                       const float* bcf, const Sink& sink) {
+  const int L = p.tokens;
+  const int64_t E = p.channels;
+  const int8_t* u_base = p.u[d] + image * L * E + first_channel;
+  const int8_t* delta_base = p.delta[d] + image * L * E + first_channel;
+  const float* decay_tok = p.decay_tok + static_cast<int64_t>(d) * L;
+  const float* input_scale = packed + N * kLanes;
+  const float* y_scale = packed + (N + 1) * kLanes;
+  const float* skip_scale = packed + (N + 2) * kLanes;
+
+  __m256 state[N];  // h, or hq as a float
+  for (int n = 0; n < N; ++n) state[n] = _mm256_setzero_ps();
+  for (int step = 0; step < L; ++step) {
+    const int t = d == 0 ? step : L - 1 - step;
+    const __m256 u = load_s8(u_base + t * E, lanes);
+    const __m256 delta = load_delta(delta_base + t * E, lanes);
+    const __m256 g = _mm256_mul_ps(_mm256_mul_ps(delta, u), _mm256_load_ps(input_scale));
+    const __m256 decay = _mm256_set1_ps(decay_tok[t]);
+    const float* bf = bcf + static_cast<int64_t>(t) * (2 * N);
+    __m256 chain[N / 4];
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n) {
+      const __m256 a = exp2c_lanes(_mm256_fmadd_ps(delta, _mm256_load_ps(packed + n * kLanes), decay));
+      const __m256 b = _mm256_mul_ps(g, _mm256_set1_ps(bf[n]));
+      const __m256 h = _mm256_fmadd_ps(a, state[n], b);
+      state[n] = kStateInt8 ? quantized(h) : h;
+      const __m256 c = _mm256_set1_ps(bf[N + n]);
+      chain[n / 4] = n % 4 == 0 ? _mm256_mul_ps(h, c) : _mm256_fmadd_ps(h, c, chain[n / 4]);
+    }
+    __m256 y_sum = _mm256_add_ps(chain[0], chain[1]);
+    if constexpr (N == 16) y_sum = _mm256_add_ps(y_sum, _mm256_add_ps(chain[2], chain[3]));
+    sink(t, _mm256_fmadd_ps(u, _mm256_load_ps(skip_scale), _mm256_mul_ps(y_sum, _mm256_load_ps(y_scale))));
+  }
+}
+
+template <int N, bool kStateInt8>
+void run_items(const BidirectionalScanParams& p, const float* packed, float* scratch, int worker, int workers) {
+  const int64_t L = p.tokens, E = p.channels;
+  const int64_t blocks = (E + kLanes - 1) / kLanes;
+  float* bcf = scratch;
+  float* y_forward = scratch + L * (2 * 2 * N);
+  const WorkRange range = work_range(p.batch * blocks, 1, worker, workers);
+  int64_t scaled_image = -1;
+  for (int64_t item = range.begin; item < range.end; ++item) {
+    const int64_t image = item / blocks;
+    const int first_channel = static_cast<int>(item % blocks) * kLanes;
+    if (image != scaled_image) {
+      scale_bc<N>(p, image, bcf);
+      scaled_image = image;
+    }
+    const int lanes = E - first_channel >= kLanes ? kLanes : static_cast<int>(E - first_channel);
+    const float* block = packed + (item % blocks) * kLanes * (2 * (N + 3) + 1);
+    scan_block<N, kStateInt8>(p, 0, image, first_channel, lanes, block, bcf,
+                              [&](int t, __m256 y) { _mm256_store_ps(y_forward + static_cast<int64_t>(t) * kLanes, y); });
+
+    const int8_t* gate = p.gate + image * L * p.gate_stride + first_channel;
+    int8_t* out = p.y + image * L * E + first_channel;
+    const __m256 gate_scale = _mm256_load_ps(block + 2 * (N + 3) * kLanes);
+    scan_block<N, kStateInt8>(p, 1, image, first_channel, lanes, block + (N + 3) * kLanes, bcf + L * (2 * N), [&](int t, __m256 y) {
+      const __m256 y_both = _mm256_add_ps(_mm256_load_ps(y_forward + static_cast<int64_t>(t) * kLanes), y);
+      const __m256 o = _mm256_mul_ps(y_both, _mm256_mul_ps(load_s8(gate + t * p.gate_stride, lanes), gate_scale));
+      store_s8(out + t * E, lanes, quantized(_mm256_mul_ps(o, _mm256_set1_ps(p.out_inv_scale_tok[t]))));
+    });
+  }
+}
+
+size_t packed_bytes(const BidirectionalScanParams& p) { return bidirectional_scan_packed_bytes(p, kLanes); }
+
+void pack(const BidirectionalScanParams& p, void* packed) { bidirectional_scan_pack(p, kLanes, static_cast<float*>(packed)); }
+
+size_t scratch_bytes(const BidirectionalScanParams& p, int threads) { return bidirectional_scan_worker_scratch_bytes(p, kLanes) * threads; }
+
+void run(const BidirectionalScanParams& p, const void* packed, void* scratch, int threads) {
+  const auto items = p.states == 16 ? (p.state_int8 ? run_items<16, true> : run_items<16, false>)
+                                    : (p.state_int8 ? run_items<8, true> : run_items<8, false>);
+  const size_t worker_bytes = bidirectional_scan_worker_scratch_bytes(p, kLanes);
+  run_workers(threads, [&](int worker, int workers) {
+    items(p, static_cast<const float*>(packed), reinterpret_cast<float*>(static_cast<char*>(scratch) + worker * worker_bytes), worker,
+          workers);
+  });
+}
+
+}  // namespace
+
+const BidirectionalScanCpu kBidirectionalScanAvx2 = {packed_bytes, pack, scratch_bytes, run};
+
+}  // namespace vimtrt

@@ -1,0 +1,161 @@
+// BidirectionalScan, 16 channels in the lanes of a zmm register and the N states of a block in N registers.
+#include "plugins/bidirectional_scan/cpu.h"
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12's own intrinsics
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+
+#include "plugins/common/numerics.h"
+#include "plugins/common/threads.h"
+
+namespace vimtrt {
+namespace {
+
+constexpr int kLanes = 16;
+
+// sat8(rne(x)) as floats.
+inline __m512 quantized(__m512 x) {
+  const __m512 clamped = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-128.0f)), _mm512_set1_ps(127.0f));
+  return _mm512_roundscale_ps(clamped, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+inline __m512 coefficient(int k) { return _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(kExp2CoefficientBits[k]))); }
+
+// vrangeps: the smaller magnitude with the first operand's sign, which clamps to a symmetric range in one instruction.
+constexpr int kSmallerMagnitude = 0b0010;
+
+// The polynomial lies in [1, 2 + 2^-20] and the exponent in [-126, 126], so p * 2^i is a normal number: scalef gives the bits that the
+// contract's integer add gives.
+inline __m512 exp2c_lanes(__m512 x) {
+  x = _mm512_range_ps(x, _mm512_set1_ps(kExp2Limit), kSmallerMagnitude);
+  const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  const __m512 f = _mm512_sub_ps(x, whole);
+  __m512 p = _mm512_fmadd_ps(coefficient(5), f, coefficient(4));
+  p = _mm512_fmadd_ps(p, f, coefficient(3));
+  p = _mm512_fmadd_ps(p, f, coefficient(2));
+  p = _mm512_fmadd_ps(p, f, coefficient(1));
+  p = _mm512_fmadd_ps(p, f, coefficient(0));
+  return _mm512_scalef_ps(p, whole);
+}
+
+inline __m512 load_s8(__mmask16 mask, const int8_t* source) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, source)));
+}
+
+inline __m512 load_delta(__mmask16 mask, const int8_t* source) {
+  const __m128i biased = _mm_xor_si128(_mm_maskz_loadu_epi8(mask, source), _mm_set1_epi8(-128));
+  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(biased));
+}
+
+// bcf[d][t] = Bf[t, 0..N-1], Cf[t, 0..N-1] of one image.
+template <int N>
+void scale_bc(const BidirectionalScanParams& p, int64_t image, float* bcf) {
+  constexpr __mmask16 kMask = (1 << N) - 1;
+  for (int d = 0; d < 2; ++d) {
+    const __m512 b_scale = _mm512_maskz_loadu_ps(kMask, p.b_scale_state + d * N);
+    const __m512 c_scale = _mm512_maskz_loadu_ps(kMask, p.c_scale_state + d * N);
+    const int64_t tok = static_cast<int64_t>(d) * p.tokens;
+    for (int t = 0; t < p.tokens; ++t, bcf += 2 * N) {
+      const int8_t* bc = p.bc[d] + (image * p.tokens + t) * p.bc_stride;
+      const __m512 b = _mm512_mul_ps(_mm512_mul_ps(load_s8(kMask, bc), b_scale), _mm512_set1_ps(p.b_scale_tok[tok + t]));
+      const __m512 c = _mm512_mul_ps(_mm512_mul_ps(load_s8(kMask, bc + N), c_scale), _mm512_set1_ps(p.c_scale_tok[tok + t]));
+      _mm512_mask_storeu_ps(bcf, kMask, b);
+      _mm512_mask_storeu_ps(bcf + N, kMask, c);
+    }
+  }
+}
+
+// One direction of one block of channels. sink(t, y) is called once per token, in the direction's order.
+template <int N, bool kStateInt8, class Sink>
+inline void scan_block(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, __mmask16 mask, const float* packed,
+                       const float* bcf, const Sink& sink) {
+  const int L = p.tokens;
+  const int64_t E = p.channels;
+  const int8_t* u_base = p.u[d] + image * L * E + first_channel;
+  const int8_t* delta_base = p.delta[d] + image * L * E + first_channel;
+  const float* decay_tok = p.decay_tok + static_cast<int64_t>(d) * L;
+  const __m512 input_scale = _mm512_load_ps(packed + N * kLanes);
+  const __m512 y_scale = _mm512_load_ps(packed + (N + 1) * kLanes);
+  const __m512 skip_scale = _mm512_load_ps(packed + (N + 2) * kLanes);
+
+  __m512 state[N];  // h, or hq as a float
+#pragma GCC unroll 16
+  for (int n = 0; n < N; ++n) state[n] = _mm512_setzero_ps();
+  for (int step = 0; step < L; ++step) {
+    const int t = d == 0 ? step : L - 1 - step;
+    const __m512 u = load_s8(mask, u_base + t * E);
+    const __m512 delta = load_delta(mask, delta_base + t * E);
+    const __m512 g = _mm512_mul_ps(_mm512_mul_ps(delta, u), input_scale);
+    const __m512 decay = _mm512_set1_ps(decay_tok[t]);
+    const float* bf = bcf + static_cast<int64_t>(t) * (2 * N);
+    __m512 chain[N / 4];
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n) {
+      const __m512 a = exp2c_lanes(_mm512_fmadd_ps(delta, _mm512_load_ps(packed + n * kLanes), decay));
+      const __m512 b = _mm512_mul_ps(g, _mm512_set1_ps(bf[n]));
+      const __m512 h = _mm512_fmadd_ps(a, state[n], b);
+      state[n] = kStateInt8 ? quantized(h) : h;
+      const __m512 c = _mm512_set1_ps(bf[N + n]);
+      chain[n / 4] = n % 4 == 0 ? _mm512_mul_ps(h, c) : _mm512_fmadd_ps(h, c, chain[n / 4]);
+    }
+    __m512 y_sum = _mm512_add_ps(chain[0], chain[1]);
+    if constexpr (N == 16) y_sum = _mm512_add_ps(y_sum, _mm512_add_ps(chain[2], chain[3]));
+    sink(t, _mm512_fmadd_ps(u, skip_scale, _mm512_mul_ps(y_sum, y_scale)));
+  }
+}
+
+template <int N, bool kStateInt8>
+void run_items(const BidirectionalScanParams& p, const float* packed, float* scratch, int worker, int workers) {
+  const int64_t L = p.tokens, E = p.channels;
+  const int64_t blocks = (E + kLanes - 1) / kLanes;
+  float* bcf = scratch;
+  float* y_forward = scratch + L * (2 * 2 * N);
+  const WorkRange range = work_range(p.batch * blocks, 1, worker, workers);
+  int64_t scaled_image = -1;
+  for (int64_t item = range.begin; item < range.end; ++item) {
+    const int64_t image = item / blocks;
+    const int first_channel = static_cast<int>(item % blocks) * kLanes;
+    if (image != scaled_image) {
+      scale_bc<N>(p, image, bcf);
+      scaled_image = image;
+    }
+    const int64_t left = E - first_channel;
+    const __mmask16 mask = static_cast<__mmask16>(left >= kLanes ? 0xffff : (1 << left) - 1);
+    const float* block = packed + (item % blocks) * kLanes * (2 * (N + 3) + 1);
+    scan_block<N, kStateInt8>(p, 0, image, first_channel, mask, block, bcf,
+                              [&](int t, __m512 y) { _mm512_store_ps(y_forward + static_cast<int64_t>(t) * kLanes, y); });
+
+    const int8_t* gate = p.gate + image * L * p.gate_stride + first_channel;
+    int8_t* out = p.y + image * L * E + first_channel;
+    const __m512 gate_scale = _mm512_load_ps(block + 2 * (N + 3) * kLanes);
+    scan_block<N, kStateInt8>(p, 1, image, first_channel, mask, block + (N + 3) * kLanes, bcf + L * (2 * N), [&](int t, __m512 y) {
+      const __m512 y_both = _mm512_add_ps(_mm512_load_ps(y_forward + static_cast<int64_t>(t) * kLanes), y);
+      const __m512 o = _mm512_mul_ps(y_both, _mm512_mul_ps(load_s8(mask, gate + t * p.gate_stride), gate_scale));
+      const __m512 q = quantized(_mm512_mul_ps(o, _mm512_set1_ps(p.out_inv_scale_tok[t])));
+      _mm_mask_storeu_epi8(out + t * E, mask, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(q)));
+    });
+  }
+}
+
+size_t packed_bytes(const BidirectionalScanParams& p) { return bidirectional_scan_packed_bytes(p, kLanes); }
+
+void pack(const BidirectionalScanParams& p, void* packed) { bidirectional_scan_pack(p, kLanes, static_cast<float*>(packed)); }
+
+size_t scratch_bytes(const BidirectionalScanParams& p, int threads) { return bidirectional_scan_worker_scratch_bytes(p, kLanes) * threads; }
+
+void run(const BidirectionalScanParams& p, const void* packed, void* scratch, int threads) {
+  const auto items = p.states == 16 ? (p.state_int8 ? run_items<16, true> : run_items<16, false>)
+                                    : (p.state_int8 ? run_items<8, true> : run_items<8, false>);
+  const size_t worker_bytes = bidirectional_scan_worker_scratch_bytes(p, kLanes);
+  run_workers(threads, [&](int worker, int workers) {
+    items(p, static_cast<const float*>(packed), reinterpret_cast<float*>(static_cast<char*>(scratch) + worker * worker_bytes), worker,
+          workers);
+  });
+}
+
+}  // namespace
+
+const BidirectionalScanCpu kBidirectionalScanAvx512 = {packed_bytes, pack, scratch_bytes, run};
+
+}  // namespace vimtrt

@@ -1,0 +1,108 @@
+// BidirectionalScan as docs/numerics.md writes it, one channel at a time; also the layout that the vector kernels share.
+#include <algorithm>
+#include <cmath>
+
+#include "plugins/bidirectional_scan/cpu.h"
+#include "plugins/common/numerics.h"
+#include "plugins/common/threads.h"
+
+namespace vimtrt {
+namespace {
+
+constexpr int kMaxStates = 16;
+
+// y[d] of one channel of one image: sink(t, y) is called once per token, in the direction's order.
+template <class Sink>
+void scan_channel(const BidirectionalScanParams& p, int d, int64_t image, int e, const Sink& sink) {
+  const int L = p.tokens, E = p.channels, N = p.states;
+  const float* a_log2 = p.a_log2 + (static_cast<int64_t>(d) * E + e) * N;
+  const float* b_scale_state = p.b_scale_state + d * N;
+  const float* c_scale_state = p.c_scale_state + d * N;
+  const int64_t tok = static_cast<int64_t>(d) * L;
+  const float k = p.input_scale[d * E + e], y_scale = p.y_scale[d * E + e], skip_scale = p.skip_scale[d * E + e];
+
+  float state[kMaxStates] = {};  // h, or hq
+  for (int step = 0; step < L; ++step) {
+    const int t = d == 0 ? step : L - 1 - step;
+    const int8_t* bc = p.bc[d] + (image * L + t) * p.bc_stride;
+    const float u = p.u[d][(image * L + t) * E + e];
+    const float delta = static_cast<float>(p.delta[d][(image * L + t) * E + e] + 128);
+    const float g = (delta * u) * k;
+    float chain[kMaxStates / 4];
+    for (int n = 0; n < N; ++n) {
+      const float b = g * ((static_cast<float>(bc[n]) * b_scale_state[n]) * p.b_scale_tok[tok + t]);
+      const float c = (static_cast<float>(bc[N + n]) * c_scale_state[n]) * p.c_scale_tok[tok + t];
+      const float a = exp2c(std::fma(delta, a_log2[n], p.decay_tok[tok + t]));
+      const float h = std::fma(a, state[n], b);
+      state[n] = p.state_int8 ? static_cast<float>(quantize_s8(h)) : h;
+      chain[n / 4] = n % 4 == 0 ? h * c : std::fma(h, c, chain[n / 4]);
+    }
+    const float y_sum = N == 16 ? (chain[0] + chain[1]) + (chain[2] + chain[3]) : chain[0] + chain[1];
+    sink(t, std::fma(u, skip_scale, y_sum * y_scale));
+  }
+}
+
+size_t no_packed_bytes(const BidirectionalScanParams&) { return 0; }
+
+void no_pack(const BidirectionalScanParams&, void*) {}
+
+size_t scratch_bytes(const BidirectionalScanParams& p, int threads) { return sizeof(float) * p.tokens * threads; }
+
+void run(const BidirectionalScanParams& p, const void*, void* scratch, int threads) {
+  const int64_t L = p.tokens, E = p.channels;
+  run_workers(threads, [&](int worker, int workers) {
+    float* y_forward = static_cast<float*>(scratch) + worker * L;
+    const WorkRange range = work_range(p.batch * E, 1, worker, workers);
+    for (int64_t item = range.begin; item < range.end; ++item) {
+      const int64_t image = item / E;
+      const int e = static_cast<int>(item % E);
+      scan_channel(p, 0, image, e, [&](int t, float y) { y_forward[t] = y; });
+      scan_channel(p, 1, image, e, [&](int t, float y) {
+        const float gate = p.gate[(image * L + t) * p.gate_stride + e];
+        const float o = (y_forward[t] + y) * (gate * p.gate_scale[e]);
+        p.y[(image * L + t) * E + e] = quantize_s8(o * p.out_inv_scale_tok[t]);
+      });
+    }
+  });
+}
+
+}  // namespace
+
+size_t bidirectional_scan_packed_bytes(const BidirectionalScanParams& p, int lanes) {
+  const size_t blocks = (p.channels + lanes - 1) / lanes;
+  return sizeof(float) * blocks * lanes * (2 * (p.states + 3) + 1);
+}
+
+void bidirectional_scan_pack(const BidirectionalScanParams& p, int lanes, float* packed) {
+  const int E = p.channels, N = p.states;
+  for (int first = 0; first < E; first += lanes) {
+    const auto row = [&](const float* source, int stride) {
+      for (int lane = 0; lane < lanes; ++lane) *packed++ = first + lane < E ? source[(first + lane) * stride] : 0.0f;
+    };
+    for (int d = 0; d < 2; ++d) {
+      for (int n = 0; n < N; ++n) row(p.a_log2 + static_cast<int64_t>(d) * E * N + n, N);
+      row(p.input_scale + d * E, 1);
+      row(p.y_scale + d * E, 1);
+      row(p.skip_scale + d * E, 1);
+    }
+    row(p.gate_scale, 1);
+  }
+}
+
+size_t bidirectional_scan_worker_scratch_bytes(const BidirectionalScanParams& p, int lanes) {
+  const size_t floats = static_cast<size_t>(p.tokens) * (2 * 2 * p.states + lanes);
+  return (floats * sizeof(float) + 63) / 64 * 64;
+}
+
+const BidirectionalScanCpu kBidirectionalScanGeneric = {no_packed_bytes, no_pack, scratch_bytes, run};
+
+const BidirectionalScanCpu& bidirectional_scan_cpu(Isa isa) {
+#if VIMTRT_X86
+  if (isa == Isa::kAvx512) return kBidirectionalScanAvx512;
+  if (isa == Isa::kAvx2) return kBidirectionalScanAvx2;
+#endif
+  (void)isa;
+  return kBidirectionalScanGeneric;
+}
+
+}  // namespace vimtrt

@@ -1,0 +1,52 @@
+#include "plugins/common/isa.h"
+
+#include <stdexcept>
+
+namespace vimtrt {
+
+#if VIMTRT_X86
+
+// __builtin_cpu_supports also asks whether the operating system saves the wide registers (XGETBV).
+std::vector<Isa> available_isas() {
+  std::vector<Isa> isas;
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni")) {
+    isas.push_back(Isa::kAvx512);
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) isas.push_back(Isa::kAvx2);
+  isas.push_back(Isa::kGeneric);
+  return isas;
+}
+
+bool has_avx512_vbmi() { return __builtin_cpu_supports("avx512vbmi"); }
+
+#else
+
+std::vector<Isa> available_isas() { return {Isa::kGeneric}; }
+
+bool has_avx512_vbmi() { return false; }
+
+#endif
+
+const char* isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::kAvx512:
+      return "avx512";
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kGeneric:
+      break;
+  }
+  return "generic";
+}
+
+Isa isa_from_name(const std::string& name) {
+  std::string names;
+  for (const Isa isa : available_isas()) {
+    if (name == isa_name(isa)) return isa;
+    names += names.empty() ? isa_name(isa) : std::string(", ") + isa_name(isa);
+  }
+  throw std::invalid_argument("instruction set \"" + name + "\" cannot run here: choose one of " + names);
+}
+
+}  // namespace vimtrt

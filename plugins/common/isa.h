@@ -1,0 +1,23 @@
+// Which instruction sets this build has kernels for and this machine can run.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace vimtrt {
+
+enum class Isa { kGeneric, kAvx2, kAvx512 };
+
+// Best first; never empty. avx512 means f, bw, vl, dq and vnni; avx2 means avx2 and fma.
+std::vector<Isa> available_isas();
+
+// The avx512 kernels look tables up with byte permutes where the machine has them; they do not need them.
+bool has_avx512_vbmi();
+
+// "avx512", "avx2", "generic".
+const char* isa_name(Isa isa);
+
+// Throws std::invalid_argument for a name that is unknown or that this machine cannot run.
+Isa isa_from_name(const std::string& name);
+
+}  // namespace vimtrt

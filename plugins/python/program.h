@@ -1,0 +1,223 @@
+// The native engine's executor: a list of operators over values, run one after the other on the CPU. It knows neither ONNX nor Python.
+//
+//   Program program(available_isas().front(), threads);
+//   const int x = program.add_value(bytes), y = program.add_value(bytes);
+//   program.add_kscaled_linear({...});
+//   program.finalize({x}, {y});
+//   program.run(batch, {x_pointer}, {y_pointer});
+//
+// A value is a batch of activations, dense, dimension 0 being B; its size is given for one sample. Every value is written once. Values that
+// are inputs or outputs of the program live in the caller's memory, the others in one arena, where values that are not alive together share
+// bytes. Everything that can be wrong is found by the add_ functions and by finalize, and thrown as std::invalid_argument.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "plugins/common/isa.h"
+
+namespace vimtrt {
+
+// A borrowed constant array; `size` counts elements.
+template <class T>
+struct Array {
+  const T* data = nullptr;
+  size_t size = 0;
+};
+
+// The arguments of the add_ functions: shapes and meanings are docs/numerics.md's. Integers named like values (x, y, ...) are value ids.
+
+struct KScaledLinearSpec {
+  std::string name;
+  int x = -1;  // int8 [tokens, x_width]
+  int y = -1;  // int8 or fp32 [tokens, out_features]
+  int64_t tokens = 0;
+  int64_t in_features = 0;
+  int64_t out_features = 0;
+  int64_t x_width = 0;
+  int64_t x_offset = 0;
+  Array<int8_t> weight;
+  Array<float> token_scale;
+  Array<float> channel_scale;
+  Array<float> bias;
+  Array<float> out_token_scale;
+  Array<int8_t> table;      // empty: no tables
+  Array<int32_t> table_id;  // empty with it
+  bool float_output = false;
+};
+
+struct QuantConv1dSiluSpec {
+  std::string name;
+  int x = -1;           // int8 [tokens, x_width]
+  int u[2] = {-1, -1};  // forward, backward: int8 [tokens, channels]
+  int64_t tokens = 0;
+  int64_t channels = 0;
+  int64_t x_width = 0;
+  int64_t x_offset = 0;
+  Array<int8_t> weight;
+  Array<float> channel_scale;
+  Array<float> bias;
+  Array<int8_t> table;
+  Array<int32_t> table_id;
+};
+
+struct BidirectionalScanSpec {
+  std::string name;
+  int u[2] = {-1, -1};      // forward, backward: int8 [tokens, channels]
+  int delta[2] = {-1, -1};  // int8 [tokens, channels]
+  int bc[2] = {-1, -1};     // int8 [tokens, bc_width]
+  int gate = -1;            // int8 [tokens, gate_width]
+  int y = -1;               // int8 [tokens, channels]
+  int64_t tokens = 0;
+  int64_t channels = 0;
+  int64_t states = 0;
+  int64_t bc_width = 0;
+  int64_t bc_offset = 0;
+  int64_t gate_width = 0;
+  int64_t gate_offset = 0;
+  bool state_int8 = true;
+  Array<float> a_log2;
+  Array<float> decay_tok;
+  Array<float> input_scale;
+  Array<float> b_scale_state;
+  Array<float> b_scale_tok;
+  Array<float> c_scale_state;
+  Array<float> c_scale_tok;
+  Array<float> y_scale;
+  Array<float> skip_scale;
+  Array<float> gate_scale;
+  Array<float> out_inv_scale_tok;
+};
+
+struct AddRmsNormQuantSpec {
+  std::string name;
+  int hidden = -1;                 // fp32 [tokens, features]
+  int residual = -1;               // fp32 [tokens, features], or -1:
+  Array<float> residual_constant;  // [tokens, features], the same for every sample
+  int residual_out = -1;           // fp32 [tokens, features]
+  int y = -1;                      // int8 [tokens, features]
+  int64_t tokens = 0;
+  int64_t features = 0;
+  Array<float> gain;
+  Array<float> inv_scale_tok;
+  float epsilon = 0.0f;
+};
+
+// y, dense of `shape`, takes x's element src_offset + sum(index[d] * src_strides[d]): a Transpose, a Slice, a Flip, a broadcast.
+struct CopySpec {
+  std::string name;
+  int x = -1;
+  int y = -1;
+  int64_t element_bytes = 0;
+  std::vector<int64_t> shape;        // of one sample
+  std::vector<int64_t> src_strides;  // in elements
+  int64_t src_offset = 0;            // in elements
+};
+
+// y[o, j] = x[o, indices[j]], where x is [outer, axis_length, inner_bytes] for one sample.
+struct GatherSpec {
+  std::string name;
+  int x = -1;
+  int y = -1;
+  int64_t outer = 0;
+  int64_t axis_length = 0;
+  int64_t inner_bytes = 0;
+  Array<int64_t> indices;
+};
+
+// Memory aligned to 64 bytes.
+class AlignedBuffer {
+ public:
+  AlignedBuffer() = default;
+  explicit AlignedBuffer(size_t bytes);
+  uint8_t* data() const { return data_.get(); }
+  size_t size() const { return size_; }
+
+ private:
+  struct Free {
+    void operator()(uint8_t* memory) const;
+  };
+  std::unique_ptr<uint8_t, Free> data_;
+  size_t size_ = 0;
+};
+
+class Program {
+ public:
+  Program(Isa isa, int threads);
+  Program(const Program&) = delete;
+  Program& operator=(const Program&) = delete;
+
+  void set_threads(int threads);
+  void set_profiling(bool enabled);
+
+  int add_value(int64_t bytes_per_sample);
+  void add_kscaled_linear(const KScaledLinearSpec& spec);
+  void add_quant_conv1d_silu(const QuantConv1dSiluSpec& spec);
+  void add_bidirectional_scan(const BidirectionalScanSpec& spec);
+  void add_add_rms_norm_quant(const AddRmsNormQuantSpec& spec);
+  void add_copy(const CopySpec& spec);
+  void add_gather(const GatherSpec& spec);
+
+  // Checks that every value is written before it is read and plans the arena. Nothing can be added afterwards.
+  void finalize(const std::vector<int>& inputs, const std::vector<int>& outputs);
+
+  // Pointers in finalize's order, each to `batch` samples; outputs may overlap nothing. Allocates only when a batch needs more memory than
+  // every one before it. Calls from several threads take turns.
+  void run(int64_t batch, const std::vector<const void*>& inputs, const std::vector<void*>& outputs);
+
+  bool finalized() const { return finalized_; }
+  Isa isa() const { return isa_; }
+  int threads() const { return threads_; }
+  const std::vector<int>& inputs() const { return inputs_; }
+  const std::vector<int>& outputs() const { return outputs_; }
+  int64_t value_bytes(int value) const;  // of one sample
+
+  int64_t arena_bytes() const { return arena_bytes_; }  // of one sample
+  int64_t constant_bytes() const { return constant_bytes_; }
+
+  // One per operator, in order; seconds of the last run, empty unless profiling was enabled then.
+  std::vector<std::string> step_names() const;
+  std::vector<double> step_seconds() const;
+
+ private:
+  struct Step {
+    std::string name;
+    std::vector<int> reads;
+    std::vector<int> writes;
+    std::function<size_t(int64_t batch, int threads)> scratch_bytes;
+    std::function<void(int64_t batch, uint8_t* const* values, void* scratch, int threads)> run;
+  };
+
+  template <class Cpu, class Params>
+  const void* pack(const Cpu& cpu, const Params& params);
+  template <class T>
+  const T* keep(const Array<T>& array);
+  void check_value(const std::string& name, const char* role, int value, int64_t bytes) const;
+  Step new_step(const std::string& name, std::vector<int> reads, std::vector<int> writes) const;
+  void plan_arena();
+
+  Isa isa_;
+  int threads_;
+  bool profiling_ = false;
+  bool finalized_ = false;
+  std::vector<int64_t> value_bytes_;
+  std::vector<Step> steps_;
+  std::vector<AlignedBuffer> constants_;
+  int64_t constant_bytes_ = 0;
+  std::vector<int> inputs_;
+  std::vector<int> outputs_;
+  std::vector<int64_t> arena_offset_;  // of one sample, times the batch; -1: caller's memory
+  int64_t arena_bytes_ = 0;
+  AlignedBuffer arena_;
+  AlignedBuffer scratch_;
+  std::vector<uint8_t*> pointers_;  // of the run in progress, by value
+  std::vector<double> seconds_;
+  mutable std::mutex mutex_;
+};
+
+}  // namespace vimtrt

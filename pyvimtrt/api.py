@@ -1,0 +1,165 @@
+"""The Python calls behind the command line: load_model, calibrate, build."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyvimtrt import zoo
+from pyvimtrt.errors import BackendError, ModelError, missing_extra
+from pyvimtrt.files import check_writable
+from pyvimtrt.graph.assemble import assemble, save_network
+from pyvimtrt.model.checkpoint import load_model as load_torch_model
+from pyvimtrt.model.checkpoint import load_weights
+from pyvimtrt.model.config import DEMO_MODEL, VimConfig, parse_model
+from pyvimtrt.quantization.cache import Cache, check_cache, load_cache, save_cache
+from pyvimtrt.quantization.recipes import get_recipe
+
+if TYPE_CHECKING:
+    from pyvimtrt.model.vim import VisionMamba
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+BACKENDS = ("auto", "cpu", "tensorrt", "tensorrt-rtx")
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a model brings along: normalization, labels, weights and calibration cache where it is bundled."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    labels: tuple[str, ...] = ()
+    weights: Path | None = None
+    calibration: Path | None = None
+
+
+def model_defaults(config: VimConfig) -> Defaults:
+    """Return the defaults of a model: the bundled model's own, ImageNet's normalization for any other."""
+    if config == parse_model(DEMO_MODEL):
+        return Defaults(zoo.DEMO_MEAN, zoo.DEMO_STD, zoo.DEMO_LABELS, zoo.DEMO_WEIGHTS, zoo.DEMO_CALIBRATION)
+    if config.channels == len(IMAGENET_MEAN):
+        return Defaults(IMAGENET_MEAN, IMAGENET_STD)
+    # ImageNet's values averaged over the channels, so that a model of any other number of channels has a default at all.
+    return Defaults((float(np.mean(IMAGENET_MEAN)),) * config.channels, (float(np.mean(IMAGENET_STD)),) * config.channels)
+
+
+def per_channel(values: Sequence[float] | None, default: tuple[float, ...], channels: int, what: str) -> tuple[float, ...]:
+    """Return one number per channel from a user's one or more numbers. Raises ModelError for any other count or bad values."""
+    if not values:
+        return default
+    if len(values) not in (1, channels):
+        raise ModelError(f"{what} takes one number or {channels}, one per channel of the model; got {len(values)}")
+    if not all(np.isfinite(v) for v in values) or (what == "std" and min(values) <= 0):
+        raise ModelError(f"{what} must be finite{' and positive' if what == 'std' else ''}, got {', '.join(map(str, values))}")
+    return tuple(float(v) for v in values) * (channels if len(values) == 1 else 1)
+
+
+def resolve_weights(config: VimConfig, path: str | Path | None) -> Path:
+    """Return the weights file of a model: the one given, or the bundled one."""
+    if path is not None:
+        return Path(path)
+    bundled = model_defaults(config).weights
+    if bundled is None:
+        raise ModelError(f"the model {config.spec()} has no bundled weights; give a checkpoint with --weights")
+    return bundled
+
+
+def load_model(model: str, weights: str | Path | None = None) -> VisionMamba:
+    """Return the fp32 PyTorch model in evaluation mode, by name or ``vim:...`` text, with a checkpoint or the bundled weights."""
+    config = parse_model(model)
+    loaded = load_weights(config, resolve_weights(config, weights))
+    try:
+        return load_torch_model(config, loaded)
+    except ImportError as error:
+        raise missing_extra("torch", "torch", "the fp32 model") from error
+
+
+def calibrate(
+    model: str,
+    weights: str | Path | None,
+    images: npt.NDArray[np.uint8],
+    *,
+    recipe: str = "default",
+    k: str | int | None = None,
+    state: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    seed: int = 0,
+    output: str | Path | None = None,
+    progress: Any = None,
+) -> Cache:
+    """Return the calibration cache of a model for uint8 images [N, C, H, W], and write it to ``output`` where given.
+
+    ``progress(done, total)`` is called after every step. Raises VimTrtError for anything a user can cause.
+    """
+    config = parse_model(model)
+    settings = get_recipe(recipe, k, state)
+    if output is not None:
+        check_writable(Path(output))
+    defaults = model_defaults(config)
+    try:
+        from pyvimtrt.quantization.calibrate import Normalization
+        from pyvimtrt.quantization.calibrate import calibrate as run
+    except ImportError as error:
+        raise missing_extra("torch", "torch", "calibration") from error
+    normalization = Normalization(per_channel(mean, defaults.mean, config.channels, "mean"), per_channel(std, defaults.std, config.channels, "std"))
+    loaded = load_weights(config, resolve_weights(config, weights))
+    cache = run(config, loaded, images, settings, normalization, seed, progress)
+    if output is not None:
+        save_cache(cache, Path(output))
+    return cache
+
+
+def resolve_backend(backend: str) -> str:
+    """Return the backend an engine is built for. Raises BackendError for unknown ones and those this version cannot build."""
+    if backend not in BACKENDS:
+        raise BackendError(f"unknown backend {backend!r}; the backends are {', '.join(BACKENDS)}")
+    if backend in ("tensorrt", "tensorrt-rtx"):
+        raise BackendError(f"this version cannot build {backend} engines yet; use --backend cpu, whose .onnx runs on any machine")
+    return "cpu"
+
+
+def build(
+    model: str = DEMO_MODEL,
+    weights: str | Path | None = None,
+    calibration: str | Path | None = None,
+    output: str | Path = Path("engines") / f"{DEMO_MODEL}.onnx",
+    *,
+    backend: str = "auto",
+    labels: Sequence[str] = (),
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Path:
+    """Build an int8 engine and return its path. Without arguments: the bundled model's engine in ``engines/``.
+
+    The cache must belong to the model and the weights; ``mean`` and ``std``, where given, must be those it was made with.
+    Raises VimTrtError for anything a user can cause; nothing half-written is left.
+    """
+    resolve_backend(backend)
+    config, output = parse_model(model), Path(output)
+    check_writable(output)
+    defaults = model_defaults(config)
+    weights_path = resolve_weights(config, weights)
+    cache_path = Path(calibration) if calibration is not None else defaults.calibration
+    if cache_path is None:
+        raise ModelError(f"the model {config.spec()} has no bundled calibration cache; make one with pyvimtrt calibrate and give it with --calib")
+    loaded = load_weights(config, weights_path)
+    cache = load_cache(cache_path)
+    check_cache(cache, config, loaded, str(cache_path))
+    for what, values in (("mean", mean), ("std", std)):
+        made_with = getattr(cache.info, what)
+        if values and not np.allclose(per_channel(values, made_with, config.channels, what), made_with, rtol=1e-6):
+            raise ModelError(f"{cache_path} was made with {what} {', '.join(map(str, made_with))}; calibrate again to change it")
+    if labels and len(labels) != config.classes:
+        raise ModelError(f"the model has {config.classes} classes, but {len(labels)} labels were given")
+    save_network(assemble(config, loaded, cache, tuple(labels) or defaults.labels), output)
+    return output
+
+
+__all__ = ["build", "calibrate", "load_model", "model_defaults", "per_channel", "resolve_backend", "resolve_weights"]

@@ -1,0 +1,370 @@
+"""The command line. Every command is one call into the package, imported when it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pyvimtrt import __version__
+from pyvimtrt.errors import UsageError, VimTrtError
+
+DEBUG = "--debug"
+MAX_THREADS = 1024
+EXIT_UNEXPECTED, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=MAX_THREADS, help="Threads; all cores by default.")]
+Weights = Annotated[Path | None, typer.Option(help="Checkpoint, .safetensors or .pth; default: the bundled one.")]
+Mean = Annotated[str | None, typer.Option(help="Mean of pixels in 0..1: one number, or one per channel: 0.5,0.4,0.4")]
+Std = Annotated[str | None, typer.Option(help="Standard deviation of pixels: one number, or one per channel.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"pyvimtrt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option(DEBUG, help="Show the traceback of an error.")] = False,
+) -> None:
+    """Vision Mamba in int8.
+
+    \b
+    Start with:
+      pyvimtrt build --int8
+      pyvimtrt infer engines/vim_demo_fashion_mnist.onnx IMAGE
+    """
+
+
+@app.command()
+def build(
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="[RECIPE.toml | MODEL]", help="Recipe file or model; default: bundled model."),
+    ] = None,
+    weights: Weights = None,
+    calib: Annotated[Path | None, typer.Option(help="Calibration cache; default: the bundled one.")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Build in int8: the only precision, so required.")] = False,
+    backend: Annotated[str | None, typer.Option(help="auto, cpu, tensorrt or tensorrt-rtx.")] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option("-b", "--batch", metavar="MIN,OPT,MAX", help="Batches of a GPU engine; a CPU engine takes any."),
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="Text file with the label of each class, one a line.")] = None,
+    mean: Mean = None,
+    std: Std = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Engine file; default: engines/MODEL.onnx")] = None,
+    as_json: Json = False,
+) -> None:
+    """Build an int8 engine from weights and a calibration cache.
+
+    \b
+    Examples:
+      pyvimtrt build --int8
+      pyvimtrt build engines/vim_demo_fashion_mnist.toml --int8
+      pyvimtrt build vim_tiny_patch16_224 --weights vim_t.pth --calib vim_t.calib.safetensors --int8 -o vim_t.onnx
+    """
+    if not int8:
+        raise UsageError("give --int8: it is the only precision engines are built in")
+    from pyvimtrt.cli_output import print_fields, print_json, progress_bar
+    from pyvimtrt.recipe_file import EngineRecipe, read_labels, read_recipe, run_recipe
+
+    _check_batch(batch)
+    is_file = source is not None and source.endswith(".toml")
+    recipe = read_recipe(Path(source)) if is_file and source else EngineRecipe(**_given(model=source))
+    recipe = dataclasses.replace(
+        recipe,
+        **_given(
+            weights=weights,
+            calibration=calib,
+            output=output,
+            backend=backend,
+            labels=read_labels(labels) if labels else None,
+            mean=_numbers("--mean", mean),
+            std=_numbers("--std", std),
+        ),
+    )
+    start = time.perf_counter()
+    with progress_bar("calibrating") as progress:
+        path = run_recipe(recipe, progress)
+    result = {"engine": str(path), "bytes": path.stat().st_size, "seconds": round(time.perf_counter() - start, 3)}
+    (print_json if as_json else print_fields)(result)
+
+
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Argument(help="Registered name, or vim:img=32,patch=4,dim=128,depth=8,classes=10,channels=3")],
+    images: Annotated[Path, typer.Option(help="Folder of images (with or without class folders), or .npz.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Cache file to write, .safetensors.")],
+    weights: Weights = None,
+    count: Annotated[int, typer.Option(min=1, help="Images drawn at random.")] = 256,
+    recipe: Annotated[str, typer.Option(help="default, paper or naive.")] = "default",
+    k: Annotated[str | None, typer.Option(help="Clusters of tokens, such as 4, or full; default: the recipe's.")] = None,
+    state: Annotated[str | None, typer.Option(help="Type of the hidden state, int8 or fp32.")] = None,
+    mean: Mean = None,
+    std: Std = None,
+    seed: Annotated[int, typer.Option(min=0, help="Picks the images; same seed, same cache.")] = 0,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Find the scales of a model from images. Needs the extra torch.
+
+    \b
+    Example:
+      pyvimtrt calibrate vim_tiny_patch16_224 --weights vim_t.pth --images train/ -o vim_t.calib.safetensors
+    """
+    from pyvimtrt import api
+    from pyvimtrt.cli_output import print_fields, print_json, progress_bar
+    from pyvimtrt.data.datasets import sample_images
+    from pyvimtrt.files import check_writable
+    from pyvimtrt.model.config import parse_model
+    from pyvimtrt.quantization.recipes import get_recipe
+
+    config = parse_model(model)
+    get_recipe(recipe, k, state)
+    means, stds = _numbers("--mean", mean), _numbers("--std", std)
+    check_writable(output)
+    start = time.perf_counter()
+    pixels = sample_images(images, config, count, seed)
+    _set_torch_threads(threads)
+    with progress_bar("calibrating") as progress:
+        cache = api.calibrate(
+            model,
+            weights,
+            pixels,
+            recipe=recipe,
+            k=k,
+            state=state,
+            mean=means,
+            std=stds,
+            seed=seed,
+            output=output,
+            progress=progress,
+        )
+    result = {
+        "cache": str(output),
+        "bytes": output.stat().st_size,
+        "images": cache.info.images,
+        "recipe": cache.info.recipe,
+        "k": cache.info.clusters,
+        "state": cache.info.state,
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+    (print_json if as_json else print_fields)(result)
+
+
+@app.command()
+def infer(
+    engine: Annotated[Path, typer.Argument(help="Engine file made by pyvimtrt build.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    topk: Annotated[int, typer.Option(min=1, help="Classes shown for each image.")] = 5,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Classify images.
+
+    \b
+    Example:
+      pyvimtrt infer engines/vim_demo_fashion_mnist.onnx boot.png --topk 3
+    """
+    from pyvimtrt.cli_output import print_json, print_predictions
+    from pyvimtrt.runtime.engine import load_engine
+    from pyvimtrt.runtime.images import find_images
+
+    paths = [path for given in images for path in (find_images(given) if given.is_dir() else [given])]
+    found = load_engine(engine, threads).classify(paths, topk)
+    if as_json:
+        print_json([{"image": str(path), "predictions": [dataclasses.asdict(p) for p in predictions]} for path, predictions in zip(paths, found, strict=True)])
+    else:
+        print_predictions([str(path) for path in paths], found)
+
+
+@app.command("eval")
+def evaluate(
+    engine_or_model: Annotated[str, typer.Argument(metavar="ENGINE|MODEL", help="Engine file, or a model run in fp32.")],
+    data: Annotated[Path, typer.Argument(help="Folder with a folder per class, .npz of images and labels, or Fashion-MNIST.")],
+    weights: Weights = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first images.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images run at a time.")] = 32,
+    threads: Threads = None,
+    mean: Mean = None,
+    std: Std = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the top-1 and top-5 accuracy of an engine, or of the fp32 model through PyTorch; fractions from 0 to 1.
+
+    \b
+    Examples:
+      pyvimtrt eval engines/vim_demo_fashion_mnist.onnx /usr/share/datasets/fashion-mnist
+      pyvimtrt eval vim_tiny_patch16_224 --weights vim_t.pth val/ --limit 1000 --json
+    """
+    from pyvimtrt.cli_output import print_fields, print_json, progress_bar
+    from pyvimtrt.evaluate import evaluate as run
+
+    with progress_bar("evaluating") as progress:
+        accuracy = run(
+            engine_or_model,
+            data,
+            weights,
+            limit=limit,
+            batch=batch,
+            threads=threads,
+            mean=_numbers("--mean", mean),
+            std=_numbers("--std", std),
+            progress=progress,
+        )
+    rate = round(accuracy.images_per_second, 1)
+    if as_json:
+        print_json({**dataclasses.asdict(accuracy), "images_per_second": rate})
+    else:
+        print_fields(
+            {
+                "top-1": f"{accuracy.top1:.4f}",
+                "top-5": f"{accuracy.top5:.4f}",
+                "images": accuracy.images,
+                "images per second": rate,
+            }
+        )
+
+
+@app.command()
+def inspect(file: Annotated[Path, typer.Argument(help="Engine, calibration cache or weights.")], as_json: Json = False) -> None:
+    """Show what is in a file: an engine (.onnx), a calibration cache or weights (.safetensors).
+
+    \b
+    Example:
+      pyvimtrt inspect engines/vim_demo_fashion_mnist.onnx
+    """
+    from pyvimtrt.cli_output import print_file, print_json
+    from pyvimtrt.inspect_file import describe
+
+    (print_json if as_json else print_file)(describe(file))
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the models that have a name.
+
+    \b
+    Example:
+      pyvimtrt models --json
+    """
+    from pyvimtrt.cli_output import print_json, print_table
+    from pyvimtrt.inspect_file import registered_models
+
+    rows = registered_models()
+    if as_json:
+        print_json(rows)
+    else:
+        print_table("", list(rows[0]), [["yes" if v is True else "" if v is False else v for v in row.values()] for row in rows])
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Show what this machine can do, and how to install what is missing.
+
+    \b
+    Example:
+      pyvimtrt doctor
+    """
+    from pyvimtrt.cli_output import print_doctor, print_json
+    from pyvimtrt.doctor import examine
+
+    (print_json if as_json else print_doctor)(examine())
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """Return the options that were given."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """Return the comma separated numbers of --mean and --std."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} takes one number, or one per channel as 0.5,0.4,0.4; got {text!r}") from None
+
+
+def _check_batch(text: str | None) -> None:
+    """Check MIN,OPT,MAX."""
+    if text is None:
+        return
+    try:
+        low, middle, high = (int(part) for part in text.split(","))
+    except ValueError:
+        low, middle, high = 0, 0, 0
+    if not 1 <= low <= middle <= high:
+        raise UsageError(f"--batch takes three rising whole numbers MIN,OPT,MAX such as 1,8,32; got {text!r}")
+
+
+def _set_torch_threads(threads: int | None) -> None:
+    if threads is None:
+        return
+    from pyvimtrt.errors import missing_extra
+
+    try:
+        import torch
+    except ImportError as error:
+        raise missing_extra("torch", "torch", "calibration") from error
+    torch.set_num_threads(threads)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code: 0; 2 for an error of use; 130 when interrupted; 1 for the rest."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = DEBUG in arguments  # taken wherever it stands, so that it can be added to the end of a line
+    arguments = [a for a in arguments if a != DEBUG]
+    try:
+        code = app(arguments or ["--help"], prog_name="pyvimtrt", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except VimTrtError as error:
+        return _fail(str(error), EXIT_ERROR, debug)
+    except (KeyboardInterrupt, typer.Abort):
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return _close_pipe()
+    except SystemExit as error:  # how typer ends when the reader of stdout is gone
+        return error.code if isinstance(error.code, int) else EXIT_UNEXPECTED
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a wrong option, in whichever version of click typer carries
+            return _fail(f"{error.format_message()} (see pyvimtrt --help)", EXIT_ERROR, debug)
+        hint = f"run the same line with {DEBUG} for the traceback, and report it"
+        return _fail(f"unexpected {type(error).__name__}: {error}; {hint}", EXIT_UNEXPECTED, debug)
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    """Print one line on stderr, after the traceback where it is wanted."""
+    with contextlib.suppress(OSError):
+        if debug:
+            traceback.print_exc()
+        print("error:", " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def _close_pipe() -> int:
+    """Give stdout somewhere to go, so that the interpreter's last flush is silent too."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_UNEXPECTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

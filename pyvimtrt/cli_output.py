@@ -1,0 +1,93 @@
+"""What the command line prints: tables and JSON on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from pyvimtrt.runtime.engine import Prediction
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON, and nothing else."""
+    print(json.dumps(value, indent=2))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table; numbers to the right. Values are plain text, whatever brackets a file's name holds."""
+    table = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD)
+    for i, column in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(row[i], int | float) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric or i == 0)
+    for row in rows:
+        table.add_row(*(Text(_text(value)) for value in row))
+    Console().print(table)
+
+
+def print_fields(values: Mapping[str, object]) -> None:
+    """Print one name and value a line."""
+    table = Table(show_header=False, box=None)
+    table.add_column(overflow="fold", style="bold")
+    table.add_column(overflow="fold")
+    for name, value in values.items():
+        table.add_row(Text(name), Text(_text(value)))
+    Console().print(table)
+
+
+def print_predictions(paths: Sequence[str], predictions: Sequence[Sequence[Prediction]]) -> None:
+    """Print a table of classes for each image."""
+    for path, found in zip(paths, predictions, strict=True):
+        rows = [(p.index, p.label, f"{p.probability:.2%}") for p in found]
+        print_table(path, ("class", "label", "probability"), rows)
+
+
+def print_file(description: Mapping[str, Any]) -> None:
+    """Print what `inspect_file.describe` found."""
+    tables = {"operators", "steps"}
+    print_fields({k: v for k, v in description.items() if k not in tables})
+    if "operators" in description:
+        print_table("", ("operator", "nodes"), list(description["operators"].items()))
+    if "steps" in description:
+        rows = [(name, f"{s['min']:.6g}", f"{s['max']:.6g}") for name, s in description["steps"].items()]
+        print_table("", ("steps", "smallest", "largest"), rows)
+
+
+def print_doctor(found: Mapping[str, Any]) -> None:
+    """Print what `doctor.examine` found."""
+    nested = {"cpu", "gpu", "packages", "bundled_model"}
+    fields: dict[str, object] = {k: v for k, v in found.items() if k not in nested}
+    for part in ("cpu", "gpu", "bundled_model"):
+        fields.update({f"{part}: {k}": v for k, v in found[part].items()})
+    print_fields(fields)
+    rows = [(name, package["version"] or "missing", package["purpose"], package.get("install", "")) for name, package in found["packages"].items()]
+    print_table("", ("package", "version", "for", "to install"), rows)
+
+
+@contextlib.contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function (done, total) that shows a bar with the time remaining on stderr, where that is a terminal."""
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(title, total=None, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_text(v)}" for k, v in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else f"{value:,}" if isinstance(value, int) else str(value)

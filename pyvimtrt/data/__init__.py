@@ -1,0 +1,1 @@
+"""Labelled and unlabelled image sets: a folder per class, .npz, or the IDX files of (Fashion-)MNIST."""

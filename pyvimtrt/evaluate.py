@@ -1,0 +1,127 @@
+"""Accuracy of an engine, or of the fp32 model, on a labelled data set."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pyvimtrt.api import load_model, model_defaults, per_channel
+from pyvimtrt.data.datasets import Dataset, open_dataset
+from pyvimtrt.errors import DataError, UsageError
+from pyvimtrt.model.config import parse_model
+from pyvimtrt.runtime.engine import load_engine
+
+ENGINE_SUFFIXES = (".onnx", ".engine")
+TOP = 5
+
+Classifier = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]  # uint8 [B, C, H, W] -> logits [B, classes]
+Progress = Callable[[int, int], None]  # (images done, images in all)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Fractions of images whose class is the most probable one, or among the five most probable; seconds of running."""
+
+    top1: float
+    top5: float
+    images: int
+    seconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        """Images a second, without the time taken to read them."""
+        return self.images / self.seconds
+
+
+def is_engine(text: str) -> bool:
+    """Return whether a command line's argument names an engine file, rather than a model."""
+    return Path(text).suffix in ENGINE_SUFFIXES
+
+
+def evaluate(
+    engine_or_model: str,
+    data: str | Path,
+    weights: str | Path | None = None,
+    *,
+    limit: int | None = None,
+    batch: int = 32,
+    threads: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    progress: Progress | None = None,
+) -> Accuracy:
+    """Return the accuracy of an engine file, or of a fp32 model run by PyTorch, on the first ``limit`` images.
+
+    ``weights``, ``mean`` and ``std`` belong to a model; an engine has its own. Raises VimTrtError for anything a user
+    can cause.
+    """
+    if is_engine(engine_or_model):
+        if weights is not None or mean or std:
+            raise UsageError("an engine holds its weights, mean and std; --weights, --mean and --std go with a MODEL")
+        engine = load_engine(engine_or_model, threads)
+        dataset = open_dataset(data, engine.config, labels=engine.info.labels)
+        return measure(engine.run, dataset, str(data), limit, batch, progress)
+    config = parse_model(engine_or_model)
+    dataset = open_dataset(data, config, labels=model_defaults(config).labels)
+    classify = fp32_classifier(engine_or_model, weights, threads, mean, std)
+    return measure(classify, dataset, str(data), limit, batch, progress)
+
+
+def fp32_classifier(
+    model: str,
+    weights: str | Path | None = None,
+    threads: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Classifier:
+    """Return the fp32 model as a function from uint8 images to logits, normalization included."""
+    config = parse_model(model)
+    defaults = model_defaults(config)
+    means = per_channel(mean, defaults.mean, config.channels, "mean")
+    stds = per_channel(std, defaults.std, config.channels, "std")
+    network = load_model(model, weights)
+    import torch
+
+    from pyvimtrt.quantization.calibrate import Normalization
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    normalization = Normalization(means, stds)
+
+    def classify(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        with torch.no_grad():
+            logits: npt.NDArray[np.float32] = network(normalization.apply(images)).numpy()
+        return logits
+
+    return classify
+
+
+def measure(
+    classify: Classifier,
+    dataset: Dataset,
+    source: str,
+    limit: int | None = None,
+    batch: int = 32,
+    progress: Progress | None = None,
+) -> Accuracy:
+    """Return a classifier's accuracy; equal logits rank in order of the classes. Raises DataError without labels."""
+    if dataset.labels is None:
+        raise DataError(f"{source} has no labels; give a folder with a folder per class, or an .npz with images and labels")
+    total = min(len(dataset), limit or len(dataset))
+    first = among = done = 0
+    seconds = 0.0
+    for images, labels in dataset.batches(batch, limit):
+        start = time.perf_counter()
+        logits = classify(images)
+        seconds += time.perf_counter() - start
+        assert labels is not None
+        hits = np.argsort(-logits, axis=1, kind="stable")[:, :TOP] == labels[:, None]
+        first, among, done = first + int(hits[:, 0].sum()), among + int(hits.sum()), done + len(images)
+        if progress is not None:
+            progress(done, total)
+    return Accuracy(first / done, among / done, done, seconds)

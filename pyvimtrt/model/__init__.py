@@ -1,0 +1,1 @@
+"""Vision Mamba: configurations (no torch needed), the PyTorch model, checkpoints."""

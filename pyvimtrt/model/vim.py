@@ -1,0 +1,193 @@
+"""Vision Mamba in PyTorch: the fp32 truth that quantization starts from. Parameter names are those of published checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyvimtrt.model.config import CONV_WIDTH, VimConfig
+from pyvimtrt.model.scan import selective_scan
+
+DIRECTIONS = ("forward", "backward")
+SUFFIX = {"forward": "", "backward": "_b"}  # of the module names: conv1d, conv1d_b, x_proj, x_proj_b, ...
+
+# A tap sees named tensors of a layer as they are computed: tap(name, tensor).
+Tap = Callable[[str, Tensor], None]
+Scan = Callable[..., Tensor]
+
+
+def _no_tap(name: str, tensor: Tensor) -> None:
+    """Ignore a tensor."""
+
+
+class RMSNorm(nn.Module):
+    """y = x / sqrt(mean(x^2) + eps) * weight, over the last axis."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
+
+
+class PatchEmbed(nn.Module):
+    """Convolution of the image into patches: [B, channels, H, W] -> [B, patches, D], row-major."""
+
+    def __init__(self, config: VimConfig) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(config.channels, config.dim, config.patch, config.stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.proj(x)
+        return y.flatten(2).transpose(1, 2)
+
+
+class BidirectionalMamba(nn.Module):
+    """The bimamba v2 mixer: both directions share in_proj, the gate and out_proj.
+
+    [x, z] = in_proj(input); per direction u = SiLU(conv1d(x)), [dt, B, C] = x_proj(u), delta = softplus(dt_proj(dt)),
+    y = selective_scan(u, delta, -exp(A_log), B, C, D); output = out_proj((y_forward + y_backward) * SiLU(z) / 2).
+    """
+
+    def __init__(self, config: VimConfig) -> None:
+        super().__init__()
+        E, N, R = config.inner, config.state, config.rank
+        self.rank, self.state = R, N
+        self.in_proj = nn.Linear(config.dim, 2 * E, bias=False)
+        for direction in DIRECTIONS:
+            s = SUFFIX[direction]
+            self.add_module(f"conv1d{s}", nn.Conv1d(E, E, CONV_WIDTH, groups=E, padding=CONV_WIDTH - 1))
+            self.add_module(f"x_proj{s}", nn.Linear(E, R + 2 * N, bias=False))
+            self.add_module(f"dt_proj{s}", self._dt_proj(R, E))
+            self.register_parameter(f"A{s}_log", nn.Parameter(torch.log(torch.arange(1, N + 1.0)).repeat(E, 1)))
+            self.register_parameter(f"D{s}", nn.Parameter(torch.ones(E)))
+        self.out_proj = nn.Linear(E, config.dim, bias=False)
+
+    @staticmethod
+    def _dt_proj(R: int, E: int) -> nn.Linear:
+        """Mamba's initialization: delta starts log-uniform in [0.001, 0.1]."""
+        layer = nn.Linear(R, E)
+        nn.init.uniform_(layer.weight, -(R**-0.5), R**-0.5)
+        dt = torch.exp(torch.rand(E) * math.log(100.0) + math.log(1e-3))
+        with torch.no_grad():
+            layer.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+        return layer
+
+    def forward(self, x: Tensor, tap: Tap = _no_tap, scan: Scan = selective_scan) -> Tensor:
+        """[B, L, D] -> [B, L, D]. ``scan`` is called as scan(u, delta, A, B, C, D, reverse)."""
+        tap("in_proj.input", x)
+        x, z = self.in_proj(x).chunk(2, dim=-1)
+        tap("conv.input", x)
+        tap("gate.input", z)
+        gate = F.silu(z)
+        tap("gate", gate)
+        merged = None
+        for direction in DIRECTIONS:
+            y = self._direction(x, direction, tap, scan)
+            merged = y if merged is None else merged + y
+        assert merged is not None
+        out = merged * gate * 0.5
+        tap("out_proj.input", out)
+        result: Tensor = self.out_proj(out)
+        tap("out_proj.output", result)
+        return result
+
+    def _direction(self, x: Tensor, direction: str, tap: Tap, scan: Scan) -> Tensor:
+        s, length, reverse = SUFFIX[direction], x.shape[1], direction == "backward"
+        conv, x_proj, dt_proj = (getattr(self, f"{name}{s}") for name in ("conv1d", "x_proj", "dt_proj"))
+        # The depthwise convolution as four shifted products keeps [B, L, E]: nothing is transposed or flipped.
+        weight = conv.weight[:, 0, :]
+        padded = F.pad(x, (0, 0, 0, CONV_WIDTH - 1) if reverse else (0, 0, CONV_WIDTH - 1, 0))
+        taps = reversed(range(CONV_WIDTH)) if reverse else range(CONV_WIDTH)
+        pre = conv.bias.expand_as(x)
+        for shift, j in enumerate(taps):
+            pre = torch.addcmul(pre, padded[:, shift : shift + length], weight[:, j])
+        tap(f"conv.output.{direction}", pre)
+        u = F.silu(pre)
+        tap(f"u.{direction}", u)
+        dbc = x_proj(u)
+        tap(f"x_proj.output.{direction}", dbc)
+        dt, B, C = dbc.split([self.rank, self.state, self.state], dim=-1)
+        pre_delta = dt_proj(dt)
+        tap(f"delta.input.{direction}", pre_delta)
+        delta = F.softplus(pre_delta)
+        tap(f"delta.{direction}", delta)
+        A = -torch.exp(getattr(self, f"A{s}_log").float())
+        y = scan(u, delta, A, B, C, getattr(self, f"D{s}"), reverse)
+        tap(f"scan.output.{direction}", y)
+        return y
+
+
+class Block(nn.Module):
+    """residual = residual + hidden; hidden = mixer(norm(residual))."""
+
+    def __init__(self, config: VimConfig) -> None:
+        super().__init__()
+        self.norm = RMSNorm(config.dim, config.eps)
+        self.mixer = BidirectionalMamba(config)
+
+    def forward(self, hidden: Tensor, residual: Tensor | None, tap: Tap = _no_tap, scan: Scan = selective_scan) -> tuple[Tensor, Tensor]:
+        residual = hidden if residual is None else residual + hidden
+        return self.mixer(self.norm(residual), tap, scan), residual
+
+
+class VisionMamba(nn.Module):
+    """Vision Mamba: normalized images [B, channels, img, img] -> logits [B, classes]."""
+
+    def __init__(self, config: VimConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes = config.classes
+        self.patch_embed = PatchEmbed(config)
+        names = {"middle": ("cls_token",), "double": ("cls_token_head", "cls_token_tail"), "none": ()}[config.cls]
+        for name in names:
+            self.register_parameter(name, nn.Parameter(torch.zeros(1, 1, config.dim)))
+        self._cls_names = names
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.tokens, config.dim))
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm_f = RMSNorm(config.dim, config.eps)
+        self.head = nn.Linear(config.dim, config.classes)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        for parameter in (self.pos_embed, *(getattr(self, name) for name in self._cls_names)):
+            nn.init.trunc_normal_(parameter, std=0.02)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+        with torch.no_grad():
+            for layer in self.layers:  # as GPT-2 and Mamba: keep the residual stream's variance independent of depth
+                layer.get_submodule("mixer.out_proj").get_parameter("weight").div_(math.sqrt(self.config.depth))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return the token sequence [B, L, D] with class tokens and position embedding."""
+        x: Tensor = self.patch_embed(images)
+        for position, name in zip(self.config.cls_positions, self._cls_names, strict=True):
+            token = getattr(self, name).expand(x.shape[0], -1, -1)
+            x = torch.cat((x[:, :position], token, x[:, position:]), dim=1)
+        return x + self.pos_embed
+
+    def pool(self, hidden: Tensor, residual: Tensor) -> Tensor:
+        """Return the features [B, D]: final norm, then the class token, or the mean of the pooled tokens."""
+        x = residual + hidden
+        if self.config.cls_positions:
+            x = x[:, list(self.config.cls_positions)]
+        normed: Tensor = self.norm_f(x)
+        return normed.mean(1)
+
+    def forward_features(self, images: Tensor, scan: Scan = selective_scan) -> Tensor:
+        """Return the pooled features [B, D]."""
+        hidden, residual = self.embed(images), None
+        for layer in self.layers:
+            hidden, residual = layer(hidden, residual, scan=scan)
+        assert residual is not None
+        return self.pool(hidden, residual)
+
+    def forward(self, images: Tensor, scan: Scan = selective_scan) -> Tensor:
+        logits: Tensor = self.head(self.forward_features(images, scan))
+        return logits

@@ -1,0 +1,203 @@
+"""The calibration cache: every scale, cluster table and reparameterization factor of a model, in one .safetensors file.
+
+It names the weights, the model and the format it belongs to, so that a cache used with anything else is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from pyvimtrt.errors import CalibrationError
+from pyvimtrt.files import atomic_output, hash_arrays
+from pyvimtrt.model.config import VimConfig
+from pyvimtrt.model.weights import Weights
+
+CACHE_FORMAT_VERSION = 1
+METADATA_KEY = "pyvimtrt"  # one key holding JSON: safetensors does not promise the order of several
+_TABLE_FIELDS = ("index_scale", "index_center", "out_scale", "table_id")
+
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """What a calibration cache belongs to and how it was made."""
+
+    model: str
+    weights_sha256: str
+    recipe: str
+    clusters: str  # "4", .. or "full"
+    state: str  # "int8" or "fp32"
+    images: int
+    images_sha256: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    seed: int
+    format_version: int = CACHE_FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A calibration cache: see `expected_shapes` for the names, shapes and meaning of its tensors."""
+
+    info: CacheInfo
+    tensors: dict[str, npt.NDArray[Any]]
+
+    def sha256(self) -> str:
+        """Return the hash of the tensors."""
+        return hash_arrays(self.tensors)
+
+
+@dataclass(frozen=True)
+class TableScales:
+    """Scales of a function applied by table, per table, and the table of each channel.
+
+    The index is q = sat8(rne((v - index_center) / index_scale)); the entry holds f(q * index_scale + index_center) / out_scale.
+    """
+
+    index_scale: F32
+    index_center: F32
+    out_scale: F32
+    table_id: npt.NDArray[np.int32]
+
+    @classmethod
+    def read(cls, tensors: dict[str, npt.NDArray[Any]], prefix: str) -> TableScales:
+        """Return the table scales stored under a prefix."""
+        return cls(*(tensors[f"{prefix}.{field}"] for field in _TABLE_FIELDS))
+
+    def write(self, tensors: dict[str, npt.NDArray[Any]], prefix: str) -> None:
+        """Store the table scales under a prefix."""
+        for field in _TABLE_FIELDS:
+            tensors[f"{prefix}.{field}"] = getattr(self, field)
+
+    def out_scale_chan(self) -> npt.NDArray[np.float64]:
+        """Return the output scale of every channel."""
+        return self.out_scale.astype(np.float64)[self.table_id]
+
+
+def expected_shapes(config: VimConfig) -> dict[str, tuple[int | None, ...]]:
+    """Return name and shape of every tensor of a cache; None is the number of tables.
+
+    ``*.weight.scale`` steps of the weights per output channel (after the input's channel scales are folded in);
+    ``*.scale_tok`` and ``*.scale_chan`` steps per token and per channel, of which the step is the product;
+    ``*.bias`` corrections added to the layer's bias; ``*.state.*`` the hidden state's step s_L[t] and factors r_C[e], r_D[n].
+    """
+    D, E, N, R, L = config.dim, config.inner, config.state, config.rank, config.tokens
+    shapes: dict[str, tuple[int | None, ...]] = {"patch_embed.weight.scale": (D,)}
+
+    def table(prefix: str) -> None:
+        shapes.update({f"{prefix}.{field}": (None,) for field in _TABLE_FIELDS[:3]})
+        shapes[f"{prefix}.table_id"] = (E,)
+
+    for i in range(config.depth):
+        p = f"layers.{i}."
+        shapes[p + "in_proj.input.scale_tok"], shapes[p + "in_proj.input.scale_chan"] = (L,), (D,)
+        shapes[p + "in_proj.weight.scale"], shapes[p + "in_proj.bias"] = (2 * E,), (2 * E,)
+        shapes[p + "conv.input.scale_chan"] = (E,)
+        table(p + "gate")
+        for direction in ("forward", "backward"):
+            q = f"{p}{direction}."
+            shapes[q + "conv.weight.scale"] = (E,)
+            table(q + "u")
+            shapes[q + "x_proj.weight.scale"], shapes[q + "x_proj.bias"] = (R + 2 * N,), (R + 2 * N,)
+            shapes[q + "x_proj.output.scale_tok"], shapes[q + "x_proj.output.scale_chan"] = (L,), (R + 2 * N,)
+            shapes[q + "dt_proj.weight.scale"], shapes[q + "dt_proj.bias"] = (E,), (E,)
+            table(q + "delta")
+            shapes[q + "state.scale_tok"], shapes[q + "state.scale_chan"], shapes[q + "state.scale_state"] = (L,), (E,), (N,)
+        shapes[p + "out_proj.input.scale_tok"], shapes[p + "out_proj.input.scale_chan"] = (L,), (E,)
+        shapes[p + "out_proj.weight.scale"], shapes[p + "out_proj.bias"] = (D,), (D,)
+    pooled = pooled_tokens(config)
+    shapes["head.input.scale_tok"], shapes["head.input.scale_chan"] = (pooled,), (D,)
+    if pooled > 1:
+        shapes["head.pool.scale_chan"] = (D,)
+    shapes["head.weight.scale"], shapes["head.bias"] = (config.classes,), (config.classes,)
+    return shapes
+
+
+def pooled_tokens(config: VimConfig) -> int:
+    """Return how many tokens reach the final norm: the class tokens, or all of them."""
+    return len(config.cls_positions) or config.tokens
+
+
+def save_cache(cache: Cache, path: Path) -> None:
+    """Write a cache, whole or not at all; the same cache gives the same bytes."""
+    metadata = {METADATA_KEY: json.dumps(asdict(cache.info), sort_keys=True)}
+    data = safetensors.numpy.save({name: np.ascontiguousarray(cache.tensors[name]) for name in sorted(cache.tensors)}, metadata)
+    with atomic_output(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def load_cache(path: Path) -> Cache:
+    """Read a cache. Raises CalibrationError where the file is damaged, foreign or of another format version."""
+    if not path.is_file():
+        raise CalibrationError(f"no calibration cache at {path}; make one with pyvimtrt calibrate")
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+    except (OSError, safetensors.SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise CalibrationError(f"{path} is damaged or not a calibration cache ({error}); run pyvimtrt calibrate again") from error
+    if METADATA_KEY not in metadata:
+        raise CalibrationError(f"{path} is not a calibration cache of pyvimtrt; make one with pyvimtrt calibrate")
+    try:
+        values = json.loads(metadata[METADATA_KEY])
+        version = values.get("format_version")
+        if version != CACHE_FORMAT_VERSION:
+            raise CalibrationError(f"{path} has format version {version}, this package reads version {CACHE_FORMAT_VERSION}; run pyvimtrt calibrate again")
+        info = CacheInfo(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+        raise CalibrationError(f"{path} holds damaged metadata ({error}); run pyvimtrt calibrate again") from error
+    if not _plausible(info):
+        raise CalibrationError(f"{path} holds damaged settings; run pyvimtrt calibrate again")
+    return Cache(info, tensors)
+
+
+def _plausible(info: CacheInfo) -> bool:
+    """Return whether all settings have the types they are written with, whatever a file's JSON holds."""
+    texts = (info.model, info.weights_sha256, info.recipe, info.clusters, info.state, info.images_sha256)
+    numbers = (*info.mean, *info.std)
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(type(number) is int for number in (info.images, info.seed))
+        and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+        and all(number > 0 for number in info.std)
+    )
+
+
+def check_cache(cache: Cache, config: VimConfig, weights: Weights, source: str) -> None:
+    """Raise CalibrationError, saying what differs, where a cache does not belong to this model and these weights."""
+    if cache.info.model != config.spec():
+        raise CalibrationError(f"{source} was made for the model {cache.info.model}, not for {config.spec()}; calibrate this model")
+    if cache.info.weights_sha256 != hash_arrays(weights):
+        raise CalibrationError(f"{source} was made with other weights of this model; calibrate with the weights at hand")
+    if cache.info.state not in ("int8", "fp32") or not len(cache.info.mean) == len(cache.info.std) == config.channels:
+        raise CalibrationError(f"{source} holds damaged settings; run pyvimtrt calibrate again")
+    expected = expected_shapes(config)
+    if cache.tensors.keys() != expected.keys():
+        differing = sorted(cache.tensors.keys() ^ expected.keys())
+        raise CalibrationError(f"{source} is damaged: {differing[0]} is missing or unexpected; run pyvimtrt calibrate again")
+    for name, shape in expected.items():
+        _check_tensor(name, cache.tensors, shape, source)
+
+
+def _check_tensor(name: str, tensors: dict[str, npt.NDArray[Any]], shape: tuple[int | None, ...], source: str) -> None:
+    tensor = tensors[name]
+    is_id = name.endswith(".table_id")
+    good = tensor.dtype == (np.int32 if is_id else np.float32) and tensor.ndim == len(shape)
+    good = good and all(wanted is None or got == wanted for got, wanted in zip(tensor.shape, shape, strict=True))
+    if good and is_id:
+        tables = len(tensors[name.replace(".table_id", ".index_scale")])
+        good = bool((tensor >= 0).all() and (tensor < tables).all())
+    elif good:
+        good = bool(np.isfinite(tensor).all()) and ("scale" not in name.rsplit(".", 1)[-1] or bool((tensor > 0).all()))
+    if not good:
+        raise CalibrationError(f"{source} is damaged: {name} has a wrong type, shape or value; run pyvimtrt calibrate again")

@@ -1,0 +1,100 @@
+"""Recipes: which means of quantization a calibration uses. The one place for their settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from pyvimtrt.errors import CalibrationError
+
+# Names of the tensors that can have one step per token, and of those that can have one step per channel.
+TOKEN_TENSORS = ("in_proj.input", "x_proj.output", "out_proj.input", "state", "head.input")
+CHANNEL_TENSORS = ("in_proj.input", "conv.input", "u", "gate", "delta", "x_proj.output", "out_proj.input", "state", "head.input")
+
+FULL: Literal["full"] = "full"
+MAX_CLUSTERS = 4096
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of a calibration.
+
+    ``clusters`` is K of k-scaling for tokens: a number, or "full" for one step per token. ``tables`` is K for the channels of
+    tensors that pass through a table (u, gate, delta). Tensors outside ``token_wise`` and ``channel_wise`` have one step.
+    """
+
+    name: str
+    description: str
+    token_wise: frozenset[str] = frozenset()
+    channel_wise: frozenset[str] = frozenset()
+    clusters: int | Literal["full"] = 4
+    tables: int = 4
+    power_of_two: bool = False
+    weight_per_channel: bool = False
+    reparameterization: Literal["none", "published", "log_rank1"] = "none"
+    search: Literal["none", "cosine", "output_error"] = "none"
+    smoothing: bool = False
+    asymmetric_tables: bool = False
+    bias_correction: bool = False
+    state: Literal["int8", "fp32"] = "int8"
+
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "default",
+            "the most accurate: a step per token and channel wherever it costs nothing, log-rank-1 reparameterization, clipping by output error",
+            token_wise=frozenset(TOKEN_TENSORS),
+            channel_wise=frozenset(CHANNEL_TENSORS),
+            clusters=FULL,
+            tables=8,
+            weight_per_channel=True,
+            reparameterization="log_rank1",
+            search="output_error",
+            smoothing=True,
+            asymmetric_tables=True,
+            bias_correction=True,
+        ),
+        Recipe(
+            "paper",
+            "as published: k-scaling with K = 4 and powers of two, published reparameterization, cosine search",
+            token_wise=frozenset({"out_proj.input", "state"}),
+            channel_wise=frozenset({"conv.input", "u", "gate", "delta"}),
+            clusters=4,
+            tables=4,
+            power_of_two=True,
+            reparameterization="published",
+            search="cosine",
+        ),
+        Recipe("naive", "the baseline: one min-max step per tensor, no reparameterization", clusters=1, tables=1),
+    )
+}
+
+
+def get_recipe(name: str, clusters: str | int | None = None, state: str | None = None) -> Recipe:
+    """Return a recipe by name, with K and the state's type replaced where given. Raises CalibrationError for unknown values."""
+    if name not in RECIPES:
+        raise CalibrationError(f"unknown recipe {name!r}; the recipes are {', '.join(RECIPES)}")
+    recipe = RECIPES[name]
+    if clusters is not None:
+        recipe = dataclasses.replace(recipe, clusters=parse_clusters(clusters))
+    if state is not None:
+        if state not in ("int8", "fp32"):
+            raise CalibrationError(f"the state must be int8 or fp32, got {state!r}")
+        recipe = dataclasses.replace(recipe, state=state)  # type: ignore[arg-type]
+    return recipe
+
+
+def parse_clusters(text: str | int) -> int | Literal["full"]:
+    """Return K from a command line: a number of at least 1, or "full"."""
+    if text == FULL:
+        return FULL
+    try:
+        clusters = int(text)
+    except ValueError:
+        clusters = 0
+    if not 1 <= clusters <= MAX_CLUSTERS:
+        raise CalibrationError(f"k must be a number from 1 to {MAX_CLUSTERS}, or full; got {text!r}")
+    return clusters

@@ -1,0 +1,179 @@
+"""Step search: clipping chosen by the error it causes in a layer's output, vectorized over candidates, tokens and channels.
+
+The error of a linear layer y = x W^T is a quadratic form: sum over rows of ||e W^T||^2 with e = x - Q(x) needs W^T W once, and
+sum over outputs of ||x d^T||^2 with d = W - Q(W) needs x^T x once. So each candidate costs C^2 per row, and every token and
+every output channel picks its own candidate from one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyvimtrt.quantization.cache import TableScales
+from pyvimtrt.quantization.kscale import F64, I64, cluster, group_max, power_of_two
+from pyvimtrt.quantization.recipes import Recipe
+
+CLIPS = tuple(np.linspace(1.0, 0.35, 14))  # candidates, as shares of the min-max step
+COSINE_CANDIDATES = 100  # published: 100 candidates between 0.01 and 1.2 times the min-max step, three alternating rounds
+COSINE_RANGE = (0.01, 1.2)
+COSINE_ROUNDS = 3
+COSINE_ROWS = 512  # rows of the sample the cosine is measured on
+
+LEVELS = 127.0
+SMALLEST_STEP = 1e-30  # of anything: a dead tensor must not have the step 0
+
+Function = Callable[[Tensor], Tensor]
+
+
+def fake_quantize(x: Tensor, step: Tensor, low: float = -128.0, high: float = 127.0) -> Tensor:
+    """Return x rounded to multiples of ``step`` within the int8 range."""
+    return torch.clamp(torch.round(x / step), low, high) * step
+
+
+def tensor(values: F64) -> Tensor:
+    """Return float64 values as a float32 tensor."""
+    return torch.from_numpy(np.asarray(values, np.float32))
+
+
+def _best(errors: list[Tensor], groups: I64 | None = None) -> F64:
+    """Return for each position the clip of CLIPS with the smallest error, summed over the position's group."""
+    table = torch.stack(errors).double().numpy()  # [candidates, positions]
+    if groups is not None:
+        sums = np.zeros((len(table), int(groups.max()) + 1))
+        np.add.at(sums.T, groups, table.T)
+        table = sums[:, groups]
+    return np.asarray(np.array(CLIPS)[table.argmin(axis=0)])
+
+
+def weight_steps(weight: Tensor, per_channel: bool) -> F64:
+    """Return min-max steps [O] of a weight [O, C]."""
+    largest = weight.abs().amax(dim=1).double().numpy()
+    return np.asarray(np.maximum(largest if per_channel else np.full_like(largest, largest.max()), SMALLEST_STEP) / LEVELS)
+
+
+def fit_weight(x: Tensor, weight: Tensor, steps: F64, per_channel: bool) -> F64:
+    """Return weight steps [O] clipped for the least output error over rows x [rows, C]."""
+    gram = x.T @ x
+    errors = []
+    for clip in CLIPS:
+        d = weight - fake_quantize(weight, tensor(steps * clip)[:, None], -LEVELS)
+        errors.append(((d @ gram) * d).sum(dim=1))
+    return steps * _best(errors, None if per_channel else np.zeros(len(steps), np.int64))
+
+
+def fit_tokens(x: Tensor, weight: Tensor, steps: F64, groups: I64) -> F64:
+    """Return token steps [L] of a linear layer's input x [images, L, C], clipped for the least output error per group of tokens."""
+    gram = weight.T @ weight
+    errors = []
+    for clip in CLIPS:
+        e = x - fake_quantize(x, tensor(steps * clip)[:, None])
+        errors.append(((e @ gram) * e).sum(dim=(0, 2)))
+    return steps * _best(errors, groups)
+
+
+def fit_channels(x: Tensor, steps_tok: F64, steps_chan: F64, groups: I64) -> F64:
+    """Return channel steps [C] of x [images, L, C] clipped for the least square error per group of channels."""
+    scaled = x / tensor(steps_tok)[:, None]
+    errors = []
+    for clip in CLIPS:
+        errors.append((scaled - fake_quantize(scaled, tensor(steps_chan * clip))).square().sum(dim=(0, 1)))
+    return steps_chan * _best(errors, groups)
+
+
+def cosine_search(x: Tensor, weight: Tensor, steps_tok: F64, steps_weight: F64) -> tuple[F64, F64]:
+    """Return token and weight steps by the published search: one multiplier each, alternately, the cosine of the outputs as score."""
+    images = max(1, COSINE_ROWS // x.shape[1])
+    x = x[:images]
+    target = (x @ weight.T).flatten().double()
+    candidates = np.linspace(*COSINE_RANGE, COSINE_CANDIDATES)
+    best_x, best_w = 1.0, 1.0
+    token, row = tensor(steps_tok)[:, None], tensor(steps_weight)[:, None]
+    for _ in range(COSINE_ROUNDS):
+        quantized = fake_quantize(weight, row * best_w, -LEVELS)
+        best_x = candidates[np.argmax([_cosine(fake_quantize(x, token * c) @ quantized.T, target) for c in candidates])]
+        activations = fake_quantize(x, token * best_x)
+        best_w = candidates[np.argmax([_cosine(activations @ fake_quantize(weight, row * c, -LEVELS).T, target) for c in candidates])]
+    return steps_tok * best_x, steps_weight * best_w
+
+
+def _cosine(y: Tensor, target: Tensor) -> float:
+    flat = y.flatten().double()
+    return float(flat @ target / (flat.norm() * target.norm() + 1e-300))
+
+
+def output_bias(x: Tensor, x_steps: Tensor, weight: Tensor, weight_step: F64) -> F64:
+    """Return what quantization takes from the mean of each output: mean of x W^T - Q(x) Q(W)^T over the rows of x."""
+    rounded = fake_quantize(x, x_steps).flatten(0, 1).mean(dim=0)
+    exact = x.flatten(0, 1).mean(dim=0)
+    quantized = fake_quantize(weight, tensor(weight_step)[:, None], -LEVELS)
+    return (weight @ exact - quantized @ rounded).double().numpy()
+
+
+def fit_tables(v: Tensor, low: F64, high: F64, magnitude: F64, function: Function, inverse: Function | None, recipe: Recipe, channel_wise: bool) -> TableScales:
+    """Return scales of a function applied by table to v [rows, E].
+
+    ``low`` and ``high`` [E] bound v over all images, ``magnitude`` [E] is the mean of |function(v)|. Non-negative functions
+    (``inverse`` given) use 256 output levels, and inputs that give less than a quarter of an output step need no index.
+    """
+    groups = cluster(magnitude, recipe.tables if channel_wise else 1)
+    tables = int(groups.max()) + 1
+    bounds = torch.stack([tensor(low), tensor(high)])
+    levels = 255.0 if inverse is not None else LEVELS
+    out = np.array([group_max(function(bounds).abs().amax(dim=0).double().numpy(), groups)[groups == k][0] for k in range(tables)])
+    out = np.maximum(out, SMALLEST_STEP) / levels
+    if recipe.power_of_two:
+        out = power_of_two(out)
+    index_low = np.array([low[groups == k].min() for k in range(tables)])
+    index_high = np.array([high[groups == k].max() for k in range(tables)])
+    clips = (1.0, 0.85, 0.7, 0.55) if recipe.search == "output_error" else (1.0,)
+    chosen = []
+    for k in range(tables):
+        columns = v[:, torch.from_numpy(groups == k)]
+        options = [
+            _table_option(columns, index_low[k] * shrink, index_high[k] * shrink, out[k] * clip, function, inverse, recipe.asymmetric_tables)
+            for clip in clips
+            for shrink in clips
+        ]
+        chosen.append(min(options, key=lambda option: option[0])[1:])
+    index_scale, center, out_scale = (np.array(column, np.float32) for column in zip(*chosen, strict=True))
+    return TableScales(index_scale, center, out_scale, groups.astype(np.int32))
+
+
+def _table_option(
+    v: Tensor, low: float, high: float, out: float, function: Function, inverse: Function | None, asymmetric: bool
+) -> tuple[float, float, float, float]:
+    """Return error, index step, index center and output step of one candidate."""
+    if inverse is not None:
+        low = max(low, float(inverse(torch.tensor(out / 4, dtype=torch.float64))))
+        low = min(low, high)
+    if asymmetric:
+        center = (high + low) / 2
+        step = max((high - low) / 255.0, SMALLEST_STEP, abs(center) * 1e-6)
+    else:
+        center, step = 0.0, max(abs(low), abs(high), SMALLEST_STEP) / LEVELS
+    index = fake_quantize(v - center, torch.tensor(step, dtype=torch.float32)) + center
+    y = fake_quantize(function(index), torch.tensor(out, dtype=torch.float32), *((0.0, 255.0) if inverse is not None else (-128.0, 127.0)))
+    return float((y - function(v)).double().square().sum()), step, center, out
+
+
+def fit_state(h: Tensor, steps_tok: F64, r_C: F64, r_D: F64, c_square: F64, groups: I64) -> F64:
+    """Return the state's token steps [L], clipped for the least error they cause in y.
+
+    h [images, L, E, N] are true states; the error of state n weighs r_C^2 r_D^2 times the mean square of C[n], ``c_square`` [N].
+    """
+    factors = tensor(r_C)[:, None] * tensor(r_D)
+    weight = factors.square() * tensor(c_square)
+    errors: list[Tensor] = []
+    per_token = []
+    for t in range(h.shape[1]):
+        scaled = h[:, t] / (factors * float(steps_tok[t]))  # in units of the min-max step
+        per_token.append(
+            torch.stack([((scaled - fake_quantize(scaled, torch.tensor(clip, dtype=torch.float32))).square().sum(dim=0) * weight).sum() for clip in CLIPS])
+            * float(steps_tok[t]) ** 2
+        )
+    errors = list(torch.stack(per_token, dim=1))
+    return steps_tok * _best(errors, groups)

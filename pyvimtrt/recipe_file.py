@@ -1,0 +1,208 @@
+"""What an engine is built from: a recipe file (``engines/*.toml``), command line options, or both."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pyvimtrt import api
+from pyvimtrt.errors import DataError, OutputError, UsageError
+from pyvimtrt.files import check_writable
+from pyvimtrt.model.config import DEMO_MODEL, MODELS, parse_model
+
+ENGINES = Path("engines")
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class CalibrationPlan:
+    """The table [calibrate] of a recipe file: how to make the cache where there is none yet."""
+
+    images: Path
+    count: int = 256
+    recipe: str = "default"
+    k: str | None = None
+    state: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class EngineRecipe:
+    """Everything `api.build` takes; what is None comes from the model."""
+
+    model: str = DEMO_MODEL
+    weights: Path | None = None
+    calibration: Path | None = None
+    output: Path | None = None
+    labels: tuple[str, ...] = ()
+    backend: str = "auto"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    calibrate: CalibrationPlan | None = None
+
+
+def read_recipe(path: Path) -> EngineRecipe:
+    """Read a recipe file; its relative paths start at its folder. Raises UsageError naming the key that is wrong."""
+    try:
+        toml = importlib.import_module("tomllib")
+    except ImportError as error:
+        raise UsageError("recipe files need Python 3.11; on 3.10 give the same settings as options of build") from error
+    try:
+        content = toml.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise UsageError(f"{path} is not a TOML file: {error}") from error
+    reader = _Reader(path)
+    plan = content.pop("calibrate", None)
+    settings = reader.settings(content, EngineRecipe, "")
+    if plan is not None:
+        if not isinstance(plan, dict) or "images" not in plan:
+            raise UsageError(f"{path}: [calibrate] must be a table with the key images")
+        settings["calibrate"] = CalibrationPlan(**reader.settings(plan, CalibrationPlan, "calibrate."))
+    return EngineRecipe(**settings)
+
+
+def run_recipe(recipe: EngineRecipe, progress: Progress | None = None) -> Path:
+    """Build the engine of a recipe, calibrating first where the recipe says how and the cache does not exist yet."""
+    api.resolve_backend(recipe.backend)
+    output = recipe.output or default_output(recipe.model)
+    with _engines_folder(output):
+        check_writable(output)
+        plan = recipe.calibrate
+        if plan is not None:
+            if recipe.calibration is None:
+                raise UsageError("a recipe with [calibrate] needs the key calibration, the cache file to make")
+            if not recipe.calibration.exists():
+                _calibrate(recipe, plan, recipe.calibration, progress)
+        return api.build(
+            recipe.model,
+            recipe.weights,
+            recipe.calibration,
+            output,
+            backend=recipe.backend,
+            labels=recipe.labels,
+            mean=recipe.mean,
+            std=recipe.std,
+        )
+
+
+def default_output(model: str) -> Path:
+    """Return ``engines/NAME.onnx`` for a registered model. Raises UsageError for a model without a name."""
+    parse_model(model)
+    if model not in MODELS:
+        raise UsageError(f"the model {model} has no name to call the engine by; give the output file with -o")
+    return ENGINES / f"{model}.onnx"
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Return the labels of a text file, one a line. Raises DataError where it cannot be read or holds none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"cannot read the labels {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not a text file of labels, one a line: {error}") from error
+    labels = tuple(line.strip() for line in lines if line.strip())
+    if not labels:
+        raise DataError(f"{path} holds no labels; write one a line")
+    return labels
+
+
+def _calibrate(recipe: EngineRecipe, plan: CalibrationPlan, output: Path, progress: Progress | None) -> None:
+    from pyvimtrt.data.datasets import sample_images
+
+    images = sample_images(plan.images, parse_model(recipe.model), plan.count, plan.seed)
+    api.calibrate(
+        recipe.model,
+        recipe.weights,
+        images,
+        recipe=plan.recipe,
+        k=plan.k,
+        state=plan.state,
+        mean=recipe.mean,
+        std=recipe.std,
+        seed=plan.seed,
+        output=output,
+        progress=progress,
+    )
+
+
+@contextlib.contextmanager
+def _engines_folder(output: Path) -> Iterator[None]:
+    """Make the folder ``engines`` where the output goes there, and take it away again if nothing was built."""
+    made = output.parent == ENGINES and not ENGINES.exists()
+    if made:
+        try:
+            ENGINES.mkdir()
+        except OSError as error:
+            raise OutputError(f"cannot make the folder {ENGINES}: {error.strerror}; give a file with -o") from error
+    try:
+        yield
+    except BaseException:
+        if made:
+            with contextlib.suppress(OSError):
+                ENGINES.rmdir()
+        raise
+
+
+class _Reader:
+    """Checks the keys and values of a recipe file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._kinds: dict[str, Callable[[str, Any], Any]] = {
+            "str": self._text,
+            "str | None": self._text,
+            "int": self._whole,
+            "Path": self._file,
+            "Path | None": self._file,
+            "tuple[str, ...]": self._labels,
+            "tuple[float, ...] | None": self._numbers,
+        }
+
+    def settings(self, content: Mapping[str, Any], kind: type, prefix: str) -> dict[str, Any]:
+        types = {field.name: str(field.type) for field in fields(kind) if field.name != "calibrate"}
+        unknown = [prefix + key for key in content if key not in types]
+        if unknown:
+            known = ", ".join(types) + ("" if prefix else " and the table [calibrate]")
+            raise UsageError(f"{self.path}: unknown key {', '.join(unknown)}; the keys are {known}")
+        return {key: self._kinds[types[key]](prefix + key, value) for key, value in content.items()}
+
+    def _wrong(self, key: str, wanted: str, value: Any) -> UsageError:
+        return UsageError(f"{self.path}: {key} must be {wanted}, got {value!r}")
+
+    def _text(self, key: str, value: Any) -> str:
+        if key == "calibrate.k" and type(value) is int:
+            return str(value)
+        if not isinstance(value, str):
+            raise self._wrong(key, "text", value)
+        return value
+
+    def _whole(self, key: str, value: Any) -> int:
+        if type(value) is not int or value < 0:
+            raise self._wrong(key, "a whole number of at least 0", value)
+        return value
+
+    def _file(self, key: str, value: Any) -> Path:
+        if not isinstance(value, str) or not value:
+            raise self._wrong(key, "a path", value)
+        return self.path.parent / value
+
+    def _labels(self, key: str, value: Any) -> tuple[str, ...]:
+        if isinstance(value, str):
+            return read_labels(self.path.parent / value)
+        if not isinstance(value, list) or not all(isinstance(label, str) for label in value):
+            raise self._wrong(key, "a list of texts or a file of them", value)
+        return tuple(value)
+
+    def _numbers(self, key: str, value: Any) -> tuple[float, ...]:
+        values = value if isinstance(value, list) else [value]
+        if not values or not all(type(v) in (int, float) for v in values):
+            raise self._wrong(key, "a number or a list of numbers, one per channel", value)
+        return tuple(float(v) for v in values)

@@ -1,0 +1,201 @@
+"""The CPU engine: translates a checked network into the native program and runs it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyvimtrt.errors import BackendError
+from pyvimtrt.graph.network import Network, Node
+from pyvimtrt.native import require_native
+from pyvimtrt.runtime.engine import Engine
+
+ISA_VARIABLE = "PYVIMTRT_ISA"  # forces an instruction set: avx512, avx2 or generic
+
+
+def choose_isa() -> str:
+    """Return the instruction set to run with: the best this processor has, or the one PYVIMTRT_ISA asks for."""
+    available: list[str] = require_native().available_isas()
+    wanted = os.environ.get(ISA_VARIABLE)
+    if not wanted:
+        return available[0]
+    if wanted not in available:
+        raise BackendError(f"{ISA_VARIABLE}={wanted} is not available here; this machine runs {', '.join(available)}")
+    return wanted
+
+
+def default_threads() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class CpuEngine(Engine):
+    """Runs a network on the CPU, bit-equal to the NumPy references for every instruction set and number of threads."""
+
+    backend = "cpu"
+
+    def __init__(self, network: Network, threads: int | None = None, isa: str | None = None) -> None:
+        super().__init__(network)
+        self.isa = isa or choose_isa()
+        self.threads = threads if threads is not None else default_threads()
+        if self.threads < 1:
+            raise BackendError(f"the number of threads must be at least 1, got {self.threads}")
+        self._program = build_program(network, [network.input], [network.output], self.isa, self.threads)
+
+    def run_pixels(self, pixels: npt.NDArray[np.int8]) -> npt.NDArray[np.float32]:
+        logits = np.empty((len(pixels), self.config.classes), np.float32)
+        self._program.run(len(pixels), [pixels], [logits])
+        return logits
+
+    def profile(self, pixels: npt.NDArray[np.int8]) -> list[tuple[str, float]]:
+        """Return name and seconds of every step of one run."""
+        self._program.set_profiling(True)
+        try:
+            self.run_pixels(pixels)
+            return list(zip(self._program.step_names, self._program.step_seconds, strict=True))
+        finally:
+            self._program.set_profiling(False)
+
+    @property
+    def memory_bytes(self) -> dict[str, int]:
+        """Bytes held: packed constants, and activations per image of the largest batch seen."""
+        return {"constants": self._program.constant_bytes, "activations_per_image": self._program.arena_bytes}
+
+
+def build_program(network: Network, inputs: list[str], outputs: list[str], isa: str, threads: int) -> Any:
+    """Return the native program of a network, from the named inputs to the named outputs."""
+    program = require_native().Program(isa, threads)
+    translator = _Translator(network, program)
+    ids = [translator.value(name) for name in inputs]
+    for node in network.nodes:
+        translator.add(node)
+    program.finalize(ids, [translator.ids[name] for name in outputs])
+    return program
+
+
+class _Translator:
+    """Adds nodes to a program. A Reshape is an alias: its output has the value id of its input."""
+
+    def __init__(self, network: Network, program: Any) -> None:
+        self.network = network
+        self.program = program
+        self.ids: dict[str, int] = {}
+        self._add: dict[str, Callable[[Node], None]] = {
+            "KScaledLinear": self._kscaled_linear,
+            "QuantConv1dSiLU": self._quant_conv1d_silu,
+            "BidirectionalScan": self._bidirectional_scan,
+            "AddRMSNormQuant": self._add_rms_norm_quant,
+            "Reshape": self._reshape,
+            "Transpose": self._transpose,
+            "Gather": self._gather,
+        }
+
+    def add(self, node: Node) -> None:
+        self._add[node.op](node)
+
+    def value(self, name: str) -> int:
+        """Return the id of an activation, new where it has none yet."""
+        if name not in self.ids:
+            value = self.network.values[name]
+            self.ids[name] = self.program.add_value(math.prod(value.shape[1:]) * np.dtype(value.dtype).itemsize)
+        return self.ids[name]
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        return self.network.values[name].shape
+
+    def _constants(self, node: Node, names: str) -> dict[str, npt.NDArray[Any]]:
+        """Return the node's trailing constant inputs by the argument names of the native call."""
+        keys = names.split()
+        return dict(zip(keys, (self.network.constant(name) for name in node.inputs[-len(keys) :]), strict=True))
+
+    def _kscaled_linear(self, node: Node) -> None:
+        names = "weight token_scale channel_scale bias out_token_scale" + (" table table_id" if len(node.inputs) == 8 else "")
+        _, tokens, width = self._shape(node.inputs[0])
+        self.program.add_kscaled_linear(
+            name=node.name,
+            x=self.value(node.inputs[0]),
+            y=self.value(node.outputs[0]),
+            tokens=tokens,
+            x_width=width,
+            x_offset=node.attributes["x_offset"],
+            float_output=node.attributes["out_type"] == "float32",
+            **self._constants(node, names),
+        )
+
+    def _quant_conv1d_silu(self, node: Node) -> None:
+        _, tokens, width = self._shape(node.inputs[0])
+        self.program.add_quant_conv1d_silu(
+            name=node.name,
+            x=self.value(node.inputs[0]),
+            u_forward=self.value(node.outputs[0]),
+            u_backward=self.value(node.outputs[1]),
+            tokens=tokens,
+            x_width=width,
+            x_offset=node.attributes["x_offset"],
+            **self._constants(node, "weight channel_scale bias table table_id"),
+        )
+
+    def _bidirectional_scan(self, node: Node) -> None:
+        activations = ["u_forward", "u_backward", "delta_forward", "delta_backward", "bc_forward", "bc_backward", "gate"]
+        self.program.add_bidirectional_scan(
+            name=node.name,
+            **{key: self.value(name) for key, name in zip(activations, node.inputs, strict=False)},
+            y=self.value(node.outputs[0]),
+            tokens=self._shape(node.outputs[0])[1],
+            bc_width=self._shape(node.inputs[4])[2],
+            bc_offset=node.attributes["bc_offset"],
+            gate_width=self._shape(node.inputs[6])[2],
+            gate_offset=node.attributes["gate_offset"],
+            state_int8=node.attributes["state"] == "int8",
+            **self._constants(
+                node,
+                "a_log2 decay_tok input_scale b_scale_state b_scale_tok c_scale_state c_scale_tok y_scale skip_scale gate_scale out_inv_scale_tok",
+            ),
+        )
+
+    def _add_rms_norm_quant(self, node: Node) -> None:
+        residual = self.network.values[node.inputs[1]]
+        self.program.add_add_rms_norm_quant(
+            name=node.name,
+            hidden=self.value(node.inputs[0]),
+            residual=None if residual.data is not None else self.value(node.inputs[1]),
+            residual_constant=None if residual.data is None else residual.data[0],
+            residual_out=self.value(node.outputs[0]),
+            y=self.value(node.outputs[1]),
+            tokens=self._shape(node.outputs[0])[1],
+            epsilon=node.attributes["epsilon"],
+            **self._constants(node, "gain inv_scale_tok"),
+        )
+
+    def _reshape(self, node: Node) -> None:
+        self.ids[node.outputs[0]] = self.value(node.inputs[0])
+
+    def _transpose(self, node: Node) -> None:
+        shape = self._shape(node.inputs[0])[1:]
+        strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+        order = [axis - 1 for axis in node.attributes["perm"][1:]]
+        self.program.add_copy(
+            name=node.name,
+            x=self.value(node.inputs[0]),
+            y=self.value(node.outputs[0]),
+            element_bytes=np.dtype(self.network.values[node.inputs[0]].dtype).itemsize,
+            shape=[shape[axis] for axis in order],
+            src_strides=[strides[axis] for axis in order],
+        )
+
+    def _gather(self, node: Node) -> None:
+        value, axis = self.network.values[node.inputs[0]], node.attributes["axis"]
+        self.program.add_gather(
+            name=node.name,
+            x=self.value(node.inputs[0]),
+            y=self.value(node.outputs[0]),
+            outer=math.prod(value.shape[1:axis]),
+            axis_length=value.shape[axis],
+            inner_bytes=math.prod(value.shape[axis + 1 :]) * np.dtype(value.dtype).itemsize,
+            indices=self.network.constant(node.inputs[1]).astype(np.int64).reshape(-1),
+        )

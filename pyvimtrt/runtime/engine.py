@@ -1,0 +1,96 @@
+"""One interface for every engine: images in, logits or classes out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyvimtrt.errors import BackendError, DataError
+from pyvimtrt.graph.assemble import PIXEL_ZERO
+from pyvimtrt.graph.network import Network, load_network
+from pyvimtrt.runtime.images import load_image
+
+BATCH = 16  # images read and run at a time by `classify`
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class of an image: index, label (the index as text where the model has no labels), probability."""
+
+    index: int
+    label: str
+    probability: float
+
+
+class Engine(ABC):
+    """A quantized network ready to run."""
+
+    backend: str
+
+    def __init__(self, network: Network) -> None:
+        self.info = network.info
+        self.config = network.config
+
+    @abstractmethod
+    def run_pixels(self, pixels: npt.NDArray[np.int8]) -> npt.NDArray[np.float32]:
+        """Return logits [B, classes] of int8 pixel - 128 [B, C, H, W], C-contiguous and of the right shape."""
+
+    def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Return float32 logits [B, classes].
+
+        ``images`` is uint8 [B, C, H, W], or float32 in the model's normalized units, which is turned back into pixels:
+        rne((x * std + mean) * 255). Raises DataError for any other type or shape.
+        """
+        images = np.asarray(images)
+        shape = (self.config.channels, self.config.img, self.config.img)
+        if images.ndim != 4 or images.shape[1:] != shape:
+            raise DataError(f"images must have the shape [B, {', '.join(map(str, shape))}], got {list(images.shape)}")
+        if images.dtype == np.float32:
+            if not np.isfinite(images).all():
+                raise DataError("images hold NaN or infinity")
+            mean, std = (np.array(v, np.float64)[:, None, None] for v in (self.info.mean, self.info.std))
+            images = np.clip(np.rint((images * std + mean) * 255), 0, 255).astype(np.uint8)
+        elif images.dtype != np.uint8:
+            raise DataError(f"images must be uint8, or float32 in normalized units, got {images.dtype}")
+        if len(images) == 0:
+            return np.empty((0, self.config.classes), np.float32)
+        pixels = (np.ascontiguousarray(images) ^ np.uint8(PIXEL_ZERO)).view(np.int8)  # pixel - 128
+        return self.run_pixels(pixels)
+
+    def classify(self, paths: Sequence[str | Path], topk: int = 5) -> list[list[Prediction]]:
+        """Return the ``topk`` most probable classes of each image file."""
+        found: list[list[Prediction]] = []
+        for start in range(0, len(paths), BATCH):
+            images = np.stack([load_image(Path(path), self.config) for path in paths[start : start + BATCH]])
+            found += [self.top_classes(row, topk) for row in self.run(images)]
+        return found
+
+    def top_classes(self, logits: npt.NDArray[np.float32], topk: int) -> list[Prediction]:
+        """Return the most probable classes of one row of logits; equal logits keep the order of the classes."""
+        exponentials = np.exp(logits.astype(np.float64) - logits.max())
+        probabilities = exponentials / exponentials.sum()
+        order = np.argsort(-logits, kind="stable")[: max(1, topk)]
+        return [Prediction(int(i), self.label(int(i)), float(probabilities[i])) for i in order]
+
+    def label(self, index: int) -> str:
+        """Return the label of a class, or its index as text."""
+        return self.info.labels[index] if self.info.labels else str(index)
+
+
+def load_engine(path: str | Path, threads: int | None = None) -> Engine:
+    """Load an engine file. ``threads`` is the CPU engine's number of threads, by default all cores.
+
+    Raises NetworkError for a damaged or foreign file and BackendError where this machine cannot run it.
+    """
+    path = Path(path)
+    if path.suffix == ".engine":
+        raise BackendError(f"{path} is a TensorRT plan, which this version cannot run; build with --backend cpu")
+    from pyvimtrt.runtime.cpu import CpuEngine
+
+    return CpuEngine(load_network(path), threads)

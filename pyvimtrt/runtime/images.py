@@ -1,0 +1,79 @@
+"""Images from files to the pixels a model takes, with limits checked before memory is taken."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pyvimtrt.errors import DataError
+from pyvimtrt.model.config import VimConfig
+
+MAX_PIXELS = 64_000_000  # of one image, 8000 x 8000: far above any classifier's input, far below a decompression bomb
+CROP_FRACTION = 0.875  # published evaluation of Vim at 224: resize the short side to 256, crop the middle
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"})
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+U8 = npt.NDArray[np.uint8]
+
+
+def load_image(path: Path, config: VimConfig) -> U8:
+    """Return an image file as uint8 [C, img, img]: EXIF orientation applied, resized and cropped as the model asks.
+
+    An image that already has the model's size is taken pixel by pixel. Raises DataError where the file is missing, is
+    no image, is truncated or has more than MAX_PIXELS pixels.
+    """
+    if config.channels not in _MODES:
+        raise DataError(f"the model takes {config.channels} channels, which no image file has; give an .npz of arrays instead")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is the stricter one
+            with Image.open(path) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise DataError(f"{path} has {width} x {height} pixels; at most {MAX_PIXELS} are decoded")
+                picture = _to_mode(ImageOps.exif_transpose(image), _MODES[config.channels])
+    except FileNotFoundError:
+        raise DataError(f"no image at {path}") from None
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path} is a decompression bomb: {error}") from error
+    except UnidentifiedImageError:
+        raise DataError(f"{path} is not an image in a known format; give a PNG, JPEG or WebP file") from None
+    except DataError:
+        raise
+    except Exception as error:  # a decoder raises whatever its parsing of hostile bytes trips on
+        raise DataError(f"cannot decode {path}: {error}") from error
+    pixels = np.asarray(_fit(picture, config.img), dtype=np.uint8)
+    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+
+
+def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):  # 16-bit greyscale: scale to 8 bits instead of clipping
+        values = np.asarray(image, dtype=np.float64)
+        image = Image.fromarray(np.clip(np.rint(values / 257.0), 0, 255).astype(np.uint8))
+    return image.convert(mode)
+
+
+def _fit(image: Image.Image, size: int) -> Image.Image:
+    """Resize the short side to size / CROP_FRACTION and crop the middle; small models (under 64 pixels) take the whole middle square."""
+    width, height = image.size
+    if (width, height) == (size, size):
+        return image
+    short = size if size < 64 else round(size / CROP_FRACTION)
+    scale = short / min(width, height)
+    new_width, new_height = max(size, round(width * scale)), max(size, round(height * scale))
+    if max(new_width, new_height) > 64 * size:
+        raise DataError(f"an image of {width} x {height} pixels is too elongated to classify")
+    left, top = (new_width - size) // 2, (new_height - size) // 2
+    return image.resize((new_width, new_height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Return all image files below a folder, sorted. Raises DataError where there is none."""
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    if not paths:
+        raise DataError(f"no images below {folder}; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return paths

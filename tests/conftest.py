@@ -1,0 +1,57 @@
+"""Fixtures shared by the tests: one tiny model with random weights, calibrated and built once per session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import safetensors.numpy
+from tiny import TINY, random_weights
+
+import pyvimtrt
+from pyvimtrt.model.config import VimConfig, parse_model
+from pyvimtrt.model.weights import Weights
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> VimConfig:
+    """The tiny model: 5 tokens, 3 classes."""
+    return parse_model(TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tiny_config: VimConfig) -> Weights:
+    """Its weights. Copy before changing them."""
+    return random_weights(tiny_config)
+
+
+@pytest.fixture(scope="session")
+def tiny_weights_file(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Weights) -> Path:
+    """Its weights as .safetensors."""
+    path = tmp_path_factory.mktemp("tiny") / "tiny.safetensors"
+    safetensors.numpy.save_file(tiny_weights, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_images(tiny_config: VimConfig) -> npt.NDArray[np.uint8]:
+    """Twelve random images uint8 [12, 1, 8, 8]."""
+    shape = (12, tiny_config.channels, tiny_config.img, tiny_config.img)
+    return np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.fixture(scope="session")
+def tiny_cache_file(tmp_path_factory: pytest.TempPathFactory, tiny_weights_file: Path, tiny_images: npt.NDArray[np.uint8]) -> Path:
+    """Its calibration cache of the default recipe."""
+    path = tmp_path_factory.mktemp("tiny_cache") / "tiny.calib.safetensors"
+    pyvimtrt.calibrate(TINY, tiny_weights_file, tiny_images, output=path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_engine_file(tmp_path_factory: pytest.TempPathFactory, tiny_weights_file: Path, tiny_cache_file: Path) -> Path:
+    """Its int8 engine, labelled bag, coat and shoe."""
+    path = tmp_path_factory.mktemp("tiny_engine") / "tiny.onnx"
+    return pyvimtrt.build(TINY, tiny_weights_file, tiny_cache_file, path, labels=["bag", "coat", "shoe"])

@@ -1,0 +1,116 @@
+"""The core needs no optional package: with all of them blocked, everything but the fp32 model imports and runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tiny import TINY
+
+import pyvimtrt
+
+BLOCK = """
+import sys
+
+BLOCKED = {"torch", "timm", "tensorrt", "tensorrt_rtx", "onnxruntime", "kserve", "polygraphy", "mamba_ssm"}
+
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"{name} is blocked", name=name)
+        return None
+
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+IMPORT_ALL = """
+import importlib
+import pkgutil
+
+import pyvimtrt
+
+NEED_TORCH = {
+    "pyvimtrt.model.vim", "pyvimtrt.model.scan", "pyvimtrt.model.registry",
+    "pyvimtrt.quantization.observe", "pyvimtrt.quantization.search", "pyvimtrt.quantization.calibrate",
+}
+names = {module.name for module in pkgutil.walk_packages(pyvimtrt.__path__, "pyvimtrt.")}
+assert NEED_TORCH <= names, NEED_TORCH - names
+for name in sorted(names - NEED_TORCH):
+    importlib.import_module(name)
+for name in sorted(NEED_TORCH):
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        assert error.name in BLOCKED, error
+    else:
+        raise AssertionError(f"{name} imports without torch")
+print(len(names))
+"""
+
+RUN = """
+from pyvimtrt.cli import app, main
+
+commands = [command.name or command.callback.__name__ for command in app.registered_commands]
+for command in commands:
+    assert main([command, "--help"]) == 0, command
+assert main(["doctor", "--json"]) == 0
+weights, cache, images, data, out = sys.argv[1:]
+assert main(["build", MODEL, "--weights", weights, "--calib", cache, "--int8", "-o", out, "--json"]) == 0
+assert main(["eval", out, data, "--json"]) == 0
+assert main(["inspect", out]) == 0
+import pyvimtrt, numpy
+numpy.save(images + ".logits.npy", pyvimtrt.load_engine(out).run(numpy.load(images)))
+assert main(["calibrate", MODEL, "--weights", weights, "--images", data, "-o", out + ".c"]) == 2
+assert main(["eval", MODEL, data, "--weights", weights]) == 2
+print(*commands)
+"""
+
+QUICK = """
+import sys
+import pyvimtrt.cli
+heavy = {"torch", "timm", "onnx", "onnxruntime", "tensorrt", "numpy", "PIL"} & sys.modules.keys()
+assert not heavy, heavy
+"""
+
+
+def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_every_module_imports_without_optional_packages() -> None:
+    result = run(BLOCK + IMPORT_ALL)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert int(result.stdout) > 30
+
+
+def test_the_command_line_imports_nothing_heavy() -> None:
+    result = run(QUICK)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_an_engine_is_built_and_run_without_optional_packages(
+    tmp_path: Path,
+    tiny_weights_file: Path,
+    tiny_cache_file: Path,
+    tiny_images: npt.NDArray[np.uint8],
+    tiny_engine_file: Path,
+) -> None:
+    np.save(tmp_path / "images.npy", tiny_images)
+    np.savez(tmp_path / "data.npz", images=tiny_images, labels=np.arange(12) % 3)
+    script = BLOCK + f"MODEL = {TINY!r}\n" + RUN
+    files = (tiny_weights_file, tiny_cache_file, tmp_path / "images.npy", tmp_path / "data.npz", tmp_path / "a.onnx")
+    result = run(script, *files)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1].split() == [*("build", "calibrate", "infer", "eval", "inspect", "models", "doctor")]
+    assert result.stderr.splitlines() == [
+        "error: calibration needs the package torch, which is not installed; run: pip install 'pyvimtrt[torch]'",
+        "error: the fp32 model needs the package torch, which is not installed; run: pip install 'pyvimtrt[torch]'",
+    ]
+    logits = np.load(tmp_path / "images.npy.logits.npy")
+    assert np.array_equal(logits, pyvimtrt.load_engine(tiny_engine_file).run(tiny_images))

@@ -1,0 +1,16 @@
+# Sourced by demo.sh and test.sh: makes the virtual environment .venv, checks the prerequisites and installs this package with the given extras.
+# VIMTRT_VENV names another folder for it.
+
+make_environment() {
+  local extras="$1" tool
+  for tool in python3 g++ cmake; do
+    if ! command -v "$tool" > /dev/null; then
+      echo "error: $tool is missing; on Debian or Ubuntu: apt-get install python3 python3-venv python3-dev g++ cmake" >&2
+      return 2
+    fi
+  done
+  VENV="${VIMTRT_VENV:-.venv}"
+  [ -x "$VENV/bin/python" ] || python3 -m venv "$VENV"
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check ".$extras"
+}
