@@ -3,50 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pyvimtrt import zoo
 from pyvimtrt.errors import BackendError, ModelError, missing_extra
 from pyvimtrt.files import check_writable
 from pyvimtrt.graph.assemble import assemble, save_network
 from pyvimtrt.model.checkpoint import load_model as load_torch_model
 from pyvimtrt.model.checkpoint import load_weights
 from pyvimtrt.model.config import DEMO_MODEL, VimConfig, parse_model
+from pyvimtrt.model.defaults import model_defaults
 from pyvimtrt.quantization.cache import Cache, check_cache, load_cache, save_cache
 from pyvimtrt.quantization.recipes import get_recipe
 
 if TYPE_CHECKING:
     from pyvimtrt.model.vim import VisionMamba
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 BACKENDS = ("auto", "cpu", "tensorrt", "tensorrt-rtx")
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What a model brings along: normalization, labels, weights and calibration cache where it is bundled."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    labels: tuple[str, ...] = ()
-    weights: Path | None = None
-    calibration: Path | None = None
-
-
-def model_defaults(config: VimConfig) -> Defaults:
-    """Return the defaults of a model: the bundled model's own, ImageNet's normalization for any other."""
-    if config == parse_model(DEMO_MODEL):
-        return Defaults(zoo.DEMO_MEAN, zoo.DEMO_STD, zoo.DEMO_LABELS, zoo.DEMO_WEIGHTS, zoo.DEMO_CALIBRATION)
-    if config.channels == len(IMAGENET_MEAN):
-        return Defaults(IMAGENET_MEAN, IMAGENET_STD)
-    # ImageNet's values averaged over the channels, so that a model of any other number of channels has a default at all.
-    return Defaults((float(np.mean(IMAGENET_MEAN)),) * config.channels, (float(np.mean(IMAGENET_STD)),) * config.channels)
 
 
 def per_channel(values: Sequence[float] | None, default: tuple[float, ...], channels: int, what: str) -> tuple[float, ...]:
@@ -162,4 +138,4 @@ def build(
     return output
 
 
-__all__ = ["build", "calibrate", "load_model", "model_defaults", "per_channel", "resolve_backend", "resolve_weights"]
+__all__ = ["build", "calibrate", "load_model", "per_channel", "resolve_backend", "resolve_weights"]

@@ -182,8 +182,8 @@ def infer(
       pyvimtrt infer engines/vim_demo_fashion_mnist.onnx boot.png --topk 3
     """
     from pyvimtrt.cli_output import print_json, print_predictions
+    from pyvimtrt.data.images import find_images
     from pyvimtrt.runtime.engine import load_engine
-    from pyvimtrt.runtime.images import find_images
 
     paths = [path for given in images for path in (find_images(given) if given.is_dir() else [given])]
     found = load_engine(engine, threads).classify(paths, topk)

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pyvimtrt.api import load_model, model_defaults, per_channel
+from pyvimtrt.api import load_model, per_channel
 from pyvimtrt.data.datasets import Dataset, open_dataset
 from pyvimtrt.errors import DataError, UsageError
 from pyvimtrt.model.config import parse_model
+from pyvimtrt.model.defaults import model_defaults
 from pyvimtrt.runtime.engine import load_engine
 
 ENGINE_SUFFIXES = (".onnx", ".engine")

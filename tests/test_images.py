@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from tiny import png_claiming
 
+from pyvimtrt.data.images import MAX_PIXELS, find_images, load_image
 from pyvimtrt.errors import DataError
 from pyvimtrt.model.config import VimConfig
-from pyvimtrt.runtime.images import MAX_PIXELS, find_images, load_image
 
 COLOUR = VimConfig(img=8, patch=4, dim=16, depth=1, classes=3, channels=3)
 

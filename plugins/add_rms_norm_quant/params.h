@@ -6,10 +6,10 @@
 namespace vimtrt {
 
 struct AddRmsNormQuantParams {
-  int64_t rows = 0;                      // B * L; the token of row r is r % tokens
-  int32_t tokens = 0;                    // L
-  int32_t features = 0;                  // D
-  bool residual_is_shared = false;       // residual is [1, L, D]: row r reads residual row r % tokens
+  int64_t rows = 0;                 // B * L; the token of row r is r % tokens
+  int32_t tokens = 0;               // L
+  int32_t features = 0;             // D
+  bool residual_is_shared = false;  // residual is [1, L, D]: row r reads residual row r % tokens
   float epsilon = 0.0f;
   const float* hidden = nullptr;         // [rows, D]
   const float* residual = nullptr;       // [rows, D] or [L, D]

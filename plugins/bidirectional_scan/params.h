@@ -6,13 +6,13 @@
 namespace vimtrt {
 
 struct BidirectionalScanParams {
-  int64_t batch = 0;      // B
-  int32_t tokens = 0;     // L
-  int32_t channels = 0;   // E
-  int32_t states = 0;     // N: 8 or 16
+  int64_t batch = 0;     // B
+  int32_t tokens = 0;    // L
+  int32_t channels = 0;  // E
+  int32_t states = 0;    // N: 8 or 16
   bool state_int8 = true;
-  int64_t bc_stride = 0;    // elements from one token of bc to the next
-  int64_t gate_stride = 0;  // elements from one token of gate to the next
+  int64_t bc_stride = 0;                        // elements from one token of bc to the next
+  int64_t gate_stride = 0;                      // elements from one token of gate to the next
   const int8_t* u[2] = {nullptr, nullptr};      // [B, L, E]
   const int8_t* delta[2] = {nullptr, nullptr};  // [B, L, E], holding d - 128
   const int8_t* bc[2] = {nullptr, nullptr};     // B at columns 0..N-1, C at N..2N-1: already advanced by bc_offset

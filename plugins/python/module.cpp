@@ -143,8 +143,7 @@ void add_bidirectional_scan(Program& program, const std::string& name, int u_for
                             int bc_forward, int bc_backward, int gate, int y, int64_t tokens, int64_t bc_width, int64_t bc_offset,
                             int64_t gate_width, int64_t gate_offset, bool state_int8, const AnyArray& a_log2, const AnyArray& decay_tok,
                             const AnyArray& input_scale, const AnyArray& b_scale_state, const AnyArray& b_scale_tok,
-                            const AnyArray& c_scale_state, const AnyArray& c_scale_tok,
-                            const AnyArray& y_scale, const AnyArray& skip_scale,
+                            const AnyArray& c_scale_state, const AnyArray& c_scale_tok, const AnyArray& y_scale, const AnyArray& skip_scale,
                             const AnyArray& gate_scale, const AnyArray& out_inv_scale_tok) {
   const Reader read(name);
   BidirectionalScanSpec spec;
@@ -301,8 +300,7 @@ NB_MODULE(_native, m) {
       .def("add_bidirectional_scan", &add_bidirectional_scan, nb::kw_only(), "name"_a, "u_forward"_a, "u_backward"_a, "delta_forward"_a,
            "delta_backward"_a, "bc_forward"_a, "bc_backward"_a, "gate"_a, "y"_a, "tokens"_a, "bc_width"_a, "bc_offset"_a, "gate_width"_a,
            "gate_offset"_a, "state_int8"_a, "a_log2"_a, "decay_tok"_a, "input_scale"_a, "b_scale_state"_a, "b_scale_tok"_a,
-           "c_scale_state"_a, "c_scale_tok"_a, "y_scale"_a, "skip_scale"_a, "gate_scale"_a,
-           "out_inv_scale_tok"_a)
+           "c_scale_state"_a, "c_scale_tok"_a, "y_scale"_a, "skip_scale"_a, "gate_scale"_a, "out_inv_scale_tok"_a)
       .def("add_add_rms_norm_quant", &add_add_rms_norm_quant, nb::kw_only(), "name"_a, "hidden"_a, "residual"_a.none() = nb::none(),
            "residual_constant"_a.none() = nb::none(), "residual_out"_a, "y"_a, "tokens"_a, "gain"_a, "inv_scale_tok"_a, "epsilon"_a)
       .def("add_copy", &add_copy, nb::kw_only(), "name"_a, "x"_a, "y"_a, "element_bytes"_a, "shape"_a, "src_strides"_a, "src_offset"_a = 0)

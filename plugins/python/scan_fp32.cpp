@@ -32,7 +32,8 @@ VIMTRT_INLINE void store(float* p, const Lanes& x, int64_t valid) { memcpy(p, &x
 
 #define VIMTRT_SPLAT(x) {x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}
 
-// 2^x for x <= 0, as everywhere in this file. Constants are written out: gcc builds a splat of a scalar lane by lane in the cloned functions.
+// 2^x for x <= 0, as everywhere in this file. Constants are written out: gcc builds a splat of a scalar lane by lane in the cloned
+// functions.
 VIMTRT_INLINE Lanes exp2_lanes(Lanes x) {
   const Lanes lowest = VIMTRT_SPLAT(-126.0f);
   x = x > lowest ? x : lowest;
@@ -91,8 +92,8 @@ struct Workspace {
 };
 
 template <int N>
-VIMTRT_INLINE void backward_block(const ScanFp32Shape& s, const ScanFp32Inputs& in, const float* dy_all, const ScanFp32Gradients& out, int64_t image,
-                                  int64_t channel, Workspace& w) {
+VIMTRT_INLINE void backward_block(const ScanFp32Shape& s, const ScanFp32Inputs& in, const float* dy_all, const ScanFp32Gradients& out,
+                                  int64_t image, int64_t channel, Workspace& w) {
   const int64_t valid = s.channels - channel, L = s.tokens;
   Lanes a[N], carry[N] = {}, da[N] = {};
   load_decay<N>(in.a, channel, valid, a);
@@ -141,8 +142,8 @@ VIMTRT_INLINE void backward_block(const ScanFp32Shape& s, const ScanFp32Inputs& 
 }
 
 template <int N>
-VIMTRT_INLINE void backward_image(const ScanFp32Shape& s, const ScanFp32Inputs& in, const float* dy, const ScanFp32Gradients& out, int64_t image,
-                                  Workspace& w) {
+VIMTRT_INLINE void backward_image(const ScanFp32Shape& s, const ScanFp32Inputs& in, const float* dy, const ScanFp32Gradients& out,
+                                  int64_t image, Workspace& w) {
   const int64_t L = s.tokens;
   w.db.assign(L * N, Slot{});
   w.dc.assign(L * N, Slot{});
@@ -161,13 +162,13 @@ VIMTRT_INLINE void backward_image(const ScanFp32Shape& s, const ScanFp32Inputs& 
   }
 }
 
-#define VIMTRT_DEFINE_SCAN(N)                                                                                                              \
-  VIMTRT_CLONES void forward_##N(const ScanFp32Shape& s, const ScanFp32Inputs& in, float* y, int64_t image, int64_t channel) {              \
-    forward_block<N>(s, in, y, image, channel);                                                                                            \
-  }                                                                                                                                        \
-  VIMTRT_CLONES void backward_##N(const ScanFp32Shape& s, const ScanFp32Inputs& in, const float* dy, const ScanFp32Gradients& out,         \
-                                  int64_t image, Workspace& w) {                                                                           \
-    backward_image<N>(s, in, dy, out, image, w);                                                                                           \
+#define VIMTRT_DEFINE_SCAN(N)                                                                                                      \
+  VIMTRT_CLONES void forward_##N(const ScanFp32Shape& s, const ScanFp32Inputs& in, float* y, int64_t image, int64_t channel) {     \
+    forward_block<N>(s, in, y, image, channel);                                                                                    \
+  }                                                                                                                                \
+  VIMTRT_CLONES void backward_##N(const ScanFp32Shape& s, const ScanFp32Inputs& in, const float* dy, const ScanFp32Gradients& out, \
+                                  int64_t image, Workspace& w) {                                                                   \
+    backward_image<N>(s, in, dy, out, image, w);                                                                                   \
   }
 VIMTRT_DEFINE_SCAN(8)
 VIMTRT_DEFINE_SCAN(16)

@@ -1,12 +1,13 @@
-// fp32 selective scan with gradients, for calibration, fp32 evaluation and training on a CPU. Not under the numeric contract: the fp32 model is
-// judged by accuracy, so the compiler may contract and reorder here.
+// fp32 selective scan with gradients, for calibration, fp32 evaluation and training on a CPU. Not under the numeric contract: the fp32
+// model is judged by accuracy, so the compiler may contract and reorder here.
 #pragma once
 
 #include <cstdint>
 
 namespace vimtrt {
 
-// One direction. h[t] = exp(delta[t] * A) * h[prev(t)] + delta[t] * u[t] * B[t]; y[t] = sum_n C[t] * h[t] + D * u[t]; prev(t) is t - 1, or t + 1 if `reverse`.
+// One direction. h[t] = exp(delta[t] * A) * h[prev(t)] + delta[t] * u[t] * B[t]; y[t] = sum_n C[t] * h[t] + D * u[t]; prev(t) is t - 1, or
+// t + 1 if `reverse`.
 struct ScanFp32Shape {
   int64_t batch = 0;     // B
   int64_t tokens = 0;    // L

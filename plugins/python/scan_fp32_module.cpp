@@ -46,7 +46,8 @@ Call check(const Read3& u, const Read3& delta, const Read2& a, const Read3& b, c
   require(scan_fp32_supports(s.states), "the fp32 scan supports 8 and 16 states");
   require(has_shape(delta, {s.batch, s.tokens, s.channels}), "delta must have the shape of u");
   require(has_shape(a, {s.channels, s.states}), "a must have the shape [E, N]");
-  require(has_shape(b, {s.batch, s.tokens, s.states}) && has_shape(c, {s.batch, s.tokens, s.states}), "b and c must have the shape [B, L, N]");
+  require(has_shape(b, {s.batch, s.tokens, s.states}) && has_shape(c, {s.batch, s.tokens, s.states}),
+          "b and c must have the shape [B, L, N]");
   require(has_shape(d, {s.channels}), "d must have the shape [E]");
   call.in = {u.data(), delta.data(), a.data(), b.data(), c.data(), d.data()};
   return call;

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pyvimtrt.data.idx import find_idx_pair, read_idx_split
+from pyvimtrt.data.images import IMAGE_SUFFIXES, find_images, load_image
 from pyvimtrt.data.npz import NpzImages
 from pyvimtrt.errors import DataError
 from pyvimtrt.model.config import VimConfig
-from pyvimtrt.runtime.images import IMAGE_SUFFIXES, find_images, load_image
 
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]

@@ -44,7 +44,7 @@ def function_tables(scales: TableScales, function: Function, zero: int = 0) -> n
     """Return tables [T, 256] int8: entry q + 128 holds sat8(rne(f(q * index_scale + index_center) / out_scale) - zero)."""
     index = np.arange(-128, 128, dtype=np.float64) * scales.index_scale[:, None].astype(np.float64) + scales.index_center[:, None]
     entries = np.rint(function(index) / scales.out_scale[:, None]) - zero
-    return np.clip(entries, -128, 127).astype(np.int8)
+    return np.asarray(np.clip(entries, -128, 127), np.int8)
 
 
 def quantize_weight(weight: F64, scale: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.int8]:

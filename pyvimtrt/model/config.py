@@ -106,7 +106,7 @@ def _published() -> dict[str, VimConfig]:
 
 MODELS: dict[str, VimConfig] = {
     **_published(),
-    DEMO_MODEL: VimConfig(img=28, patch=4, dim=96, depth=6, classes=10, channels=1),
+    DEMO_MODEL: VimConfig(img=28, patch=8, stride=4, dim=96, depth=6, classes=10, channels=1),
 }
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 
-from pyvimtrt.api import model_defaults
 from pyvimtrt.errors import ModelError
 from pyvimtrt.model.config import MODELS, VimConfig
+from pyvimtrt.model.defaults import model_defaults
 from pyvimtrt.model.vim import VisionMamba
 
 _IGNORED = frozenset({"pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"})  # what timm passes to every model

@@ -14,6 +14,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,10 +27,16 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
     """Return y [B, L, E] by the fastest scan that fits the tensors' device; differentiable."""
     if u.is_cuda and importlib.util.find_spec("mamba_ssm") is not None:
         return _mamba_ssm_scan(u, delta, A, B, C, D, reverse)
-    native = native_module()
-    if u.device.type == "cpu" and u.dtype == torch.float32 and native is not None and native.scan_fp32_supports(A.shape[1]):
-        return _NativeScan.apply(u, delta, A, B, C, D, reverse)
+    if u.device.type == "cpu" and u.dtype == torch.float32 and _native_supports(A.shape[1]):
+        y: Tensor = _native_scan(u, delta, A, B, C, D, reverse)
+        return y
     return torch_scan(u, delta, A, B, C, D, reverse)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _native_supports(states: int) -> bool:
+    native = native_module()
+    return native is not None and bool(native.scan_fp32_supports(states))
 
 
 def torch_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, reverse: bool = False, on_state: StateHook | None = None) -> Tensor:
@@ -65,22 +72,53 @@ def _mamba_ssm_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D
     return y.flip(1) if reverse else y  # type: ignore[no-any-return]
 
 
-class _NativeScan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, reverse: bool) -> Tensor:
-        inputs = [x.detach().contiguous() for x in (u, delta, A, B, C, D)]
-        y = torch.empty_like(inputs[0])
-        _native().scan_fp32_forward(*[x.numpy() for x in inputs], y.numpy(), reverse, torch.get_num_threads())
-        ctx.save_for_backward(*inputs)
-        ctx.reverse = reverse
-        return y
+@torch.library.custom_op("pyvimtrt::scan_fp32", mutates_args=())
+def _native_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, reverse: bool) -> Tensor:
+    """The package's scan as an operator of PyTorch, so that it has gradients and torch.compile leaves it whole."""
+    y = torch.empty_like(u, memory_format=torch.contiguous_format)
+    _native().scan_fp32_forward(*_arrays(u, delta, A, B, C, D), y.numpy(), reverse, torch.get_num_threads())
+    return y
 
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = ctx.saved_tensors
-        grads = [torch.empty_like(x) for x in inputs]
-        _native().scan_fp32_backward(*[x.numpy() for x in inputs], dy.contiguous().numpy(), *[g.numpy() for g in grads], ctx.reverse, torch.get_num_threads())
-        return (*grads, None)
+
+@torch.library.custom_op("pyvimtrt::scan_fp32_backward", mutates_args=())
+def _native_scan_backward(
+    dy: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, reverse: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    gradients = _empty_gradients(u, delta, A, B, C, D)
+    _native().scan_fp32_backward(*_arrays(u, delta, A, B, C, D, dy), *[g.numpy() for g in gradients], reverse, torch.get_num_threads())
+    return gradients
+
+
+def _empty_gradients(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    like = torch.contiguous_format
+    du, ddelta, dA, dB, dC, dD = (torch.empty_like(x, memory_format=like) for x in (u, delta, A, B, C, D))
+    return du, ddelta, dA, dB, dC, dD
+
+
+@_native_scan.register_fake
+def _(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, reverse: bool) -> Tensor:
+    return torch.empty_like(u, memory_format=torch.contiguous_format)
+
+
+@_native_scan_backward.register_fake
+def _(dy: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, reverse: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _empty_gradients(u, delta, A, B, C, D)
+
+
+def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.reverse = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    return (*_native_scan_backward(dy, *ctx.saved_tensors, ctx.reverse), None)
+
+
+_native_scan.register_autograd(_gradients, setup_context=_save_inputs)
+
+
+def _arrays(*tensors: Tensor) -> list[np.ndarray[Any, Any]]:
+    return [x.detach().contiguous().numpy() for x in tensors]
 
 
 def _native() -> Any:

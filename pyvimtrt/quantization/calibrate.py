@@ -33,7 +33,7 @@ from pyvimtrt.quantization.search import LEVELS, SMALLEST_STEP, tensor
 
 BATCH_ELEMENTS = 1 << 21  # of [B, L, E]: bounds the memory of one batch's activations
 SAMPLE_ROWS = 4096  # images times tokens that steps are searched on
-STATE_SAMPLE_ELEMENTS = 1 << 25  # of the states kept for their clipping, at least one image
+STATE_SAMPLE_ELEMENTS = 1 << 23  # of the states kept for their clipping, at least one image
 TABLE_ROWS = 1024  # rows that table scales are searched on
 SMOOTHING_STRENGTH = 0.5  # share of a channel's range that moves from activations into weights
 MAX_IMAGES = 65536

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pyvimtrt.data.images import load_image
 from pyvimtrt.errors import BackendError, DataError
 from pyvimtrt.graph.assemble import PIXEL_ZERO
 from pyvimtrt.graph.network import Network, load_network
-from pyvimtrt.runtime.images import load_image
 
 BATCH = 16  # images read and run at a time by `classify`
 

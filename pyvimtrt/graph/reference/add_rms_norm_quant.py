@@ -30,5 +30,5 @@ def add_rms_norm_quant_ref(hidden: F32, residual: F32, gain: F32, inv_scale_tok:
         partial = partial[..., :stride] + partial[..., stride : 2 * stride]
         stride //= 2
     mean = partial / np.float32(features)
-    k: F32 = np.float32(1.0) / np.sqrt(mean + np.float32(epsilon))
+    k = np.asarray(np.float32(1.0) / np.sqrt(mean + np.float32(epsilon)), np.float32)
     return r, quantize_s8(((r * k) * gain) * inv_scale_tok[:, None])

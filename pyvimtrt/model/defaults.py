@@ -1,0 +1,35 @@
+"""What a model brings along besides its shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pyvimtrt import zoo
+from pyvimtrt.model.config import DEMO_MODEL, VimConfig, parse_model
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a model brings along: normalization, labels, weights and calibration cache where it is bundled."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    labels: tuple[str, ...] = ()
+    weights: Path | None = None
+    calibration: Path | None = None
+
+
+def model_defaults(config: VimConfig) -> Defaults:
+    """Return the defaults of a model: the bundled model's own, ImageNet's normalization for any other."""
+    if config == parse_model(DEMO_MODEL):
+        return Defaults(zoo.DEMO_MEAN, zoo.DEMO_STD, zoo.DEMO_LABELS, zoo.DEMO_WEIGHTS, zoo.DEMO_CALIBRATION)
+    if config.channels == len(IMAGENET_MEAN):
+        return Defaults(IMAGENET_MEAN, IMAGENET_STD)
+    # ImageNet's values averaged over the channels, so that a model of any other number of channels has a default at all.
+    return Defaults((float(np.mean(IMAGENET_MEAN)),) * config.channels, (float(np.mean(IMAGENET_STD)),) * config.channels)

@@ -1,0 +1,93 @@
+"""What the README tells a newcomer is run: its commands, with a small model in place of the large one, and the output it shows."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import random_weights
+
+from pyvimtrt.cli import app, main
+from pyvimtrt.model.config import parse_model
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```\w*\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
+PYVIMTRT = [line for line in COMMANDS if line.startswith("pyvimtrt ")]
+SMALL = "vim:img=32,patch=8,dim=16,depth=2,classes=4"  # in place of Vim-Tiny
+
+
+def without_spaces(text: str) -> set[str]:
+    """Return the lines that hold words, each without its spaces and rules."""
+    return {"".join(line.split()) for line in text.splitlines() if re.search(r"\w", line)}
+
+
+@pytest.fixture
+def user_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The files that the README's user has: a published checkpoint, photos, and a labelled set."""
+    random = np.random.default_rng(0)
+    weights = {name: torch.from_numpy(value) for name, value in random_weights(parse_model(SMALL)).items()}
+    torch.save({"model": weights}, tmp_path / "vim_t.pth")
+    (tmp_path / "calibration_images").mkdir()
+    pictures = [tmp_path / "photo.jpg", *(tmp_path / "calibration_images" / f"{i}.jpg" for i in range(8))]
+    for label in ("ant", "bee", "cat", "dog"):
+        (tmp_path / "validation" / label).mkdir(parents=True)
+        pictures.append(tmp_path / "validation" / label / "0.png")
+    for picture in pictures:
+        Image.fromarray(random.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(picture)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_two_commands_exist():
+    scripts = [line.split()[1] for line in COMMANDS if line.startswith("bash ")]
+    assert scripts == ["tools/demo.sh", "tools/test.sh"]
+    assert all((ROOT / script).is_file() for script in scripts)
+
+
+def test_commands_run_as_written(user_files: Path, capsys: pytest.CaptureFixture[str]):
+    """In order, each using the files that the ones before it made."""
+    assert {shlex.split(line)[1] for line in PYVIMTRT} >= {"calibrate", "build", "infer", "eval"}
+    for line in PYVIMTRT:
+        arguments = [SMALL if a == "vim_tiny_patch16_224" else a for a in shlex.split(line)[1:]]
+        assert main(arguments) == 0, f"{line}: {capsys.readouterr().err}"
+    out = capsys.readouterr().out
+    assert "probability" in out and "images per second" in out
+
+
+def test_every_command_is_known():
+    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    mentioned = set(re.findall(r"pyvimtrt ([a-z]+)", README))
+    assert mentioned & known and mentioned <= known, mentioned - known
+
+
+def test_python_names_exist():
+    import pyvimtrt
+
+    names = set(re.findall(r"pyvimtrt\.([a-z_]+)\(?", README)) - {"git"}
+    assert names and all(hasattr(pyvimtrt, name) for name in names), names
+
+
+def test_the_shown_output_is_the_demo_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Results do not depend on the machine, so what the README shows is what everybody gets. The rate is left out."""
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.chdir(ROOT)
+    engine = tmp_path / "demo.onnx"
+    assert main(["build", "--int8", "-o", str(engine)]) == 0
+    capsys.readouterr()
+    lines = [line for line in (ROOT / "tools/demo.sh").read_text().splitlines() if "infer engines/" in line or "eval engines/" in line]
+    assert len(lines) == 2
+    for line in lines:
+        words = [str(engine) if word.startswith("engines/") else word for word in shlex.split(line)[1:]]
+        paths = [str(p) for word in words for p in (sorted(Path().glob(word)) if any(c in word for c in "*[") else [word])]
+        assert main(paths) == 0
+    printed = capsys.readouterr().out
+    shown = next(block for block in BLOCKS if "pyvimtrt/zoo/samples" in block)
+    expected = {line for line in without_spaces(printed) if not line.startswith("imagespersecond")}
+    assert expected <= without_spaces(shown), expected - without_spaces(shown)
