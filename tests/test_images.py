@@ -32,7 +32,7 @@ def test_channels_come_first(tmp_path: Path) -> None:
     assert np.array_equal(image, pixels.transpose(2, 0, 1))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I"])
 def test_every_mode_gives_the_models_channels(tmp_path: Path, tiny_config: VimConfig, mode: str) -> None:
     Image.new(mode, (8, 8)).save(tmp_path / "a.tiff")
     assert load_image(tmp_path / "a.tiff", tiny_config).shape == (1, 8, 8)
@@ -94,6 +94,22 @@ def test_decompression_bombs(tmp_path: Path, tiny_config: VimConfig) -> None:
     assert "is a decompression bomb" in fails(path, tiny_config)
     path.write_bytes(png_claiming(8001, 8000))
     assert f"has 8001 x 8000 pixels; at most {MAX_PIXELS} are decoded" in fails(path, tiny_config)
+
+
+def test_greyscale_of_unknown_range(tmp_path: Path, tiny_config: VimConfig) -> None:
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "float.tiff")
+    assert "floating point pixels" in fails(tmp_path / "float.tiff", tiny_config)
+    Image.fromarray(np.full((8, 8), 70000, np.int32)).save(tmp_path / "wide.tiff")
+    assert "more than 16 bits" in fails(tmp_path / "wide.tiff", tiny_config)
+
+
+def test_sizes_round_as_torchvision_s(tmp_path: Path) -> None:
+    """Resize(256) of 500 x 333 gives 384 x 256 (floor of 384.38); CenterCrop(224) starts at round(80) and 16."""
+    config = VimConfig(img=224, patch=16, dim=16, depth=1, classes=3, channels=1)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (333, 500), dtype=np.uint8))
+    picture.save(tmp_path / "a.png")
+    expected = np.asarray(picture.resize((384, 256), Image.Resampling.BICUBIC).crop((80, 16, 304, 240)))
+    assert np.array_equal(load_image(tmp_path / "a.png", config)[0], expected)
 
 
 def test_elongated(tmp_path: Path, tiny_config: VimConfig) -> None:

@@ -133,9 +133,10 @@ def test_every_part_of_the_mixer_reaches_the_logits(changed: str):
     config = parse_model(TINY)
     weights = varied_weights(config)
     other = {name: value.copy() for name, value in weights.items()}
-    other[f"layers.0.mixer.{changed}"].reshape(-1)[-1] += 0.5  # the last channel, the last tap
-    if changed == "in_proj.weight":
-        assert np.abs(other["layers.0.mixer.in_proj.weight"] - weights["layers.0.mixer.in_proj.weight"]).max() > 0
+    if changed == "A_b_log":
+        other[f"layers.0.mixer.{changed}"] += 0.5  # a single state hardly shows over five tokens
+    else:
+        other[f"layers.0.mixer.{changed}"].reshape(-1)[-1] += 0.5  # the last channel, the last tap
     image = np.random.default_rng(3).normal(size=(1, 8, 8))
     difference = naive_logits(config, other, image) - naive_logits(config, weights, image)
     with torch.no_grad():

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything CI runs, from a fresh clone: environment, build, lint, types, all tests.
+# Everything CI runs, from a fresh clone: environment, build, lint, types, all tests, and the demo in an environment of its own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/environment.sh
@@ -8,8 +8,11 @@ make_environment "[torch,dev]"
 echo "== lint"
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check .
+find plugins \( -name '*.h' -o -name '*.cpp' \) -print0 | xargs -0 "$VENV/bin/clang-format" --dry-run --Werror
 echo "== types"
 "$VENV/bin/mypy"
 echo "== tests of the installed package"
 # -P keeps the checkout's pyvimtrt/, which has no compiled module, off the path: the installed package is what is tested.
-exec "$VENV/bin/python" -P -m pytest
+"$VENV/bin/python" -P -m pytest
+echo "== the demo, with the core dependencies alone"
+VIMTRT_VENV=build/demo-venv bash tools/demo.sh

@@ -35,7 +35,7 @@ def load_image(path: Path, config: VimConfig) -> U8:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise DataError(f"{path} has {width} x {height} pixels; at most {MAX_PIXELS} are decoded")
-                picture = _to_mode(ImageOps.exif_transpose(image), _MODES[config.channels])
+                picture = _to_mode(ImageOps.exif_transpose(image), _MODES[config.channels], path)
     except FileNotFoundError:
         raise DataError(f"no image at {path}") from None
     except Image.DecompressionBombError as error:
@@ -50,24 +50,30 @@ def load_image(path: Path, config: VimConfig) -> U8:
     return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
 
-def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):  # 16-bit greyscale: scale to 8 bits instead of clipping
+def _to_mode(image: Image.Image, mode: str, path: Path) -> Image.Image:
+    if image.mode.startswith("I"):  # greyscale of 16 bits, in Pillow's modes of 16 and 32: scale to 8 bits instead of clipping
         values = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray(np.clip(np.rint(values / 257.0), 0, 255).astype(np.uint8))
+        if values.min() < 0 or values.max() > 65535:
+            raise DataError(f"{path} has pixels of more than 16 bits; convert it to 8 or 16 bits")
+        image = Image.fromarray(np.rint(values / 257.0).astype(np.uint8))
+    elif image.mode == "F":
+        raise DataError(f"{path} has floating point pixels, whose range is anyone's guess; convert it to 8 or 16 bits")
     return image.convert(mode)
 
 
 def _fit(image: Image.Image, size: int) -> Image.Image:
-    """Resize the short side to size / CROP_FRACTION and crop the middle; small models (under 64 pixels) take the whole middle square."""
+    """Resize the short side to size / CROP_FRACTION and crop the middle; small models (under 64 pixels) take the whole middle square.
+
+    Sizes are rounded as torchvision's Resize and CenterCrop round them, which published accuracies were measured with.
+    """
     width, height = image.size
     if (width, height) == (size, size):
         return image
-    short = size if size < 64 else round(size / CROP_FRACTION)
-    scale = short / min(width, height)
-    new_width, new_height = max(size, round(width * scale)), max(size, round(height * scale))
-    if max(new_width, new_height) > 64 * size:
+    short = size if size < 64 else int(size / CROP_FRACTION)
+    if max(width, height) > 64 * min(width, height):
         raise DataError(f"an image of {width} x {height} pixels is too elongated to classify")
-    left, top = (new_width - size) // 2, (new_height - size) // 2
+    new_width, new_height = (short, short * height // width) if width <= height else (short * width // height, short)
+    left, top = round((new_width - size) / 2), round((new_height - size) / 2)
     return image.resize((new_width, new_height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
 
 
