@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import math
 import pickle
@@ -315,7 +316,7 @@ def same(a: Weights, b: Weights) -> bool:
 def test_checkpoints_of_every_kind(tmp_path: Path, tiny_config: VimConfig, tiny_weights: Weights):
     state = tensors(tiny_weights)
     torch.save(state, tmp_path / "bare.pth")
-    torch.save({"model": state, "epoch": 3, "optimizer": {"lr": 0.1}}, tmp_path / "nested.pth")
+    torch.save({"model": state, "epoch": 3, "optimizer": {"lr": 0.1}, "args": argparse.Namespace(lr=0.1, model="vim")}, tmp_path / "nested.pth")
     torch.save({"model": state}, tmp_path / "zip.bin")
     torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     safetensors.torch.save_file(state, tmp_path / "a.safetensors")

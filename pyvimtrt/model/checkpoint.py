@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import warnings
 from pathlib import Path
@@ -34,7 +35,8 @@ def _read_pth(path: Path) -> Weights:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the file's pickle protocol; what matters is raised
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts save their arguments along, a record of plain values
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise ModelError(
             f"cannot read weights from {path}: it is no checkpoint of tensors alone; "
