@@ -12,7 +12,7 @@ find plugins \( -name '*.h' -o -name '*.cpp' \) -print0 | xargs -0 "$VENV/bin/cl
 echo "== types"
 "$VENV/bin/mypy"
 echo "== tests of the installed package"
-# -P keeps the checkout's pyvimtrt/, which has no compiled module, off the path: the installed package is what is tested.
-"$VENV/bin/python" -P -m pytest
+# Keeps the checkout's pyvimtrt/, which has no compiled module, off the path of pytest and of what it starts: the installed package is what is tested.
+PYTHONSAFEPATH=1 "$VENV/bin/pytest"
 echo "== the demo, with the core dependencies alone"
 VIMTRT_VENV=build/demo-venv bash tools/demo.sh
