@@ -13,11 +13,8 @@ def available_isas() -> list[str]:
     """Instruction sets that can run here, best first: "avx512", "avx2", "generic"."""
 
 class Program:
-    def __init__(self, isa: str, threads: int) -> None: ...
+    def __init__(self, isa: str, threads: int, max_constant_bytes: int = ...) -> None: ...
     def set_threads(self, threads: int) -> None: ...
-    def set_profiling(self, enabled: bool) -> None:
-        """Whether the next runs measure every step, see `step_seconds`."""
-
     def add_value(self, bytes_per_sample: int) -> int: ...
     def add_kscaled_linear(
         self,
@@ -131,6 +128,9 @@ class Program:
     def run(self, batch: int, inputs: Sequence[NDArray[np.generic]], outputs: Sequence[NDArray[np.generic]]) -> None:
         """Read `batch` samples of every input, write every output. The GIL is released; concurrent calls take turns."""
 
+    def run_timed(self, batch: int, inputs: Sequence[NDArray[np.generic]], outputs: Sequence[NDArray[np.generic]]) -> list[float]:
+        """Run, and return the seconds of every step."""
+
     def value_bytes(self, value: int) -> int:
         """Of one sample."""
 
@@ -146,9 +146,6 @@ class Program:
     def constant_bytes(self) -> int: ...
     @property
     def step_names(self) -> list[str]: ...
-    @property
-    def step_seconds(self) -> list[float]:
-        """Of the last run, one per step; empty unless profiling was on."""
 
 def scan_fp32_supports(states: int) -> bool:
     """Whether the fp32 scan has a kernel for this state size."""

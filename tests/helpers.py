@@ -62,7 +62,7 @@ class Operator:
         self.network.nodes.append(self.node)
 
     def reference(self) -> tuple[Array, ...]:
-        with np.errstate(over="ignore"):  # some cases are about infinities
+        with np.errstate(over="ignore", invalid="ignore"):  # some cases are about infinities
             return run_node(self.node, list(self.inputs.values()))
 
     def native(self, isa: str, threads: int) -> tuple[Array, ...]:

@@ -95,6 +95,12 @@ def infinite_results(inputs: dict[str, Array], rng: np.random.Generator) -> None
     inputs["channel_scale"][...] = rng.choice([-3e38, 3e38], len(inputs["channel_scale"]))
 
 
+def nan_results(inputs: dict[str, Array], rng: np.random.Generator) -> None:
+    """An infinite product times a zero: no network holds such scales, a hostile file may."""
+    inputs["token_scale"][...] = 3e38
+    inputs["channel_scale"][::2] = 0.0
+
+
 def sums_above_24_bits(inputs: dict[str, Array], rng: np.random.Generator) -> None:
     """float(acc) itself is rounded: sums up to 65536 * 128 * 127 have 30 bits."""
     inputs["x"][...] = rng.integers(100, 128, inputs["x"].shape)
@@ -128,6 +134,8 @@ LINEAR = {
     "saturation": lambda: linear(gain=1e6),
     "saturation with tables": lambda: linear(gain=1e6, tables_=3),
     "infinite": lambda: linear_with(infinite_results),
+    "not a number": lambda: linear_with(nan_results, O=67, L=7),
+    "not a number, tables": lambda: linear_with(nan_results, O=67, L=7, tables_=3),
     "one token": lambda: linear(L=1),
     "one token, one image": lambda: linear(B=1, L=1),
     "197 tokens": lambda: linear(B=1, L=197, C=44, O=67),
@@ -531,6 +539,11 @@ def test_cases_reach_the_range_they_are_meant_for(name: str):
         assert at_the_ends > 0.9
     else:
         assert at_the_ends < 0.4 and len(np.unique(outputs[-1])) > 80
+
+
+def test_what_is_not_a_number_becomes_the_smallest():
+    operator, (y,) = case("KScaledLinear not a number")
+    assert (operator.inputs["channel_scale"][::2] == 0).all() and (y[..., ::2] == -128).all()
 
 
 # Not QuantConv1dSiLU: its only multiplication by a small number is its last, so what is subnormal there rounds to 0 in any mode.

@@ -29,7 +29,7 @@ VIMTRT_HD static inline uint32_t to_bits(float value) {
   return bits;
 }
 
-// sat8(rne(x)): clamping first gives the same value and makes the conversion safe for infinities.
+// sat8(rne(x)): clamping first gives the same value and makes the conversion safe for infinities. NaN becomes -128.
 VIMTRT_HD static inline int8_t quantize_s8(float x) {
   float clamped = x > -128.0f ? x : -128.0f;
   clamped = clamped < 127.0f ? clamped : 127.0f;

@@ -47,22 +47,33 @@ class DefaultFloatMode {
 #endif
 };
 
-// Calls body(worker, workers) once on each of `threads` threads; `workers` may be less than asked for, never more.
+// Calls body(worker, workers) once on each of `workers` threads: at most `useful`, and perhaps fewer than `threads`. A team always has all
+// `threads`, even where some have nothing to do: OpenMP would end the threads that a smaller team leaves over, and make them again for the
+// next operator.
 template <class Body>
-void run_workers(int threads, const Body& body) {
+void run_workers(int threads, int useful, const Body& body) {
 #ifdef _OPENMP
-  if (threads > 1) {
+  if (threads > 1 && useful > 1) {
 #pragma omp parallel num_threads(threads)
     {
-      const DefaultFloatMode mode;
-      body(omp_get_thread_num(), omp_get_num_threads());
+      const int team = omp_get_num_threads(), workers = useful < team ? useful : team;
+      if (omp_get_thread_num() < workers) {
+        const DefaultFloatMode mode;
+        body(omp_get_thread_num(), workers);
+      }
     }
     return;
   }
 #endif
+  (void)useful;
   (void)threads;
   const DefaultFloatMode mode;
   body(0, 1);
+}
+
+template <class Body>
+void run_workers(int threads, const Body& body) {
+  run_workers(threads, threads, body);
 }
 
 struct WorkRange {

@@ -121,9 +121,10 @@ void run_block(const KScaledLinearParams& p, const Packed& packed, const int16_t
       if (target == tile) std::memcpy(p.y_float + at, tile, static_cast<size_t>(outputs) * sizeof(float));
       return;
     }
-    // What is far below -128 converts to INT_MIN and packs to -128; above 127 it would convert to INT_MIN too, hence the min.
-    const __m256i q0 = _mm256_cvtps_epi32(_mm256_min_ps(v0, _mm256_set1_ps(127.0f)));
-    const __m256i q1 = _mm256_cvtps_epi32(_mm256_min_ps(v1, _mm256_set1_ps(127.0f)));
+    // What is far below -128 converts to INT_MIN and packs to -128; above 127 it would convert to INT_MIN too, hence the min, which hands
+    // on its second operand where that is NaN: INT_MIN again.
+    const __m256i q0 = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_set1_ps(127.0f), v0));
+    const __m256i q1 = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_set1_ps(127.0f), v1));
     const __m256i q16 = _mm256_permute4x64_epi64(_mm256_packs_epi32(q0, q1), 0xd8);
     const __m128i q = _mm_packs_epi16(_mm256_castsi256_si128(q16), _mm256_extracti128_si256(q16, 1));
     int8_t tile[kOutputs];

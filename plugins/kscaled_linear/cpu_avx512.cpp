@@ -152,8 +152,9 @@ void run_block(const KScaledLinearParams& p, const Packed& packed, Lookup lookup
       if (to_float) {
         store_floats(p.y_float + at + 16 * v, outputs - 16 * v, value);
       } else {
-        // What is far below -128 converts to INT_MIN and packs to -128; above 127 it would convert to INT_MIN too, hence the min.
-        q[v] = _mm512_cvtps_epi32(_mm512_min_ps(value, _mm512_set1_ps(127.0f)));
+        // What is far below -128 converts to INT_MIN and packs to -128; above 127 it would convert to INT_MIN too, hence the min, which
+        // hands on its second operand where that is NaN: INT_MIN again.
+        q[v] = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_set1_ps(127.0f), value));
       }
     });
     if (to_float) return;

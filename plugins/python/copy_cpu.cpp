@@ -79,7 +79,7 @@ void strided_copy(const StridedCopy& copy, int64_t batch, int64_t src_sample_byt
   int64_t runs = 1;
   for (size_t d = 0; d < outer_dims; ++d) runs *= copy.shape[d];
   const int64_t run_bytes = run * copy.element_bytes;
-  run_workers(useful_threads(batch * runs * run_bytes, threads), [&](int worker, int workers) {
+  run_workers(threads, useful_threads(batch * runs * run_bytes, threads), [&](int worker, int workers) {
     const WorkRange range = work_range(batch * runs, 1, worker, workers);
     for (int64_t i = range.begin; i < range.end; ++i) {
       int64_t rest = i % runs;
@@ -95,7 +95,7 @@ void strided_copy(const StridedCopy& copy, int64_t batch, int64_t src_sample_byt
 
 void gather(int64_t outer, int64_t axis_length, int64_t inner_bytes, const int64_t* indices, int64_t count, const uint8_t* x, uint8_t* y,
             int threads) {
-  run_workers(useful_threads(outer * count * inner_bytes, threads), [&](int worker, int workers) {
+  run_workers(threads, useful_threads(outer * count * inner_bytes, threads), [&](int worker, int workers) {
     const WorkRange range = work_range(outer * count, 1, worker, workers);
     int64_t o = range.begin / count;
     int64_t j = range.begin % count;

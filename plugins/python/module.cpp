@@ -256,7 +256,7 @@ std::vector<HeldBuffer> hold(const Program& program, const char* what, const std
   return buffers;
 }
 
-void run(Program& program, int64_t batch, const nb::sequence& inputs, const nb::sequence& outputs) {
+void run_with(Program& program, int64_t batch, const nb::sequence& inputs, const nb::sequence& outputs, std::vector<double>* seconds) {
   if (!program.finalized()) throw std::invalid_argument("the program is not finalized");
   const std::vector<HeldBuffer> held_inputs = hold(program, "input", program.inputs(), inputs, batch, false);
   const std::vector<HeldBuffer> held_outputs = hold(program, "output", program.outputs(), outputs, batch, true);
@@ -265,7 +265,17 @@ void run(Program& program, int64_t batch, const nb::sequence& inputs, const nb::
   for (const HeldBuffer& buffer : held_inputs) input_pointers.push_back(buffer.data());
   for (const HeldBuffer& buffer : held_outputs) output_pointers.push_back(buffer.data());
   const nb::gil_scoped_release release;
-  program.run(batch, input_pointers, output_pointers);
+  program.run(batch, input_pointers, output_pointers, seconds);
+}
+
+void run(Program& program, int64_t batch, const nb::sequence& inputs, const nb::sequence& outputs) {
+  run_with(program, batch, inputs, outputs, nullptr);
+}
+
+std::vector<double> run_timed(Program& program, int64_t batch, const nb::sequence& inputs, const nb::sequence& outputs) {
+  std::vector<double> seconds;
+  run_with(program, batch, inputs, outputs, &seconds);
+  return seconds;
 }
 
 std::vector<std::string> isa_names() {
@@ -287,10 +297,12 @@ NB_MODULE(_native, m) {
 
   nb::class_<Program>(m, "Program", "A list of operators over values, run on the CPU.")
       .def(
-          "__init__", [](Program* self, const std::string& isa, int threads) { new (self) Program(isa_from_name(isa), threads); }, "isa"_a,
-          "threads"_a)
+          "__init__",
+          [](Program* self, const std::string& isa, int threads, int64_t max_constant_bytes) {
+            new (self) Program(isa_from_name(isa), threads, max_constant_bytes);
+          },
+          "isa"_a, "threads"_a, "max_constant_bytes"_a = Program::kMaxConstantBytes)
       .def("set_threads", &Program::set_threads, "threads"_a, NoGil())
-      .def("set_profiling", &Program::set_profiling, "enabled"_a, NoGil())
       .def("add_value", &Program::add_value, "bytes_per_sample"_a)
       .def("add_kscaled_linear", &add_kscaled_linear, nb::kw_only(), "name"_a, "x"_a, "y"_a, "tokens"_a, "x_width"_a, "x_offset"_a,
            "weight"_a, "token_scale"_a, "channel_scale"_a, "bias"_a, "out_token_scale"_a, "table"_a.none() = nb::none(),
@@ -305,13 +317,13 @@ NB_MODULE(_native, m) {
            "residual_constant"_a.none() = nb::none(), "residual_out"_a, "y"_a, "tokens"_a, "gain"_a, "inv_scale_tok"_a, "epsilon"_a)
       .def("add_copy", &add_copy, nb::kw_only(), "name"_a, "x"_a, "y"_a, "element_bytes"_a, "shape"_a, "src_strides"_a, "src_offset"_a = 0)
       .def("add_gather", &add_gather, nb::kw_only(), "name"_a, "x"_a, "y"_a, "outer"_a, "axis_length"_a, "inner_bytes"_a, "indices"_a)
-      .def("finalize", &Program::finalize, "inputs"_a, "outputs"_a)
+      .def("finalize", &Program::finalize, "inputs"_a, "outputs"_a, NoGil())
       .def("run", &run, "batch"_a, "inputs"_a, "outputs"_a)
+      .def("run_timed", &run_timed, "batch"_a, "inputs"_a, "outputs"_a)
       .def("value_bytes", &Program::value_bytes, "value"_a)
       .def_prop_ro("isa", [](const Program& self) { return std::string(isa_name(self.isa())); })
       .def_prop_ro("threads", &Program::threads)
       .def_prop_ro("arena_bytes", &Program::arena_bytes)
       .def_prop_ro("constant_bytes", &Program::constant_bytes)
-      .def_prop_ro("step_names", &Program::step_names, NoGil())
-      .def_prop_ro("step_seconds", &Program::step_seconds, NoGil());
+      .def_prop_ro("step_names", &Program::step_names, NoGil());
 }

@@ -1,5 +1,7 @@
 #include "plugins/python/program.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -7,6 +9,7 @@
 #include <new>
 #include <numeric>
 #include <stdexcept>
+#include <thread>
 #include <utility>
 
 #include "plugins/add_rms_norm_quant/cpu.h"
@@ -22,6 +25,9 @@ constexpr int64_t kAlignment = 64;
 constexpr int kMaxThreads = 1024;
 constexpr int64_t kMaxInFeatures = 65536;  // the largest sum that fits int32
 constexpr int64_t kTableSize = 256;
+// Far above any Vision Mamba, far below what would bring a machine down: a file of some megabytes could ask for gigabytes by copying
+// copies.
+constexpr int64_t kMaxArenaBytes = int64_t{1} << 30;  // of one sample
 
 [[noreturn]] void fail(const std::string& name, const std::string& sentence) {
   throw std::invalid_argument((name.empty() ? "" : name + ": ") + sentence);
@@ -73,8 +79,8 @@ void check_floats(const std::string& name, const char* what, const Array<float>&
 }
 
 void check_tables(const std::string& name, const Array<int8_t>& table, const Array<int32_t>& table_id, int64_t ids, int32_t smallest_id) {
-  if (table.data == nullptr || table.size == 0 || table.size % kTableSize != 0) {
-    fail(name, "table has " + std::to_string(table.size) + " elements, expected a positive multiple of 256");
+  if (table.data == nullptr || table.size == 0 || table.size % kTableSize != 0 || table.size > INT32_MAX) {
+    fail(name, "table has " + std::to_string(table.size) + " elements, expected a positive multiple of 256 below 2^31");
   }
   check_size(name, "table_id", table_id, {ids});
   const int64_t tables = static_cast<int64_t>(table.size) / kTableSize;
@@ -104,7 +110,7 @@ AlignedBuffer::AlignedBuffer(size_t bytes) : size_(bytes) {
 
 void AlignedBuffer::Free::operator()(uint8_t* memory) const { ::operator delete(memory, std::align_val_t(kAlignment)); }
 
-Program::Program(Isa isa, int threads) : isa_(isa), threads_(1) {
+Program::Program(Isa isa, int threads, int64_t max_constant_bytes) : isa_(isa), threads_(1), max_constant_bytes_(max_constant_bytes) {
   const std::vector<Isa> isas = available_isas();
   if (std::find(isas.begin(), isas.end(), isa) == isas.end()) {
     fail("", std::string("instruction set ") + isa_name(isa) + " cannot run on this machine");
@@ -116,11 +122,6 @@ void Program::set_threads(int threads) {
   if (threads < 1 || threads > kMaxThreads) fail("", "threads is " + number(threads) + ", expected 1 to " + number(kMaxThreads));
   const std::lock_guard<std::mutex> lock(mutex_);
   threads_ = threads;
-}
-
-void Program::set_profiling(bool enabled) {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  profiling_ = enabled;
 }
 
 int Program::add_value(int64_t bytes_per_sample) {
@@ -147,13 +148,21 @@ void Program::check_value(const std::string& name, const char* role, int value, 
   }
 }
 
+// One constant may serve many operators, each of which packs it: the sum is checked, not the file.
+void Program::take_constant_bytes(size_t bytes) {
+  if (static_cast<int64_t>(bytes) > max_constant_bytes_ - constant_bytes_) {
+    fail("", "the constants take more than " + number(max_constant_bytes_) + " bytes");
+  }
+  constant_bytes_ += static_cast<int64_t>(bytes);
+}
+
 // A copy of the array in the program's own memory.
 template <class T>
 const T* Program::keep(const Array<T>& array) {
   if (array.size == 0) return nullptr;
+  take_constant_bytes(array.size * sizeof(T));
   AlignedBuffer buffer(array.size * sizeof(T));
   std::memcpy(buffer.data(), array.data, buffer.size());
-  constant_bytes_ += static_cast<int64_t>(buffer.size());
   constants_.push_back(std::move(buffer));
   return reinterpret_cast<const T*>(constants_.back().data());
 }
@@ -162,9 +171,9 @@ template <class Cpu, class Params>
 const void* Program::pack(const Cpu& cpu, const Params& params) {
   const size_t bytes = cpu.packed_bytes(params);
   if (bytes == 0) return nullptr;
+  take_constant_bytes(bytes);
   AlignedBuffer buffer(bytes);
   cpu.pack(params, buffer.data());
-  constant_bytes_ += static_cast<int64_t>(bytes);
   constants_.push_back(std::move(buffer));
   return constants_.back().data();
 }
@@ -287,6 +296,7 @@ void Program::add_bidirectional_scan(const BidirectionalScanSpec& s) {
   const std::lock_guard<std::mutex> lock(mutex_);
   check_dimension(s.name, "tokens", s.tokens);
   check_dimension(s.name, "channels", s.channels);
+  check_dimension(s.name, "channels times states", product(s.name, {2, s.channels, s.states}));
   if (s.states != 8 && s.states != 16) fail(s.name, "the state size is " + number(s.states) + ", expected 8 or 16");
   check_columns(s.name, "bc", s.bc_width, s.bc_offset, 2 * s.states);
   check_columns(s.name, "gate", s.gate_width, s.gate_offset, s.channels);
@@ -542,9 +552,11 @@ void Program::plan_arena() {
         std::upper_bound(placed.begin(), placed.end(), offset, [&](int64_t at, const Life& other) { return at < offset_of(other); });
     placed.insert(place, life);
   }
+  if (arena_bytes_ > kMaxArenaBytes)
+    fail("", "the activations of one image take " + number(arena_bytes_) + " bytes, at most " + number(kMaxArenaBytes));
 }
 
-void Program::run(int64_t batch, const std::vector<const void*>& inputs, const std::vector<void*>& outputs) {
+void Program::run(int64_t batch, const std::vector<const void*>& inputs, const std::vector<void*>& outputs, std::vector<double>* seconds) {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (!finalized_) fail("", "the program is not finalized");
   if (batch < 1) fail("", "batch is " + number(batch) + ", expected at least 1");
@@ -588,16 +600,24 @@ void Program::run(int64_t batch, const std::vector<const void*>& inputs, const s
   }
   for (size_t i = 0; i < outputs.size(); ++i) pointers_[static_cast<size_t>(outputs_[i])] = static_cast<uint8_t*>(outputs[i]);
 
-  if (!profiling_) {
-    seconds_.clear();
-    for (const Step& step : steps_) step.run(batch, pointers_.data(), scratch_.data(), threads_);
+  // OpenMP's threads wait for the thread that first asked for them. A fork copies that thread, but not those that wait for it: in a child
+  // process it would wait for ever. Another thread there gets threads of its own.
+  thread_local pid_t team_of = 0;
+  if (threads_ > 1 && team_of != 0 && team_of != getpid()) {
+    std::thread([&] { run_steps(batch, seconds); }).join();
     return;
   }
-  seconds_.assign(steps_.size(), 0.0);
+  if (threads_ > 1) team_of = getpid();
+  run_steps(batch, seconds);
+}
+
+void Program::run_steps(int64_t batch, std::vector<double>* seconds) {
+  const int threads = threads_;
+  if (seconds != nullptr) seconds->assign(steps_.size(), 0.0);
   for (size_t i = 0; i < steps_.size(); ++i) {
     const auto begin = std::chrono::steady_clock::now();
-    steps_[i].run(batch, pointers_.data(), scratch_.data(), threads_);
-    seconds_[i] = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    steps_[i].run(batch, pointers_.data(), scratch_.data(), threads);
+    if (seconds != nullptr) (*seconds)[i] = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   }
 }
 
@@ -606,11 +626,6 @@ std::vector<std::string> Program::step_names() const {
   std::vector<std::string> names;
   for (const Step& step : steps_) names.push_back(step.name);
   return names;
-}
-
-std::vector<double> Program::step_seconds() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  return seconds_;
 }
 
 }  // namespace vimtrt

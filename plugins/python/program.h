@@ -11,6 +11,7 @@
 // bytes. Everything that can be wrong is found by the add_ functions and by finalize, and thrown as std::invalid_argument.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -148,12 +149,14 @@ class AlignedBuffer {
 
 class Program {
  public:
-  Program(Isa isa, int threads);
+  // Far above any Vision Mamba: Vim-Base packs to 200 MB.
+  static constexpr int64_t kMaxConstantBytes = int64_t{4} << 30;
+
+  Program(Isa isa, int threads, int64_t max_constant_bytes = kMaxConstantBytes);
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;
 
   void set_threads(int threads);
-  void set_profiling(bool enabled);
 
   int add_value(int64_t bytes_per_sample);
   void add_kscaled_linear(const KScaledLinearSpec& spec);
@@ -167,8 +170,9 @@ class Program {
   void finalize(const std::vector<int>& inputs, const std::vector<int>& outputs);
 
   // Pointers in finalize's order, each to `batch` samples; outputs may overlap nothing. Allocates only when a batch needs more memory than
-  // every one before it. Calls from several threads take turns.
-  void run(int64_t batch, const std::vector<const void*>& inputs, const std::vector<void*>& outputs);
+  // every one before it. Calls from several threads take turns. `seconds`, where given, receives the time of each operator, in order.
+  void run(int64_t batch, const std::vector<const void*>& inputs, const std::vector<void*>& outputs,
+           std::vector<double>* seconds = nullptr);
 
   bool finalized() const { return finalized_; }
   Isa isa() const { return isa_; }
@@ -180,9 +184,7 @@ class Program {
   int64_t arena_bytes() const { return arena_bytes_; }  // of one sample
   int64_t constant_bytes() const { return constant_bytes_; }
 
-  // One per operator, in order; seconds of the last run, empty unless profiling was enabled then.
-  std::vector<std::string> step_names() const;
-  std::vector<double> step_seconds() const;
+  std::vector<std::string> step_names() const;  // one per operator, in order
 
  private:
   struct Step {
@@ -199,16 +201,18 @@ class Program {
   const T* keep(const Array<T>& array);
   void check_value(const std::string& name, const char* role, int value, int64_t bytes) const;
   Step new_step(const std::string& name, std::vector<int> reads, std::vector<int> writes) const;
+  void take_constant_bytes(size_t bytes);
   void plan_arena();
+  void run_steps(int64_t batch, std::vector<double>* seconds);
 
   Isa isa_;
-  int threads_;
-  bool profiling_ = false;
+  std::atomic<int> threads_;
   bool finalized_ = false;
   std::vector<int64_t> value_bytes_;
   std::vector<Step> steps_;
   std::vector<AlignedBuffer> constants_;
   int64_t constant_bytes_ = 0;
+  int64_t max_constant_bytes_;
   std::vector<int> inputs_;
   std::vector<int> outputs_;
   std::vector<int64_t> arena_offset_;  // of one sample, times the batch; -1: caller's memory
@@ -216,7 +220,6 @@ class Program {
   AlignedBuffer arena_;
   AlignedBuffer scratch_;
   std::vector<uint8_t*> pointers_;  // of the run in progress, by value
-  std::vector<double> seconds_;
   mutable std::mutex mutex_;
 };
 

@@ -69,7 +69,7 @@ inline __m128i indices(const Pair& early, const Pair& late, const Direction& w) 
     const __m256i acc =
         _mm256_add_epi32(_mm256_madd_epi16(early.numbers[v], load(w.early[v])), _mm256_madd_epi16(late.numbers[v], load(w.late[v])));
     const __m256 value = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc), _mm256_load_ps(w.scale[v]), _mm256_load_ps(w.bias[v]));
-    q[v] = _mm256_cvtps_epi32(_mm256_min_ps(value, _mm256_set1_ps(127.0f)));
+    q[v] = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_set1_ps(127.0f), value));
   }
   const __m256i words = _mm256_packs_epi32(q[0], q[1]);
   const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));

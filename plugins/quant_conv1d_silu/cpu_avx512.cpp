@@ -95,7 +95,7 @@ inline __m512i indices(const Window& window, const Direction& w) {
   for (int v = 0; v < 4; ++v) {
     const __m512i acc = _mm512_dpbusd_epi32(_mm512_load_si512(w.correction[v]), window.bytes[v], _mm512_load_si512(w.weight[v]));
     const __m512 value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc), _mm512_load_ps(w.scale[v]), _mm512_load_ps(w.bias[v]));
-    q[v] = _mm512_cvtps_epi32(_mm512_min_ps(value, _mm512_set1_ps(127.0f)));
+    q[v] = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_set1_ps(127.0f), value));
   }
   const __m512i bytes = _mm512_packs_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3]));
   return _mm512_xor_si512(bytes, _mm512_set1_epi8(-128));

@@ -24,7 +24,8 @@ OUTPUT_NAME = "logits"
 ONNX_OPSET = 17  # Reshape, Transpose and Gather; old enough for every TensorRT 10
 IR_VERSION = 8
 MAX_FILE_BYTES = (1 << 31) - 1  # protobuf's own limit
-MAX_ACTIVATION_BYTES = 1 << 32  # of one tensor of one image
+MAX_ACTIVATION_BYTES = 1 << 30  # of one tensor of one image
+MAX_NODES = 20_000  # above the 9 nodes a layer of the deepest model
 _METADATA_PREFIX = "pyvimtrt."
 
 
@@ -121,7 +122,7 @@ def load_network(path: Path) -> Network:
     model = _read_model(path)
     try:
         return network_from_model(model, str(path))
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError, MemoryError) as error:
         # Protobuf hands out bytes where text is not UTF-8, and numbers of any size: no check below foresees all of it.
         raise NetworkError(f"{path} is damaged ({error}); build the network again") from error
 
@@ -161,6 +162,8 @@ def network_from_model(model: onnx.ModelProto, source: str) -> Network:
     if opsets.get(DOMAIN) != OPSET:
         raise NetworkError(f"{source}: operators of {DOMAIN} have version {opsets.get(DOMAIN)}, this package runs version {OPSET}")
     graph = model.graph
+    if len(graph.node) > MAX_NODES:
+        raise NetworkError(f"{source} has {len(graph.node)} nodes; a quantized network has at most {MAX_NODES}")
     for tensor in graph.initializer:
         network.values[tensor.name] = Value.constant(_array(tensor, source))
     inputs = [i for i in graph.input if i.name not in network.values]

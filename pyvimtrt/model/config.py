@@ -11,6 +11,8 @@ from pyvimtrt.errors import ModelError
 CONV_WIDTH = 4  # taps of the depthwise convolution, as in Mamba and in the numeric contract
 EXPAND = 2  # d_inner / d_model
 MAX_TOKENS = 65536  # a bound on memory asked for by a user's text or file, far above 1792 x 1792 pixels
+MAX_CHANNELS = 16  # of the image
+MAX_IMAGE = 8192  # pixels along one side
 MAX_WIDTH = 32768  # d_inner and inputs of a linear layer stay within the contract's int32 sums
 
 DEMO_MODEL = "vim_demo_fashion_mnist"
@@ -51,6 +53,8 @@ class VimConfig:
             raise ModelError(f"model option state must be 8 or 16 (the scan's kernels exist for these), got {self.state}")
         if not (isinstance(self.eps, float) and 0.0 < self.eps < 1.0):
             raise ModelError(f"model option eps must lie between 0 and 1, got {self.eps!r}")
+        if self.img > MAX_IMAGE or self.channels > MAX_CHANNELS:
+            raise ModelError(f"img may be at most {MAX_IMAGE} and channels at most {MAX_CHANNELS}, got {self.img} and {self.channels}")
         if self.patch > self.img:
             raise ModelError(f"patch={self.patch} is larger than the image, img={self.img}")
         if self.inner > MAX_WIDTH or self.channels * self.patch**2 > MAX_WIDTH:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyvimtrt.errors import BackendError
+from pyvimtrt.errors import BackendError, NetworkError
 from pyvimtrt.graph.network import Network, Node
 from pyvimtrt.native import require_native
 from pyvimtrt.runtime.engine import Engine
@@ -45,7 +45,10 @@ class CpuEngine(Engine):
         self.threads = threads if threads is not None else default_threads()
         if self.threads < 1:
             raise BackendError(f"the number of threads must be at least 1, got {self.threads}")
-        self._program = build_program(network, [network.input], [network.output], self.isa, self.threads)
+        try:
+            self._program = build_program(network, [network.input], [network.output], self.isa, self.threads)
+        except (ValueError, TypeError, MemoryError) as error:  # sizes that no machine here can run
+            raise NetworkError(f"the network cannot be run on this machine: {error or 'out of memory'}") from error
 
     def run_pixels(self, pixels: npt.NDArray[np.int8]) -> npt.NDArray[np.float32]:
         logits = np.empty((len(pixels), self.config.classes), np.float32)
@@ -54,12 +57,8 @@ class CpuEngine(Engine):
 
     def profile(self, pixels: npt.NDArray[np.int8]) -> list[tuple[str, float]]:
         """Return name and seconds of every step of one run."""
-        self._program.set_profiling(True)
-        try:
-            self.run_pixels(pixels)
-            return list(zip(self._program.step_names, self._program.step_seconds, strict=True))
-        finally:
-            self._program.set_profiling(False)
+        logits = np.empty((len(pixels), self.config.classes), np.float32)
+        return list(zip(self._program.step_names, self._program.run_timed(len(pixels), [pixels], [logits]), strict=True))
 
     @property
     def memory_bytes(self) -> dict[str, int]:

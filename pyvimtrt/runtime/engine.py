@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyvimtrt.data.images import load_image
-from pyvimtrt.errors import BackendError, DataError
+from pyvimtrt.errors import BackendError, DataError, NetworkError
 from pyvimtrt.graph.assemble import PIXEL_ZERO
 from pyvimtrt.graph.network import Network, load_network
 
@@ -39,13 +39,13 @@ class Engine(ABC):
 
     @abstractmethod
     def run_pixels(self, pixels: npt.NDArray[np.int8]) -> npt.NDArray[np.float32]:
-        """Return logits [B, classes] of int8 pixel - 128 [B, C, H, W], C-contiguous and of the right shape."""
+        """Return logits [B, classes] of int8 pixel - 128 [B, C, H, W], B at least 1, C-contiguous and of the right shape: `run` checks."""
 
     def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Return float32 logits [B, classes].
 
         ``images`` is uint8 [B, C, H, W], or float32 in the model's normalized units, which is turned back into pixels:
-        rne((x * std + mean) * 255). Raises DataError for any other type or shape.
+        rne((x * std + mean) * 255). Raises DataError for any other type or shape, NetworkError where logits are not finite.
         """
         images = np.asarray(images)
         shape = (self.config.channels, self.config.img, self.config.img)
@@ -61,7 +61,10 @@ class Engine(ABC):
         if len(images) == 0:
             return np.empty((0, self.config.classes), np.float32)
         pixels = (np.ascontiguousarray(images) ^ np.uint8(PIXEL_ZERO)).view(np.int8)  # pixel - 128
-        return self.run_pixels(pixels)
+        logits = self.run_pixels(pixels)
+        if not np.isfinite(logits).all():
+            raise NetworkError("the network gives logits that are not finite; its file is damaged or was not made by pyvimtrt build")
+        return logits
 
     def classify(self, paths: Sequence[str | Path], topk: int = 5) -> list[list[Prediction]]:
         """Return the ``topk`` most probable classes of each image file."""

@@ -37,8 +37,8 @@ def fma(a: Any, b: Any, c: Any) -> F32:
 
 
 def quantize_s8(x: F32) -> I8:
-    """Return sat8(rne(x))."""
-    return np.rint(np.clip(x, np.float32(-128), np.float32(127))).astype(np.int8)
+    """Return sat8(rne(x)), -128 for NaN."""
+    return np.rint(np.fmin(np.fmax(x, np.float32(-128)), np.float32(127))).astype(np.int8)
 
 
 def exp2c(x: F32) -> F32:

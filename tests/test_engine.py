@@ -1,0 +1,154 @@
+"""The native engine where it is used in earnest: several threads, forked processes, hostile sizes, values that are not finite."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+
+import pyvimtrt
+from pyvimtrt.errors import NetworkError
+from pyvimtrt.graph import network as network_module
+from pyvimtrt.graph.network import Network, load_network
+from pyvimtrt.native import require_native
+from pyvimtrt.runtime.cpu import CpuEngine
+
+BEST = require_native().available_isas()[0]
+
+FORK = """
+import os, sys
+import numpy as np
+import pyvimtrt
+
+engine = pyvimtrt.load_engine(sys.argv[1], threads=2)
+images = np.load(sys.argv[2])
+expected = engine.run(images)
+child = os.fork()
+if child == 0:
+    same = all(np.array_equal(engine.run(images), expected) for _ in range(3))
+    os._exit(0 if same else 3)
+_, status = os.waitpid(child, 0)
+assert np.array_equal(engine.run(images), expected)
+print(os.waitstatus_to_exitcode(status))
+"""
+
+
+def with_constant(network: Network, name: str, data: npt.NDArray[np.generic]) -> Network:
+    """Return the network with one constant replaced, past all checks of a file."""
+    values = {**network.values, name: dataclasses.replace(network.values[name], data=data)}
+    return dataclasses.replace(network, values=values)
+
+
+def test_a_forked_process_runs_the_engine_of_its_parent(tmp_path: Path, tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]):
+    """As servers and data loaders do. OpenMP's threads do not survive a fork; the engine must not wait for them."""
+    np.save(tmp_path / "images.npy", tiny_images)
+    command = [sys.executable, "-c", FORK, str(tiny_engine_file), str(tmp_path / "images.npy")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (result.stdout, result.returncode) == ("0\n", 0), result.stderr
+
+
+def test_threads_share_an_engine(tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]):
+    engine = CpuEngine(load_network(tiny_engine_file), threads=2)
+    expected = engine.run(tiny_images)
+    pixels = (tiny_images[:3] ^ np.uint8(128)).view(np.int8)
+
+    def work(index: int) -> bool:
+        batch = 1 + index % 3
+        names = [name for name, _ in engine.profile(pixels)]
+        return len(names) == len(engine._program.step_names) and np.array_equal(engine.run(tiny_images[:batch]), expected[:batch])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(80)))
+
+
+def test_a_profile_names_every_step(tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]):
+    engine = CpuEngine(load_network(tiny_engine_file), threads=1)
+    profile = engine.profile((tiny_images ^ np.uint8(128)).view(np.int8))
+    assert len(profile) == len(engine._program.step_names) > 8
+    assert all(seconds > 0 for _, seconds in profile)
+
+
+def test_teams_of_threads_are_kept():
+    """A copy too small for all threads must not end those it leaves over: they would be made again at every run."""
+    program = require_native().Program(BEST, 4)
+    sizes = (30_720, 1 << 20)
+    ids = [(program.add_value(size), program.add_value(size)) for size in sizes]
+    for index, (size, (x, y)) in enumerate(zip(sizes, ids, strict=True)):
+        program.add_copy(name=f"copy {index}", x=x, y=y, element_bytes=1, shape=[2, size // 2], src_strides=[1, 2])
+    program.finalize([x for x, _ in ids], [y for _, y in ids])
+    inputs = [np.arange(size, dtype=np.uint32).astype(np.uint8) for size in sizes]
+    outputs = [np.empty(size, np.uint8) for size in sizes]
+    program.run(1, inputs, outputs)
+    threads = set(Path("/proc/self/task").iterdir())
+    for _ in range(5):
+        program.run(1, inputs, outputs)
+    assert set(Path("/proc/self/task").iterdir()) == threads
+    assert all(np.array_equal(y, x.reshape(-1, 2).T.reshape(-1)) for x, y in zip(inputs, outputs, strict=True))
+
+
+@pytest.mark.parametrize("budget", [5_000, 0])
+def test_constants_have_a_budget(budget: int):
+    """The same small array given to many operators cannot ask for more memory than allowed."""
+    weight, ones, zeros = np.ones((1, 64), np.int8), np.ones(1, np.float32), np.zeros(1, np.float32)
+    program = require_native().Program("generic", 1, budget)
+    x = program.add_value(64)
+    with pytest.raises(ValueError, match=f"more than {budget} bytes"):
+        for index in range(1000):
+            program.add_kscaled_linear(
+                name=str(index), x=x, y=program.add_value(1), tokens=1, x_width=64, x_offset=0,
+                weight=weight, token_scale=ones, channel_scale=ones, bias=zeros, out_token_scale=ones,
+            )  # fmt: skip
+    assert program.constant_bytes <= budget
+
+
+def test_activations_have_a_budget():
+    program = require_native().Program("generic", 1)
+    x, *values = (program.add_value(400 << 20) for _ in range(5))
+    for index, (source, target) in enumerate(zip([x, x, x, values[0]], values, strict=True)):
+        program.add_copy(name=str(index), x=source, y=target, element_bytes=1, shape=[400 << 20], src_strides=[1])
+    program.add_copy(name="last", x=values[1], y=(y := program.add_value(400 << 20)), element_bytes=1, shape=[400 << 20], src_strides=[1])
+    z = program.add_value(400 << 20)
+    program.add_copy(name="z", x=values[2], y=z, element_bytes=1, shape=[400 << 20], src_strides=[1])
+    with pytest.raises(ValueError, match="activations of one image take"):
+        program.finalize([x], [y, z, values[3]])
+
+
+def test_sizes_that_cannot_be_run_are_refused(tiny_engine_file: Path):
+    network = load_network(tiny_engine_file)
+    name = next(name for name in network.values if name.endswith("in_proj.weight"))
+    with pytest.raises(NetworkError, match=r"cannot be run on this machine: .*weight has"):
+        CpuEngine(with_constant(network, name, network.constant(name)[:, :-1].copy()))
+
+
+def test_logits_that_are_not_finite_are_refused(tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]):
+    network = load_network(tiny_engine_file)
+    scale = np.full_like(network.constant("head.channel_scale"), 3e38)
+    tokens = np.full_like(network.constant("head.token_scale"), 3e38)
+    engine = CpuEngine(with_constant(with_constant(network, "head.channel_scale", scale), "head.token_scale", tokens))
+    with pytest.raises(NetworkError, match="not finite"):
+        engine.run(tiny_images)
+
+
+def test_files_of_too_many_nodes_are_refused(tiny_engine_file: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(network_module, "MAX_NODES", 5)
+    with pytest.raises(NetworkError, match="at most 5"):
+        load_network(tiny_engine_file)
+
+
+def test_deeply_nested_metadata_is_refused(tmp_path: Path, tiny_engine_file: Path):
+    model = onnx.load(tiny_engine_file)
+    next(entry for entry in model.metadata_props if entry.key == "pyvimtrt.labels").value = "[" * 100_000
+    onnx.save(model, tmp_path / "a.onnx")
+    with pytest.raises(NetworkError, match="damaged"):
+        load_network(tmp_path / "a.onnx")
+
+
+def test_no_images_give_no_logits(tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]):
+    assert pyvimtrt.load_engine(tiny_engine_file).run(tiny_images[:0]).shape == (0, 3)
