@@ -123,8 +123,8 @@ def test_activations_have_a_budget():
 def test_sizes_that_cannot_be_run_are_refused(tiny_engine_file: Path):
     network = load_network(tiny_engine_file)
     name = next(name for name in network.values if name.endswith("in_proj.weight"))
-    with pytest.raises(NetworkError, match=r"cannot be run on this machine: .*weight has"):
-        CpuEngine(with_constant(network, name, network.constant(name)[:, :-1].copy()))
+    with pytest.raises(NetworkError, match="cannot be run on this machine"):
+        CpuEngine(with_constant(network, name, network.constant(name)[:-1].copy()))
 
 
 def test_logits_that_are_not_finite_are_refused(tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]):
