@@ -69,11 +69,6 @@ def _no_silent_trouble() -> Iterator[None]:
         yield
 
 
-def known(reason: str) -> pytest.MarkDecorator:
-    """A defect of the product that is reported and not mended: when this passes, remove the mark."""
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
@@ -168,7 +163,6 @@ def test_kmeans_of_few_distinct_values():
     np.testing.assert_array_equal(kmeans_1d(np.array([3.0]), 1), [0])
 
 
-@known("k-means starts from quantiles, and values that repeat make them coincide: fewer clusters than distinct values")
 @pytest.mark.parametrize("values, clusters", [([1.0] * 9 + [2.0], 2), ([0.0] * 100 + [1.0, 2.0, 3.0], 4)], ids=["pair", "four"])
 def test_kmeans_makes_as_many_clusters_as_there_are_distinct_values(values: list[float], clusters: int):
     assert len(set(kmeans_1d(np.array(values), clusters).tolist())) == clusters
@@ -599,7 +593,6 @@ def test_naive_tables_are_one_and_cover_the_data(kind: str):
         np.testing.assert_allclose(scales.index_scale[0], max(-lowest, v.max()) / 127, rtol=1e-6)
 
 
-@known("SiLU's least value, -0.278 at -1.28, lies between the bounds: the output step is taken from the bounds alone and saturates")
 @pytest.mark.parametrize("recipe", ["default", "naive"])
 def test_tables_cover_channels_whose_inputs_are_nearly_all_negative(recipe: str):
     v = rng(1).uniform(-5, 0.05, (500, 4)).astype(np.float32)
@@ -1083,9 +1076,9 @@ def test_progress_rises_by_one_to_the_total(spec: str, depth: int, per_batch: in
         (lambda a: {"images": a["images"].astype(np.int8)}, r"got int8"),
         (lambda a: {"recipe": get_recipe("default", 6)}, r"k=6 is larger than the model's 5 tokens; use a smaller k, or k=full"),
         (lambda a: {"recipe": get_recipe("naive", 4096)}, r"k=4096 is larger than the model's 5 tokens"),
-        (lambda a: {"normalization": Normalization((0.5, 0.5), (0.5,))}, r"mean and std need one value or 1, one per channel"),
-        (lambda a: {"normalization": Normalization((0.5,), (0.5,) * 3)}, r"mean and std need one value or 1, one per channel"),
-        (lambda a: {"normalization": Normalization((), ())}, r"mean and std need one value or 1, one per channel"),
+        (lambda a: {"normalization": Normalization((0.5, 0.5), (0.5,))}, r"mean and std need 1 values, one per channel"),
+        (lambda a: {"normalization": Normalization((0.5,), (0.5,) * 3)}, r"mean and std need 1 values, one per channel"),
+        (lambda a: {"normalization": Normalization((), ())}, r"mean and std need 1 values, one per channel"),
         (lambda a: {"normalization": Normalization((0.5,), (0.0,))}, r"layer 0: in_proj\.input is NaN or infinite"),
         (lambda a: {"normalization": Normalization((math.nan,), (1.0,))}, r"layer 0: in_proj\.input is NaN or infinite"),
     ],
@@ -1113,7 +1106,6 @@ def test_activations_that_are_not_finite_name_layer_and_tensor(name: str, value:
         calibrate(config, broken, images, RECIPES["default"], norm)
 
 
-@known("nothing looks at the final norm's output: the cache gets infinite and NaN steps, and only the build refuses it, as damaged")
 def test_a_final_norm_that_is_not_finite_is_refused():
     config, weights, images, norm = setup()
     with np.errstate(all="ignore"), warnings.catch_warnings(), pytest.raises(CalibrationError):
@@ -1345,9 +1337,9 @@ GATE = "layers.0.gate"
         (changed(f"{GATE}.table_id", at_end(8)), r"layers\.0\.gate\.table_id has"),
         (changed(f"{GATE}.table_id", lambda x: x.astype(np.int64)), r"layers\.0\.gate\.table_id has"),
         (changed(f"{GATE}.table_id", lambda x: x.astype(np.float32)), r"layers\.0\.gate\.table_id has"),
-        (changed(f"{GATE}.index_scale", lambda x: x[:1]), r"layers\.0\.gate\.table_id has"),
-        pytest.param(changed(f"{GATE}.out_scale", lambda x: x[:1]), r"layers\.0\.gate\.", marks=known("lengths of a table's scales are not compared")),
-        pytest.param(changed(f"{GATE}.index_center", lambda x: x[:0]), r"layers\.0\.gate\.", marks=known("lengths of a table's scales are not compared")),
+        (changed(f"{GATE}.index_scale", lambda x: x[:1]), r"layers\.0\.gate\."),
+        (changed(f"{GATE}.out_scale", lambda x: x[:1]), r"layers\.0\.gate\."),
+        (changed(f"{GATE}.index_center", lambda x: x[:0]), r"layers\.0\.gate\."),
     ],
 )
 def test_damaged_tensors_are_refused_by_name(edit: Callable[[Tensors], Tensors], reason: str, cached: tuple[VimConfig, Weights, Cache], tmp_path: Path):
@@ -1409,18 +1401,16 @@ DAMAGED_SETTINGS: dict[str, tuple[Callable[[Cache], str], str]] = {
     "images as text": (lambda c: settings_of(c, images="12"), r"holds damaged settings"),
     "seed as fraction": (lambda c: settings_of(c, seed=0.5), r"holds damaged settings"),
 }
-UNCAUGHT_SETTINGS: dict[str, tuple[Callable[[Cache], str], str]] = {
+HOSTILE_SETTINGS: dict[str, tuple[Callable[[Cache], str], str]] = {
     "deep": (lambda c: "[" * 100_000, r"holds damaged"),  # RecursionError
     "a number of 5000 digits": (lambda c: settings_of(c).replace('"images": 12', '"images": ' + "1" * 5000), r"holds damaged"),  # ValueError
     "a mean of 400 digits": (lambda c: settings_of(c, mean=[10**400]), r"holds damaged"),  # OverflowError
 }
 
 
-@pytest.mark.parametrize(
-    "damage", [*DAMAGED_SETTINGS, *(pytest.param(name, marks=known("a Python error comes through instead of CalibrationError")) for name in UNCAUGHT_SETTINGS)]
-)
+@pytest.mark.parametrize("damage", [*DAMAGED_SETTINGS, *HOSTILE_SETTINGS])
 def test_damaged_settings_are_refused_with_the_file_named(damage: str, cached: tuple[VimConfig, Weights, Cache], tmp_path: Path):
-    text, reason = {**DAMAGED_SETTINGS, **UNCAUGHT_SETTINGS}[damage]
+    text, reason = {**DAMAGED_SETTINGS, **HOSTILE_SETTINGS}[damage]
     path = write_with(tmp_path / "a.safetensors", {"pyvimtrt": text(cached[2])}, cached[2])
     with pytest.raises(CalibrationError, match=rf"a\.safetensors {reason}"):
         load_cache(path)
@@ -1495,8 +1485,7 @@ def file_with_one_tensor(path: Path, dtype: str, size: int, settings: str) -> Pa
 
 @pytest.mark.parametrize(
     "dtype, size",
-    [("BF16", 2), ("F16", 2), ("BOOL", 1), ("U64", 8)]
-    + [pytest.param(d, 1, marks=known("AttributeError: NumPy has no such type")) for d in ("F8_E4M3", "F8_E5M2")],
+    [("BF16", 2), ("F16", 2), ("BOOL", 1), ("U64", 8), ("F8_E4M3", 1), ("F8_E5M2", 1)],
 )
 def test_tensors_of_other_types_are_refused(dtype: str, size: int, cached: tuple[VimConfig, Weights, Cache], tmp_path: Path):
     config, weights, cache = cached

@@ -73,6 +73,6 @@ def read_safetensors(path: Path) -> Weights:
     """Return all tensors of a .safetensors file as fp32. Needs no torch (bfloat16 files are read by `pyvimtrt.model.checkpoint`)."""
     try:
         tensors = safetensors.numpy.load_file(path)
-    except (OSError, safetensors.SafetensorError, ValueError, TypeError, KeyError) as error:
+    except (OSError, safetensors.SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:  # the last: a type NumPy lacks
         raise ModelError(f"cannot read weights from {path}: {error}") from error
     return {name: np.asarray(value, dtype=np.float32) for name, value in tensors.items()}

@@ -97,7 +97,7 @@ def _check(config: VimConfig, images: npt.NDArray[np.uint8], recipe: Recipe, nor
     if isinstance(recipe.clusters, int) and recipe.clusters > config.tokens:
         raise CalibrationError(f"k={recipe.clusters} is larger than the model's {config.tokens} tokens; use a smaller k, or k=full")
     if not len(normalization.mean) == len(normalization.std) == config.channels:
-        raise CalibrationError(f"mean and std need one value or {config.channels}, one per channel")
+        raise CalibrationError(f"mean and std need {config.channels} values, one per channel, got {len(normalization.mean)} and {len(normalization.std)}")
 
 
 class _Calibrator:
@@ -285,13 +285,10 @@ class _Calibrator:
             r_L, r_C, r_D = unit_factors(largest)
         scaled = floored(largest) / (r_L[:, None, None] * r_C[:, None] * r_D)
         per_token = scaled.max(axis=(1, 2))
-        if "state" not in self.recipe.token_wise:
-            per_token = np.full_like(per_token, per_token.max())
-        elif self.recipe.clusters != "full":
-            per_token = self._token_steps(per_token, self._groups(scaled.mean(axis=(1, 2)), "state")) * LEVELS
-        steps = per_token * r_L / LEVELS
+        groups = self._groups(scaled.mean(axis=(1, 2)), "state")
+        steps = self._token_steps(per_token, groups) * r_L
         if self.recipe.search == "output_error":
-            steps = search.fit_state(state.samples, steps, r_C, r_D, c_square, np.arange(len(steps)))
+            steps = search.fit_state(state.samples, steps, r_C, r_D, c_square, groups)
         for suffix, values in (("tok", steps), ("chan", r_C), ("state", r_D)):
             self._store(f"{name}.scale_{suffix}", values)
 
@@ -300,6 +297,8 @@ class _Calibrator:
         model, positions = self.model, list(self.config.cls_positions)
         x = residual + hidden
         x = model.norm_f(x[:, positions] if positions else x)
+        if not bool(torch.isfinite(x).all()):
+            raise CalibrationError("the final norm is NaN or infinite for some image; check the weights, --mean and --std")
         statistics = Statistics.of(x)
         if pooled_tokens(self.config) == 1:
             self._token_linear("head", "head.input", statistics, x, model.head.weight)

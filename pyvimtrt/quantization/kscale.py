@@ -16,9 +16,10 @@ KMEANS_ROUNDS = 100
 def kmeans_1d(values: F64, clusters: int) -> I64:
     """Return the cluster of each value, 0 being the smallest: Lloyd's algorithm from evenly spaced quantiles, deterministic.
 
-    Fewer than ``clusters`` clusters come back where there are fewer distinct values.
+    The quantiles are of the distinct values. Fewer than ``clusters`` clusters come back where there are fewer distinct values.
     """
-    centers = np.unique(np.quantile(values, (np.arange(clusters) + 0.5) / clusters))
+    distinct = np.unique(values)
+    centers = np.unique(np.quantile(distinct, (np.arange(clusters) + 0.5) / clusters)) if len(distinct) > clusters else distinct
     for _ in range(KMEANS_ROUNDS):
         assignment = np.abs(values[:, None] - centers).argmin(axis=1)
         moved = np.array([values[assignment == k].mean() for k in range(len(centers)) if (assignment == k).any()])

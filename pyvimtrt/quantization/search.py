@@ -24,6 +24,7 @@ COSINE_ROUNDS = 3
 COSINE_ROWS = 512  # rows of the sample the cosine is measured on
 
 LEVELS = 127.0
+SILU_MINIMUM_AT = -1.2784645
 SMALLEST_STEP = 1e-30  # of anything: a dead tensor must not have the step 0
 
 Function = Callable[[Tensor], Tensor]
@@ -121,7 +122,8 @@ def fit_tables(v: Tensor, low: F64, high: F64, magnitude: F64, function: Functio
     """
     groups = cluster(magnitude, recipe.tables if channel_wise else 1)
     tables = int(groups.max()) + 1
-    bounds = torch.stack([tensor(low), tensor(high)])
+    # |function| is largest at a bound, or for SiLU at its least value, -0.278 at -1.278, where that lies between them.
+    bounds = torch.stack([tensor(low), tensor(high), tensor(np.clip(SILU_MINIMUM_AT, low, high))])
     levels = 255.0 if inverse is not None else LEVELS
     out = np.array([group_max(function(bounds).abs().amax(dim=0).double().numpy(), groups)[groups == k][0] for k in range(tables)])
     out = np.maximum(out, SMALLEST_STEP) / levels
