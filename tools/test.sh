@@ -11,6 +11,9 @@ echo "== lint"
 find plugins \( -name '*.h' -o -name '*.cpp' \) -print0 | xargs -0 "$VENV/bin/clang-format" --dry-run --Werror
 echo "== types"
 "$VENV/bin/mypy"
+echo "== the CUDA kernels on a CPU, for the tests"
+cmake -S . -B build/tests -DVIMTRT_PYTHON=OFF -DVIMTRT_CUDA_ON_CPU=ON -DPython_EXECUTABLE="$(realpath -s "$VENV/bin/python")" > /dev/null
+cmake --build build/tests --target vimtrt_cuda_on_cpu --parallel > /dev/null
 echo "== tests of the installed package"
 # Keeps the checkout's pyvimtrt/, which has no compiled module, off the path of pytest and of what it starts: the installed package is what is tested.
 PYTHONSAFEPATH=1 "$VENV/bin/pytest"

@@ -1,0 +1,371 @@
+// vimtrt_cuda_on_cpu: the CUDA kernels on the double for Python (tests/cuda_double.py). An operator's function takes what its node in the
+// network takes, by the same names, and returns its outputs. Every input lies in protected device memory of its own and every output in
+// poisoned memory of its own.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "plugins/add_rms_norm_quant/kernel.h"
+#include "plugins/bidirectional_scan/kernel.h"
+#include "plugins/cuda_on_cpu/control.h"
+#include "plugins/cuda_on_cpu/planted.h"
+#include "plugins/kscaled_linear/kernel.h"
+#include "plugins/quant_conv1d_silu/kernel.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace vimtrt {
+namespace {
+
+using cuda_on_cpu::Settings;
+
+template <class T>
+using Array = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
+using Int8s = Array<int8_t>;
+using Int32s = Array<int32_t>;
+using Floats = Array<float>;
+
+// What the launch of a faulty kernel raises.
+struct KernelError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+struct PythonSettings {
+  Settings settings;
+  size_t alignment = 16;  // of device memory, at least that of its elements
+};
+
+template <class Choice>
+Choice choose(const std::map<std::string, Choice>& choices, const std::string& name) {
+  const auto found = choices.find(name);
+  if (found == choices.end()) throw std::invalid_argument("there is no " + name + " to choose");
+  return found->second;
+}
+
+PythonSettings make_settings(const std::string& schedule, uint64_t seed, uint8_t poison, const std::string& placement,
+                             const std::string& copies, size_t alignment, bool watch) {
+  using cuda_on_cpu::Copies;
+  using cuda_on_cpu::Placement;
+  using cuda_on_cpu::Schedule;
+  PythonSettings python;
+  python.settings.schedule = choose<Schedule>(
+      {{"ascending", Schedule::kAscending}, {"descending", Schedule::kDescending}, {"random", Schedule::kRandom}}, schedule);
+  python.settings.seed = seed;
+  python.settings.poison = poison;
+  python.settings.placement = choose<Placement>({{"left", Placement::kLeft}, {"right", Placement::kRight}}, placement);
+  python.settings.copies = choose<Copies>({{"late", Copies::kLate}, {"early", Copies::kEarly}, {"random", Copies::kRandom}}, copies);
+  python.settings.watch = watch;
+  python.alignment = alignment;
+  return python;
+}
+
+// Device memory for as long as it is in scope.
+template <class T>
+class Device {
+ public:
+  Device(const PythonSettings& settings, size_t count, const char* name)
+      : count_(count),
+        data_(static_cast<T*>(cuda_on_cpu::device_allocate(count * sizeof(T), std::max(settings.alignment, sizeof(T)), name))) {}
+  ~Device() { cuda_on_cpu::device_free(data_); }
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+
+  T* data() const { return data_; }
+
+  void fill(const Array<T>& source) {
+    if (source.size() != count_) throw std::invalid_argument("sizes differ");
+    if (count_ > 0) std::memcpy(data_, source.data(), count_ * sizeof(T));
+  }
+
+  nb::object copy(std::vector<size_t> shape) const {
+    T* memory = new T[std::max<size_t>(count_, 1)];
+    std::memcpy(memory, data_, count_ * sizeof(T));
+    const nb::capsule owner(memory, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+    return nb::cast(nb::ndarray<nb::numpy, T>(memory, shape.size(), shape.data(), owner));
+  }
+
+ private:
+  size_t count_;
+  T* data_;
+};
+
+// An input: a kernel may not write to it.
+template <class T>
+class Input {
+ public:
+  Input(const PythonSettings& settings, const char* name, const Array<T>& source, bool is_written = false)
+      : memory_(settings, source.size(), name) {
+    memory_.fill(source);
+    if (!is_written) cuda_on_cpu::device_protect(memory_.data());
+  }
+  const T* data() const { return memory_.data(); }
+  T* writable() const { return memory_.data(); }
+  nb::object copy(std::vector<size_t> shape) const { return memory_.copy(std::move(shape)); }
+
+ private:
+  Device<T> memory_;
+};
+
+void expect_success(int status) {
+  if (status != 0) throw KernelError("cudaError " + std::to_string(status) + ": " + cuda_on_cpu::last_error());
+}
+
+void expect_rank(size_t got, size_t expected) {
+  if (got != expected) throw std::invalid_argument("an array has rank " + std::to_string(got) + ", expected " + std::to_string(expected));
+}
+
+std::vector<size_t> sizes(size_t a, size_t b, size_t c) { return {a, b, c}; }
+
+#if VIMTRT_HAS_KSCALED_LINEAR
+nb::tuple kscaled_linear(const PythonSettings& s, const Int8s& x, const Int8s& weight, const Floats& token_scale,
+                         const Floats& channel_scale, const Floats& bias, const Floats& out_token_scale, const std::optional<Int8s>& table,
+                         const std::optional<Int32s>& table_id, int64_t x_offset, const std::string& out_type) {
+  expect_rank(x.ndim(), 3);
+  expect_rank(weight.ndim(), 2);
+  cuda_on_cpu::configure(s.settings);
+  const bool to_float = out_type == "float32";
+  const Input<int8_t> x_on(s, "x", x), weight_on(s, "weight", weight);
+  const Input<float> token_scale_on(s, "token_scale", token_scale), channel_scale_on(s, "channel_scale", channel_scale),
+      bias_on(s, "bias", bias), out_token_scale_on(s, "out_token_scale", out_token_scale);
+  std::optional<Input<int8_t>> table_on;
+  std::optional<Input<int32_t>> table_id_on;
+  if (table) table_on.emplace(s, "table", *table);
+  if (table_id) table_id_on.emplace(s, "table_id", *table_id);
+  const size_t rows = x.shape(0) * x.shape(1), features = weight.shape(0);
+  const Device<float> y_float(s, to_float ? rows * features : 0, "y");
+  const Device<int8_t> y_int8(s, to_float ? 0 : rows * features, "y");
+
+  KScaledLinearParams p;
+  p.rows = static_cast<int64_t>(rows);
+  p.tokens = static_cast<int32_t>(x.shape(1));
+  p.in_features = static_cast<int32_t>(weight.shape(1));
+  p.out_features = static_cast<int32_t>(features);
+  p.x_stride = static_cast<int64_t>(x.shape(2));
+  p.x = x_on.data() + x_offset;
+  p.weight = weight_on.data();
+  p.token_scale = token_scale_on.data();
+  p.channel_scale = channel_scale_on.data();
+  p.bias = bias_on.data();
+  p.out_token_scale = out_token_scale_on.data();
+  if (table_on) p.table = table_on->data();
+  if (table_id_on) p.table_id = table_id_on->data();
+  if (to_float) {
+    p.y_float = y_float.data();
+  } else {
+    p.y_int8 = y_int8.data();
+  }
+  expect_success(kscaled_linear_launch(p, nullptr));
+  const std::vector<size_t> shape = sizes(x.shape(0), x.shape(1), features);
+  return nb::make_tuple(to_float ? y_float.copy(shape) : y_int8.copy(shape));
+}
+#endif
+
+#if VIMTRT_HAS_QUANT_CONV1D_SILU
+nb::tuple quant_conv1d_silu(const PythonSettings& s, const Int8s& x, const Int8s& weight, const Floats& channel_scale, const Floats& bias,
+                            const Int8s& table, const Int32s& table_id, int64_t x_offset) {
+  expect_rank(x.ndim(), 3);
+  expect_rank(weight.ndim(), 3);
+  cuda_on_cpu::configure(s.settings);
+  const Input<int8_t> x_on(s, "x", x), weight_on(s, "weight", weight), table_on(s, "table", table);
+  const Input<float> channel_scale_on(s, "channel_scale", channel_scale), bias_on(s, "bias", bias);
+  const Input<int32_t> table_id_on(s, "table_id", table_id);
+  const std::vector<size_t> shape = sizes(x.shape(0), x.shape(1), weight.shape(1));
+  const size_t count = shape[0] * shape[1] * shape[2];
+  const Device<int8_t> forward(s, count, "u_forward"), backward(s, count, "u_backward");
+
+  QuantConv1dSiluParams p;
+  p.batch = static_cast<int64_t>(x.shape(0));
+  p.tokens = static_cast<int32_t>(x.shape(1));
+  p.channels = static_cast<int32_t>(weight.shape(1));
+  p.x_stride = static_cast<int64_t>(x.shape(2));
+  p.x = x_on.data() + x_offset;
+  p.weight = weight_on.data();
+  p.channel_scale = channel_scale_on.data();
+  p.bias = bias_on.data();
+  p.table = table_on.data();
+  p.table_id = table_id_on.data();
+  p.u[0] = forward.data();
+  p.u[1] = backward.data();
+  expect_success(quant_conv1d_silu_launch(p, nullptr));
+  return nb::make_tuple(forward.copy(shape), backward.copy(shape));
+}
+#endif
+
+#if VIMTRT_HAS_BIDIRECTIONAL_SCAN
+nb::tuple bidirectional_scan(const PythonSettings& s, const Int8s& u_forward, const Int8s& u_backward, const Int8s& delta_forward,
+                             const Int8s& delta_backward, const Int8s& bc_forward, const Int8s& bc_backward, const Int8s& gate,
+                             const Floats& a_log2, const Floats& decay_tok, const Floats& input_scale, const Floats& b_scale_state,
+                             const Floats& b_scale_tok, const Floats& c_scale_state, const Floats& c_scale_tok, const Floats& y_scale,
+                             const Floats& skip_scale, const Floats& gate_scale, const Floats& out_inv_scale_tok, int64_t bc_offset,
+                             int64_t gate_offset, const std::string& state) {
+  for (const Int8s* each : {&u_forward, &u_backward, &delta_forward, &delta_backward, &bc_forward, &bc_backward, &gate}) {
+    expect_rank(each->ndim(), 3);
+  }
+  expect_rank(a_log2.ndim(), 3);
+  cuda_on_cpu::configure(s.settings);
+  const Input<int8_t> u0(s, "u_forward", u_forward), u1(s, "u_backward", u_backward), delta0(s, "delta_forward", delta_forward),
+      delta1(s, "delta_backward", delta_backward), bc0(s, "bc_forward", bc_forward), bc1(s, "bc_backward", bc_backward),
+      gate_on(s, "gate", gate);
+  const Input<float> a_log2_on(s, "a_log2", a_log2), decay_tok_on(s, "decay_tok", decay_tok), input_scale_on(s, "input_scale", input_scale),
+      b_scale_state_on(s, "b_scale_state", b_scale_state), b_scale_tok_on(s, "b_scale_tok", b_scale_tok),
+      c_scale_state_on(s, "c_scale_state", c_scale_state), c_scale_tok_on(s, "c_scale_tok", c_scale_tok), y_scale_on(s, "y_scale", y_scale),
+      skip_scale_on(s, "skip_scale", skip_scale), gate_scale_on(s, "gate_scale", gate_scale),
+      out_inv_scale_tok_on(s, "out_inv_scale_tok", out_inv_scale_tok);
+  const std::vector<size_t> shape = sizes(u_forward.shape(0), u_forward.shape(1), u_forward.shape(2));
+  const Device<int8_t> y(s, shape[0] * shape[1] * shape[2], "y");
+
+  BidirectionalScanParams p;
+  p.batch = static_cast<int64_t>(shape[0]);
+  p.tokens = static_cast<int32_t>(shape[1]);
+  p.channels = static_cast<int32_t>(shape[2]);
+  p.states = static_cast<int32_t>(a_log2.shape(2));
+  p.state_int8 = state == "int8";
+  p.bc_stride = static_cast<int64_t>(bc_forward.shape(2));
+  p.gate_stride = static_cast<int64_t>(gate.shape(2));
+  p.u[0] = u0.data();
+  p.u[1] = u1.data();
+  p.delta[0] = delta0.data();
+  p.delta[1] = delta1.data();
+  p.bc[0] = bc0.data() + bc_offset;
+  p.bc[1] = bc1.data() + bc_offset;
+  p.gate = gate_on.data() + gate_offset;
+  p.a_log2 = a_log2_on.data();
+  p.decay_tok = decay_tok_on.data();
+  p.input_scale = input_scale_on.data();
+  p.b_scale_state = b_scale_state_on.data();
+  p.b_scale_tok = b_scale_tok_on.data();
+  p.c_scale_state = c_scale_state_on.data();
+  p.c_scale_tok = c_scale_tok_on.data();
+  p.y_scale = y_scale_on.data();
+  p.skip_scale = skip_scale_on.data();
+  p.gate_scale = gate_scale_on.data();
+  p.out_inv_scale_tok = out_inv_scale_tok_on.data();
+  p.y = y.data();
+  expect_success(bidirectional_scan_launch(p, nullptr));
+  return nb::make_tuple(y.copy(shape));
+}
+#endif
+
+#if VIMTRT_HAS_ADD_RMS_NORM_QUANT
+// `in_place`: residual_out is the memory of "residual" or "hidden", or of its own.
+nb::tuple add_rms_norm_quant(const PythonSettings& s, const Floats& hidden, const Floats& residual, const Floats& gain,
+                             const Floats& inv_scale_tok, float epsilon, const std::string& in_place) {
+  expect_rank(hidden.ndim(), 3);
+  expect_rank(residual.ndim(), 3);
+  cuda_on_cpu::configure(s.settings);
+  const std::vector<size_t> shape = sizes(hidden.shape(0), hidden.shape(1), hidden.shape(2));
+  const size_t count = shape[0] * shape[1] * shape[2];
+  const Input<float> hidden_on(s, "hidden", hidden, in_place == "hidden"), residual_on(s, "residual", residual, in_place == "residual"),
+      gain_on(s, "gain", gain), inv_scale_tok_on(s, "inv_scale_tok", inv_scale_tok);
+  const Device<float> residual_out(s, in_place.empty() ? count : 0, "residual_out");
+  const Device<int8_t> y(s, count, "y");
+
+  AddRmsNormQuantParams p;
+  p.rows = static_cast<int64_t>(shape[0] * shape[1]);
+  p.tokens = static_cast<int32_t>(shape[1]);
+  p.features = static_cast<int32_t>(shape[2]);
+  p.residual_is_shared = residual.shape(0) == 1;
+  p.epsilon = epsilon;
+  p.hidden = hidden_on.data();
+  p.residual = residual_on.data();
+  p.gain = gain_on.data();
+  p.inv_scale_tok = inv_scale_tok_on.data();
+  p.residual_out = in_place == "hidden" ? hidden_on.writable() : in_place == "residual" ? residual_on.writable() : residual_out.data();
+  p.y = y.data();
+  expect_success(add_rms_norm_quant_launch(p, nullptr));
+  const nb::object out = in_place == "hidden"     ? hidden_on.copy(shape)
+                         : in_place == "residual" ? residual_on.copy(shape)
+                                                  : residual_out.copy(shape);
+  return nb::make_tuple(out, y.copy(shape));
+}
+#endif
+
+// Planted faults and probes
+
+nb::object run_fault(const PythonSettings& s, const std::string& name, bool corrected, const Floats& x) {
+  cuda_on_cpu::configure(s.settings);
+  const Input<float> x_on(s, "x", x);
+  const Device<float> y(s, planted::kElements, "y");
+  expect_success(planted::run_fault(name, corrected, x_on.data(), y.data(), nullptr));
+  return y.copy({planted::kElements});
+}
+
+nb::object multiply(const PythonSettings& s, const Int8s& a, const Int8s& b, const Int32s& c, bool with_ldmatrix) {
+  cuda_on_cpu::configure(s.settings);
+  const Input<int8_t> a_on(s, "a", a), b_on(s, "b", b);
+  const Input<int32_t> d(s, "d", c, true);
+  expect_success(planted::multiply(a_on.data(), b_on.data(), d.writable(), with_ldmatrix, nullptr));
+  return d.copy({16, 8});
+}
+
+template <class T>
+nb::tuple shuffle(const PythonSettings& s, const Array<T>& x) {
+  cuda_on_cpu::configure(s.settings);
+  const Input<T> x_on(s, "x", x);
+  const Device<T> xored(s, 32 * 32, "xored"), sent(s, 32 * 32, "sent");
+  expect_success(planted::shuffle(x_on.data(), xored.data(), sent.data(), nullptr));
+  return nb::make_tuple(xored.copy({32, 32}), sent.copy({32, 32}));
+}
+
+nb::object scale(const PythonSettings& s, const Floats& x, float factor) {
+  cuda_on_cpu::configure(s.settings);
+  const Input<float> x_on(s, "x", x);
+  const Device<float> y(s, x.size(), "y");
+  expect_success(planted::scale(x_on.data(), factor, y.data(), static_cast<int>(x.size()), nullptr));
+  return y.copy({x.size()});
+}
+
+std::pair<int, std::string> launch_nothing(unsigned x, unsigned y, unsigned z, unsigned threads, size_t shared_bytes) {
+  cuda_on_cpu::configure({});
+  const int status = planted::launch_nothing(cuda::Grid{x, y, z}, threads, shared_bytes, nullptr);
+  return {status, cuda_on_cpu::last_error()};
+}
+
+}  // namespace
+
+NB_MODULE(vimtrt_cuda_on_cpu, m) {
+  nb::exception<KernelError>(m, "KernelError");
+  nb::class_<PythonSettings>(m, "Settings");
+  m.def("settings", make_settings, "schedule"_a = "ascending", "seed"_a = 0, "poison"_a = 0xff, "placement"_a = "right",
+        "copies"_a = "late", "alignment"_a = 16, "watch"_a = true);
+#if VIMTRT_HAS_KSCALED_LINEAR
+  m.def("kscaled_linear", kscaled_linear, "settings"_a, "x"_a, "weight"_a, "token_scale"_a, "channel_scale"_a, "bias"_a,
+        "out_token_scale"_a, "table"_a = nb::none(), "table_id"_a = nb::none(), "x_offset"_a = 0, "out_type"_a = "int8");
+#endif
+#if VIMTRT_HAS_QUANT_CONV1D_SILU
+  m.def("quant_conv1d_silu", quant_conv1d_silu, "settings"_a, "x"_a, "weight"_a, "channel_scale"_a, "bias"_a, "table"_a, "table_id"_a,
+        "x_offset"_a = 0);
+#endif
+#if VIMTRT_HAS_BIDIRECTIONAL_SCAN
+  m.def("bidirectional_scan", bidirectional_scan, "settings"_a, "u_forward"_a, "u_backward"_a, "delta_forward"_a, "delta_backward"_a,
+        "bc_forward"_a, "bc_backward"_a, "gate"_a, "a_log2"_a, "decay_tok"_a, "input_scale"_a, "b_scale_state"_a, "b_scale_tok"_a,
+        "c_scale_state"_a, "c_scale_tok"_a, "y_scale"_a, "skip_scale"_a, "gate_scale"_a, "out_inv_scale_tok"_a, "bc_offset"_a = 0,
+        "gate_offset"_a = 0, "state"_a = "int8");
+#endif
+#if VIMTRT_HAS_ADD_RMS_NORM_QUANT
+  m.def("add_rms_norm_quant", add_rms_norm_quant, "settings"_a, "hidden"_a, "residual"_a, "gain"_a, "inv_scale_tok"_a, "epsilon"_a = 1e-5f,
+        "in_place"_a = "");
+#endif
+  m.def("fault_names", planted::fault_names);
+  m.def("run_fault", run_fault, "settings"_a, "name"_a, "corrected"_a, "x"_a);
+  m.def("multiply", multiply, "settings"_a, "a"_a, "b"_a, "c"_a, "with_ldmatrix"_a);
+  m.def("shuffle", shuffle<float>, "settings"_a, "x"_a.noconvert());
+  m.def("shuffle", shuffle<int64_t>, "settings"_a, "x"_a.noconvert());
+  m.def("scale", scale, "settings"_a, "x"_a, "factor"_a);
+  m.def("launch_nothing", launch_nothing, "x"_a, "y"_a, "z"_a, "threads"_a, "shared_bytes"_a);
+}
+
+}  // namespace vimtrt
