@@ -115,8 +115,12 @@ int launch(void (*kernel)(Parameters...), Grid grid, unsigned threads, size_t sh
     const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
     if (status != cudaSuccess) return static_cast<int>(status);
   }
-  kernel<<<dim3(grid.x, grid.y, grid.z), threads, shared_bytes, stream> > >(static_cast<Parameters>(arguments)...);
-  return static_cast<int>(cudaGetLastError());
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(grid.x, grid.y, grid.z);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  return static_cast<int>(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
 }
 
 }  // namespace cuda
