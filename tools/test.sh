@@ -12,8 +12,9 @@ find plugins \( -name '*.h' -o -name '*.cpp' \) -print0 | xargs -0 "$VENV/bin/cl
 echo "== types"
 "$VENV/bin/mypy"
 echo "== the CUDA kernels on a CPU, for the tests"
-cmake -S . -B build/tests -DVIMTRT_PYTHON=OFF -DVIMTRT_CUDA_ON_CPU=ON -DPython_EXECUTABLE="$(realpath -s "$VENV/bin/python")" > /dev/null
-cmake --build build/tests --target vimtrt_cuda_on_cpu --parallel > /dev/null
+cmake -S . -B build/tests -G Ninja -DCMAKE_MAKE_PROGRAM="$(realpath -s "$VENV/bin/ninja")" -DPython_EXECUTABLE="$(realpath -s "$VENV/bin/python")" \
+  -DVIMTRT_PYTHON=OFF -DVIMTRT_CUDA_ON_CPU=ON > /dev/null
+cmake --build build/tests --target vimtrt_cuda_on_cpu > /dev/null
 echo "== tests of the installed package"
 # Keeps the checkout's pyvimtrt/, which has no compiled module, off the path of pytest and of what it starts: the installed package is what is tested.
 PYTHONSAFEPATH=1 "$VENV/bin/pytest"
