@@ -2,7 +2,7 @@
 #pragma once
 
 #include "plugins/add_rms_norm_quant/params.h"
-#include "plugins/common/cuda.h"
+#include "plugins/common/stream.h"
 
 namespace vimtrt {
 

@@ -44,6 +44,7 @@
 #include <cstdint>
 
 #include "plugins/bidirectional_scan/kernel.h"
+#include "plugins/common/cuda.h"
 #include "plugins/common/numerics.h"
 
 namespace vimtrt {

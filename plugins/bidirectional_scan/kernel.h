@@ -4,7 +4,7 @@
 #include <cstddef>
 
 #include "plugins/bidirectional_scan/params.h"
-#include "plugins/common/cuda.h"
+#include "plugins/common/stream.h"
 
 namespace vimtrt {
 

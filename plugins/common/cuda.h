@@ -17,6 +17,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "plugins/common/stream.h"
+
 #ifdef VIMTRT_CUDA_ON_CPU
 #include "plugins/cuda_on_cpu/cuda_on_cpu.h"
 #else
@@ -28,8 +30,6 @@
 
 namespace vimtrt {
 namespace cuda {
-
-using Stream = cudaStream_t;
 
 struct Grid {
   unsigned x = 1, y = 1, z = 1;

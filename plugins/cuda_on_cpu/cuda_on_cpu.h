@@ -11,6 +11,8 @@
 #include <tuple>
 #include <type_traits>
 
+#include "plugins/common/stream.h"
+
 #define VIMTRT_KERNEL static
 #define VIMTRT_DEVICE static inline
 
@@ -43,9 +45,6 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 
 namespace vimtrt {
 namespace cuda {
-
-struct StreamOfDouble;
-using Stream = StreamOfDouble*;  // one stream, always done
 
 // Where it was written names the launch in errors.
 struct Grid {

@@ -37,6 +37,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "plugins/common/cuda.h"
 #include "plugins/common/numerics.h"
 #include "plugins/kscaled_linear/kernel.h"
 

@@ -1,7 +1,7 @@
 // The CUDA kernel of kscaled_linear on device memory (docs/numerics.md).
 #pragma once
 
-#include "plugins/common/cuda.h"
+#include "plugins/common/stream.h"
 #include "plugins/kscaled_linear/params.h"
 
 namespace vimtrt {

@@ -1,7 +1,7 @@
 // The CUDA kernel of quant_conv1d_silu on device memory (docs/numerics.md).
 #pragma once
 
-#include "plugins/common/cuda.h"
+#include "plugins/common/stream.h"
 #include "plugins/quant_conv1d_silu/params.h"
 
 namespace vimtrt {

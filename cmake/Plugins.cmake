@@ -1,0 +1,51 @@
+# The TensorRT plugin library libvimtrt_plugins.so, where nvcc and TensorRT's headers are at hand.
+include(cmake/TensorRTHeaders.cmake)
+include(cmake/CudaArchitectures.cmake)
+
+set(VIMTRT_PLUGIN_SOURCES plugins/common/plugin.cpp plugins/library.cpp)
+set(VIMTRT_KERNEL_SOURCES "")
+foreach(operator kscaled_linear quant_conv1d_silu bidirectional_scan add_rms_norm_quant)
+  list(APPEND VIMTRT_PLUGIN_SOURCES plugins/${operator}/plugin.cpp)
+  list(APPEND VIMTRT_KERNEL_SOURCES plugins/${operator}/kernel.cu)
+endforeach()
+
+# Says why the plugin library is left out; with VIMTRT_TENSORRT=ON that is an error.
+macro(vimtrt_leave_plugins_out REASON)
+  if(VIMTRT_TENSORRT STREQUAL "AUTO")
+    message(STATUS "libvimtrt_plugins.so is left out: ${REASON}")
+    return()
+  endif()
+  message(FATAL_ERROR "libvimtrt_plugins.so cannot be built: ${REASON}")
+endmacro()
+
+include(CheckLanguage)
+check_language(CUDA)
+if(NOT CMAKE_CUDA_COMPILER)
+  vimtrt_leave_plugins_out("there is no nvcc; install the CUDA toolkit, or name it: -DCMAKE_CUDA_COMPILER=/usr/local/cuda/bin/nvcc")
+endif()
+vimtrt_find_tensorrt_headers(VIMTRT_TENSORRT_HEADERS problem)
+if(NOT VIMTRT_TENSORRT_HEADERS)
+  vimtrt_leave_plugins_out("${problem}")
+endif()
+
+vimtrt_cuda_architectures(${CMAKE_CUDA_COMPILER} CMAKE_CUDA_ARCHITECTURES missing)
+if(missing)
+  message(STATUS "libvimtrt_plugins.so goes without ${missing}: this nvcc does not know them")
+endif()
+set(CMAKE_CUDA_STANDARD 17)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+enable_language(CUDA)
+find_package(CUDAToolkit REQUIRED)
+
+add_library(vimtrt_plugins SHARED ${VIMTRT_PLUGIN_SOURCES} ${VIMTRT_KERNEL_SOURCES})
+target_include_directories(vimtrt_plugins PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
+target_include_directories(vimtrt_plugins SYSTEM PRIVATE ${VIMTRT_TENSORRT_HEADERS} ${CUDAToolkit_INCLUDE_DIRS})
+target_compile_definitions(vimtrt_plugins PRIVATE VIMTRT_VERSION="${PROJECT_VERSION}")
+# The numeric contract (docs/numerics.md): a fused multiply-add happens where it is written and nowhere else, and nothing is estimated.
+target_compile_options(vimtrt_plugins PRIVATE
+  "$<$<COMPILE_LANGUAGE:CUDA>:-O3;-fmad=false;-ftz=false;-prec-div=true;-prec-sqrt=true>"
+  "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-ffp-contract=off>")
+# It travels inside of plans to other machines: nothing but libc is taken from them, and nothing but what TensorRT looks up is shown.
+target_link_options(vimtrt_plugins PRIVATE -static-libstdc++ -static-libgcc -Wl,--exclude-libs,ALL)
+install(TARGETS vimtrt_plugins LIBRARY DESTINATION pyvimtrt/lib)
