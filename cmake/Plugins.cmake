@@ -47,5 +47,6 @@ target_compile_options(vimtrt_plugins PRIVATE
   "$<$<COMPILE_LANGUAGE:CUDA>:-O3;-fmad=false;-ftz=false;-prec-div=true;-prec-sqrt=true>"
   "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-ffp-contract=off>")
 # It travels inside of plans to other machines: nothing but libc is taken from them, and nothing but what TensorRT looks up is shown.
-target_link_options(vimtrt_plugins PRIVATE -static-libstdc++ -static-libgcc -Wl,--exclude-libs,ALL)
+target_link_options(vimtrt_plugins PRIVATE -static-libstdc++ -static-libgcc -Wl,--version-script=${CMAKE_CURRENT_SOURCE_DIR}/plugins/library.map)
+set_target_properties(vimtrt_plugins PROPERTIES LINK_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/plugins/library.map)
 install(TARGETS vimtrt_plugins LIBRARY DESTINATION pyvimtrt/lib)
