@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pyvimtrt.errors import BackendError, ModelError, missing_extra
+from pyvimtrt.errors import BackendError, ModelError, UsageError, missing_extra
 from pyvimtrt.files import check_writable
 from pyvimtrt.graph.assemble import assemble, save_network
 from pyvimtrt.model.checkpoint import load_model as load_torch_model
@@ -18,6 +19,8 @@ from pyvimtrt.model.config import DEMO_MODEL, VimConfig, parse_model
 from pyvimtrt.model.defaults import model_defaults
 from pyvimtrt.quantization.cache import Cache, check_cache, load_cache, save_cache
 from pyvimtrt.quantization.recipes import get_recipe
+from pyvimtrt.runtime.gpu import find_gpus
+from pyvimtrt.runtime.tensorrt_build import PACKAGES, PLAN_SUFFIX, PlanOptions, build_plan, check_backend
 
 if TYPE_CHECKING:
     from pyvimtrt.model.vim import VisionMamba
@@ -93,32 +96,53 @@ def calibrate(
 
 
 def resolve_backend(backend: str) -> str:
-    """Return the backend an engine is built for. Raises BackendError for unknown ones and those this version cannot build."""
+    """Return the backend an engine is built for: `auto` takes TensorRT, then TensorRT for RTX, where GPU, package and plugin library are there, else the CPU.
+
+    Raises BackendError for an unknown one, and for what this machine lacks to build for it.
+    """
     if backend not in BACKENDS:
         raise BackendError(f"unknown backend {backend!r}; the backends are {', '.join(BACKENDS)}")
-    if backend in ("tensorrt", "tensorrt-rtx"):
-        raise BackendError(f"this version cannot build {backend} engines yet; use --backend cpu, whose .onnx runs on any machine")
-    return "cpu"
+    if backend == "auto":
+        return next((name for name in PACKAGES if _is_usable(name)), "cpu") if find_gpus().devices else "cpu"
+    if backend != "cpu":
+        check_backend(backend)
+    return backend
+
+
+def _is_usable(backend: str) -> bool:
+    try:
+        check_backend(backend)
+    except BackendError:
+        return False
+    return True
+
+
+def engine_suffix(backend: str) -> str:
+    """Return how the names of a backend's engine files end."""
+    return ".onnx" if backend == "cpu" else PLAN_SUFFIX
 
 
 def build(
     model: str = DEMO_MODEL,
     weights: str | Path | None = None,
     calibration: str | Path | None = None,
-    output: str | Path = Path("engines") / f"{DEMO_MODEL}.onnx",
+    output: str | Path | None = None,
     *,
     backend: str = "auto",
     labels: Sequence[str] = (),
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    options: PlanOptions | None = None,
 ) -> Path:
     """Build an int8 engine and return its path. Without arguments: the bundled model's engine in ``engines/``.
 
-    The cache must belong to the model and the weights; ``mean`` and ``std``, where given, must be those it was made with.
-    Raises VimTrtError for anything a user can cause; nothing half-written is left.
+    The cache must belong to the model and the weights; ``mean`` and ``std``, where given, must be those it was made with. ``options`` are those of a
+    TensorRT engine. Raises VimTrtError for anything a user can cause; nothing half-written is left.
     """
-    resolve_backend(backend)
-    config, output = parse_model(model), Path(output)
+    backend, config = resolve_backend(backend), parse_model(model)
+    output = Path(output) if output is not None else Path("engines") / f"{DEMO_MODEL}{engine_suffix(backend)}"
+    if output.suffix in (".onnx", PLAN_SUFFIX) and output.suffix != engine_suffix(backend):
+        raise UsageError(f"an engine of the backend {backend} is a file {engine_suffix(backend)}, got {output}; rename it, or choose with --backend")
     check_writable(output)
     defaults = model_defaults(config)
     weights_path = resolve_weights(config, weights)
@@ -134,8 +158,15 @@ def build(
             raise ModelError(f"{cache_path} was made with {what} {', '.join(map(str, made_with))}; calibrate again to change it")
     if labels and len(labels) != config.classes:
         raise ModelError(f"the model has {config.classes} classes, but {len(labels)} labels were given")
-    save_network(assemble(config, loaded, cache, tuple(labels) or defaults.labels), output)
+    network = assemble(config, loaded, cache, tuple(labels) or defaults.labels)
+    if backend == "cpu":
+        save_network(network, output)
+        return output
+    with tempfile.TemporaryDirectory(prefix="pyvimtrt-") as folder:
+        network_file = Path(folder) / "network.onnx"
+        save_network(network, network_file)
+        build_plan(network_file, output, backend, options)
     return output
 
 
-__all__ = ["build", "calibrate", "load_model", "per_channel", "resolve_backend", "resolve_weights"]
+__all__ = ["PlanOptions", "build", "calibrate", "engine_suffix", "load_model", "per_channel", "resolve_backend", "resolve_weights"]

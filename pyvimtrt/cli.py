@@ -64,10 +64,13 @@ def build(
         str | None,
         typer.Option("-b", "--batch", metavar="MIN,OPT,MAX", help="Batches of a GPU engine; a CPU engine takes any."),
     ] = None,
+    workspace: Annotated[int | None, typer.Option(metavar="MIB", min=1, help="Memory limit of a GPU engine's intermediate results.")] = None,
+    timing_cache: Annotated[Path | None, typer.Option(help="File of TensorRT's kernel timings, read and written back.")] = None,
+    separate_plugins: Annotated[bool, typer.Option("--separate-plugins", help="Keep the plugin library out of a GPU engine.")] = False,
     labels: Annotated[Path | None, typer.Option(help="Text file with the label of each class, one a line.")] = None,
     mean: Mean = None,
     std: Std = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Engine file; default: engines/MODEL.onnx")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Engine file; default: engines/MODEL.onnx or .engine")] = None,
     as_json: Json = False,
 ) -> None:
     """Build an int8 engine from weights and a calibration cache.
@@ -77,13 +80,13 @@ def build(
       pyvimtrt build --int8
       pyvimtrt build engines/vim_demo_fashion_mnist.toml --int8
       pyvimtrt build vim_tiny_patch16_224 --weights vim_t.pth --calib vim_t.calib.safetensors --int8 -o vim_t.onnx
+      pyvimtrt build --int8 --backend tensorrt-rtx --batch 1,8,32
     """
     if not int8:
         raise UsageError("give --int8: it is the only precision engines are built in")
     from pyvimtrt.cli_output import print_fields, print_json, progress_bar
     from pyvimtrt.recipe_file import EngineRecipe, read_labels, read_recipe, run_recipe
 
-    _check_batch(batch)
     is_file = source is not None and source.endswith(".toml")
     recipe = read_recipe(Path(source)) if is_file and source else EngineRecipe(**_given(model=source))
     recipe = dataclasses.replace(
@@ -96,6 +99,10 @@ def build(
             labels=read_labels(labels) if labels else None,
             mean=_numbers("--mean", mean),
             std=_numbers("--std", std),
+            batch=_batch(batch),
+            workspace_mib=workspace,
+            timing_cache=timing_cache,
+            separate_plugins=separate_plugins or None,
         ),
     )
     start = time.perf_counter()
@@ -302,16 +309,14 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
         raise UsageError(f"{option} takes one number, or one per channel as 0.5,0.4,0.4; got {text!r}") from None
 
 
-def _check_batch(text: str | None) -> None:
-    """Check MIN,OPT,MAX."""
+def _batch(text: str | None) -> tuple[int, ...] | None:
+    """Return the three numbers of --batch."""
     if text is None:
-        return
+        return None
     try:
-        low, middle, high = (int(part) for part in text.split(","))
+        return tuple(int(part) for part in text.split(","))
     except ValueError:
-        low, middle, high = 0, 0, 0
-    if not 1 <= low <= middle <= high:
-        raise UsageError(f"--batch takes three rising whole numbers MIN,OPT,MAX such as 1,8,32; got {text!r}")
+        raise UsageError(f"--batch takes three rising whole numbers MIN,OPT,MAX such as 1,8,32; got {text!r}") from None
 
 
 def _set_torch_threads(threads: int | None) -> None:

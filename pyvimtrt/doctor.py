@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import shutil
 import subprocess
+from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
 from pyvimtrt import __version__, zoo
 from pyvimtrt.errors import BackendError
 from pyvimtrt.native import native_module
+from pyvimtrt.runtime.gpu import find_gpus
+from pyvimtrt.runtime.plugin_library import find_plugin_library, plugin_library_version
 
 # What it is for, the distributions that provide it, the command that installs it.
 PACKAGES: dict[str, tuple[str, tuple[str, ...], str]] = {
@@ -33,8 +35,6 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "polygraphy": ("comparing with other runtimes", ("polygraphy",), "pip install 'pyvimtrt[compare]'"),
     "kserve": ("serving", ("kserve",), "pip install 'pyvimtrt[serve]'"),
 }
-CUDA_LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
-_COMPUTE_MAJOR, _COMPUTE_MINOR = 75, 76  # of CUdevice_attribute
 SMI_SECONDS = 10
 
 
@@ -47,7 +47,7 @@ def examine() -> dict[str, Any]:
         "cpu": _cpu(),
         "gpu": _gpu(),
         "packages": {name: _package(name) for name in PACKAGES},
-        "plugin_library": "not built in this version",
+        "plugin_library": _plugin_library(),
         "bundled_model": {
             "weights": zoo.DEMO_WEIGHTS.is_file(),
             "calibration": zoo.DEMO_CALIBRATION.is_file(),
@@ -84,42 +84,19 @@ def _package(name: str) -> dict[str, Any]:
 
 def _gpu() -> dict[str, Any]:
     """Return driver and devices as CUDA's driver library and nvidia-smi tell them."""
-    library = next((found for name in CUDA_LIBRARIES if (found := _load(name)) is not None), None)
-    if library is None:
-        return {"devices": [], "problem": "no NVIDIA driver (libcuda) on this machine", "driver": _driver_version()}
-    status = library.cuInit(0)
-    if status != 0:
-        return {"devices": [], "problem": f"cuInit returned error {status}", "driver": _driver_version()}
-    version, count = ctypes.c_int(), ctypes.c_int()
-    library.cuDriverGetVersion(ctypes.byref(version))
-    library.cuDeviceGetCount(ctypes.byref(count))
-    return {
-        "cuda": f"{version.value // 1000}.{version.value % 1000 // 10}",
-        "driver": _driver_version(),
-        "devices": [_device(library, i) for i in range(count.value)],
-    }
+    driver = find_gpus()
+    found: dict[str, Any] = {"driver": _driver_version(), "devices": [asdict(gpu) for gpu in driver.devices]}
+    if driver.problem is not None:
+        return {**found, "problem": driver.problem}
+    return {"cuda": driver.cuda, **found}
 
 
-def _load(name: str) -> ctypes.CDLL | None:
+def _plugin_library() -> dict[str, Any]:
     try:
-        return ctypes.CDLL(name)
-    except OSError:
-        return None
-
-
-def _device(library: ctypes.CDLL, index: int) -> dict[str, Any]:
-    device, major, minor, memory = ctypes.c_int(), ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
-    name = ctypes.create_string_buffer(256)
-    library.cuDeviceGet(ctypes.byref(device), index)
-    library.cuDeviceGetName(name, len(name), device)
-    library.cuDeviceGetAttribute(ctypes.byref(major), _COMPUTE_MAJOR, device)
-    library.cuDeviceGetAttribute(ctypes.byref(minor), _COMPUTE_MINOR, device)
-    library.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
-    return {
-        "name": name.value.decode(errors="replace"),
-        "compute_capability": f"{major.value}.{minor.value}",
-        "memory_bytes": memory.value,
-    }
+        path = find_plugin_library()
+        return {"path": str(path), "bytes": path.stat().st_size, "version": plugin_library_version(path)}
+    except BackendError as error:
+        return {"path": None, "problem": str(error)}
 
 
 def _driver_version() -> str | None:

@@ -43,7 +43,16 @@ class EngineRecipe:
     backend: str = "auto"
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    batch: tuple[int, ...] | None = None
+    workspace_mib: int | None = None
+    timing_cache: Path | None = None
+    separate_plugins: bool = False
     calibrate: CalibrationPlan | None = None
+
+    def plan_options(self) -> api.PlanOptions:
+        """Return what is said of a TensorRT engine. Raises UsageError where it makes no sense."""
+        settings: dict[str, Any] = {"workspace_mib": self.workspace_mib, "timing_cache": self.timing_cache, "separate_plugins": self.separate_plugins}
+        return api.PlanOptions(**settings, **({"batch": self.batch} if self.batch is not None else {}))
 
 
 def read_recipe(path: Path) -> EngineRecipe:
@@ -70,8 +79,8 @@ def read_recipe(path: Path) -> EngineRecipe:
 
 def run_recipe(recipe: EngineRecipe, progress: Progress | None = None) -> Path:
     """Build the engine of a recipe, calibrating first where the recipe says how and the cache does not exist yet."""
-    api.resolve_backend(recipe.backend)
-    output = recipe.output or default_output(recipe.model)
+    backend, options = api.resolve_backend(recipe.backend), recipe.plan_options()
+    output = recipe.output or default_output(recipe.model, backend)
     with _engines_folder(output):
         check_writable(output)
         plan = recipe.calibrate
@@ -85,19 +94,20 @@ def run_recipe(recipe: EngineRecipe, progress: Progress | None = None) -> Path:
             recipe.weights,
             recipe.calibration,
             output,
-            backend=recipe.backend,
+            backend=backend,
             labels=recipe.labels,
             mean=recipe.mean,
             std=recipe.std,
+            options=options,
         )
 
 
-def default_output(model: str) -> Path:
-    """Return ``engines/NAME.onnx`` for a registered model. Raises UsageError for a model without a name."""
+def default_output(model: str, backend: str) -> Path:
+    """Return ``engines/NAME.onnx`` or ``.engine`` for a registered model. Raises UsageError for a model without a name."""
     parse_model(model)
     if model not in MODELS:
         raise UsageError(f"the model {model} has no name to call the engine by; give the output file with -o")
-    return ENGINES / f"{model}.onnx"
+    return ENGINES / (model + api.engine_suffix(backend))
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
@@ -160,6 +170,9 @@ class _Reader:
             "str": self._text,
             "str | None": self._text,
             "int": self._whole,
+            "int | None": self._whole,
+            "bool": self._switch,
+            "tuple[int, ...] | None": self._batch,
             "Path": self._file,
             "Path | None": self._file,
             "tuple[str, ...]": self._labels,
@@ -188,6 +201,16 @@ class _Reader:
         if type(value) is not int or value < 0:
             raise self._wrong(key, "a whole number of at least 0", value)
         return value
+
+    def _switch(self, key: str, value: Any) -> bool:
+        if type(value) is not bool:
+            raise self._wrong(key, "true or false", value)
+        return value
+
+    def _batch(self, key: str, value: Any) -> tuple[int, ...]:
+        if not isinstance(value, list) or len(value) != 3 or not all(type(v) is int for v in value):
+            raise self._wrong(key, "three whole numbers [MIN, OPT, MAX]", value)
+        return tuple(value)
 
     def _file(self, key: str, value: Any) -> Path:
         if not isinstance(value, str) or not value:

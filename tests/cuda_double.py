@@ -40,19 +40,19 @@ def modules_folder() -> Path:
     return Path(os.environ.get("VIMTRT_TEST_MODULES", ROOT / "build" / "tests"))
 
 
-def build_command() -> str:
+def build_command(target: str = NAME) -> str:
     root, folder, python = (shlex.quote(str(path)) for path in (ROOT, modules_folder(), sys.executable))
     options = f"-DVIMTRT_PYTHON=OFF -DVIMTRT_CUDA_ON_CPU=ON -DPython_EXECUTABLE={python}"
-    return f"cmake -S {root} -B {folder} {options} && cmake --build {folder} --target {NAME}"
+    return f"cmake -S {root} -B {folder} {options} && cmake --build {folder} --target {target}"
 
 
 @functools.cache
-def _load(folder: Path) -> ModuleType | str:
-    """Return the module, or what is wrong with it."""
-    found = sorted(folder.glob(f"{NAME}.*.so"))
+def load_module(folder: Path, name: str) -> ModuleType | str:
+    """Return a module of the folder, or what is wrong with it."""
+    found = sorted(folder.glob(f"{name}.*.so"))
     if not found:
         return "is not there"
-    spec = importlib.util.spec_from_file_location(NAME, found[0])
+    spec = importlib.util.spec_from_file_location(name, found[0])
     assert spec is not None and spec.loader is not None
     try:
         module = importlib.util.module_from_spec(spec)
@@ -64,7 +64,7 @@ def _load(folder: Path) -> ModuleType | str:
 
 def load_double() -> ModuleType:
     """Return the module. The test fails where it is not built: skipping would hide that nothing was tested."""
-    module = _load(modules_folder())
+    module = load_module(modules_folder(), NAME)
     if isinstance(module, str):
         pytest.fail(f"{modules_folder() / NAME} {module}. Build it:\n\n  {build_command()}\n", pytrace=False)
     return module

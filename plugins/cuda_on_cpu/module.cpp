@@ -10,7 +10,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <map>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -21,6 +20,7 @@
 #include "plugins/bidirectional_scan/kernel.h"
 #include "plugins/cuda_on_cpu/control.h"
 #include "plugins/cuda_on_cpu/planted.h"
+#include "plugins/cuda_on_cpu/python_settings.h"
 #include "plugins/kscaled_linear/kernel.h"
 #include "plugins/quant_conv1d_silu/kernel.h"
 
@@ -30,47 +30,11 @@ using namespace nb::literals;
 namespace vimtrt {
 namespace {
 
-using cuda_on_cpu::Settings;
-
 template <class T>
 using Array = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
 using Int8s = Array<int8_t>;
 using Int32s = Array<int32_t>;
 using Floats = Array<float>;
-
-// What the launch of a faulty kernel raises.
-struct KernelError : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
-struct PythonSettings {
-  Settings settings;
-  size_t alignment = 16;  // of device memory, at least that of its elements
-};
-
-template <class Choice>
-Choice choose(const std::map<std::string, Choice>& choices, const std::string& name) {
-  const auto found = choices.find(name);
-  if (found == choices.end()) throw std::invalid_argument("there is no " + name + " to choose");
-  return found->second;
-}
-
-PythonSettings make_settings(const std::string& schedule, uint64_t seed, uint8_t poison, const std::string& placement,
-                             const std::string& copies, size_t alignment, bool watch) {
-  using cuda_on_cpu::Copies;
-  using cuda_on_cpu::Placement;
-  using cuda_on_cpu::Schedule;
-  PythonSettings python;
-  python.settings.schedule = choose<Schedule>(
-      {{"ascending", Schedule::kAscending}, {"descending", Schedule::kDescending}, {"random", Schedule::kRandom}}, schedule);
-  python.settings.seed = seed;
-  python.settings.poison = poison;
-  python.settings.placement = choose<Placement>({{"left", Placement::kLeft}, {"right", Placement::kRight}}, placement);
-  python.settings.copies = choose<Copies>({{"late", Copies::kLate}, {"early", Copies::kEarly}, {"random", Copies::kRandom}}, copies);
-  python.settings.watch = watch;
-  python.alignment = alignment;
-  return python;
-}
 
 // Device memory for as long as it is in scope.
 template <class T>
@@ -337,10 +301,7 @@ std::pair<int, std::string> launch_nothing(unsigned x, unsigned y, unsigned z, u
 }  // namespace
 
 NB_MODULE(vimtrt_cuda_on_cpu, m) {
-  nb::exception<KernelError>(m, "KernelError");
-  nb::class_<PythonSettings>(m, "Settings");
-  m.def("settings", make_settings, "schedule"_a = "ascending", "seed"_a = 0, "poison"_a = 0xff, "placement"_a = "right",
-        "copies"_a = "late", "alignment"_a = 16, "watch"_a = true);
+  bind_settings(m);
 #if VIMTRT_HAS_KSCALED_LINEAR
   m.def("kscaled_linear", kscaled_linear, "settings"_a, "x"_a, "weight"_a, "token_scale"_a, "channel_scale"_a, "bias"_a,
         "out_token_scale"_a, "table"_a = nb::none(), "table_id"_a = nb::none(), "x_offset"_a = 0, "out_type"_a = "int8");

@@ -1,0 +1,172 @@
+"""Builds TensorRT engines from quantized networks: with TensorRT on the GPU they are for, with TensorRT for RTX on any machine."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyvimtrt import __version__
+from pyvimtrt.errors import BackendError, UsageError, missing_extra
+from pyvimtrt.files import check_writable
+from pyvimtrt.graph.network import load_network
+from pyvimtrt.runtime.gpu import find_gpus
+from pyvimtrt.runtime.plan import PlanInfo, write_plan
+from pyvimtrt.runtime.plugin_library import find_plugin_library
+
+# Backend -> package and extra, in the order in which `auto` looks for them.
+PACKAGES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+PLAN_SUFFIX = ".engine"
+LOG_SUFFIX = ".log"
+DEFAULT_BATCH = (1, 8, 32)
+MAX_BATCH = 4096
+MIB = 1 << 20
+_WORKER = "pyvimtrt.runtime.tensorrt_worker"
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What a user chooses of a plan.
+
+    ``batch``: least, most frequent and largest batch. ``workspace_mib``: limit of the memory for intermediate results, TensorRT's own where None.
+    ``timing_cache``: file of kernel timings, read where it exists and written back. ``separate_plugins``: the plan goes without the plugin library, which
+    then has to be installed where it runs.
+    """
+
+    batch: tuple[int, int, int] = DEFAULT_BATCH
+    workspace_mib: int | None = None
+    timing_cache: Path | None = None
+    separate_plugins: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.batch) != 3 or not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2] <= MAX_BATCH:
+            raise UsageError(f"the batch takes three rising whole numbers MIN,OPT,MAX such as 1,8,32, at most {MAX_BATCH}; got {','.join(map(str, self.batch))}")
+        if self.workspace_mib is not None and self.workspace_mib < 1:
+            raise UsageError(f"the workspace takes at least 1 MiB, got {self.workspace_mib}")
+
+
+def is_installed(backend: str) -> bool:
+    """Return whether the backend's package is there, without importing it."""
+    return importlib.util.find_spec(PACKAGES[backend]) is not None
+
+
+def check_backend(backend: str) -> Path:
+    """Return the plugin library. Raises BackendError for what this machine lacks to build plans of a backend."""
+    if not is_installed(backend):
+        raise missing_extra(PACKAGES[backend], backend, f"the backend {backend}")
+    if backend == "tensorrt" and not (driver := find_gpus()).devices:
+        problem = driver.problem or "no GPU"
+        raise BackendError(f"TensorRT builds an engine on the GPU it is for, and there is {problem}; use --backend tensorrt-rtx or cpu here")
+    return find_plugin_library()
+
+
+def build_plan(network_file: Path, output: Path, backend: str, options: PlanOptions | None = None) -> PlanInfo:
+    """Build the plan of a quantized network into ``output`` and its description beside it; TensorRT's log stays in ``output`` + ``.log``.
+
+    Raises NetworkError for a bad network, BackendError where TensorRT, the plugin library or a GPU is missing or TensorRT refuses: the sentence
+    holds TensorRT's own last errors. Nothing half-written is left.
+    """
+    options = options or PlanOptions()
+    library = check_backend(backend)
+    if output.suffix != PLAN_SUFFIX:
+        raise UsageError(f"a TensorRT engine is a file {PLAN_SUFFIX}, got {output}; or build with --backend cpu")
+    check_writable(output)
+    network = load_network(network_file)  # says in one sentence what TensorRT's parser would not
+    log = output.with_name(output.name + LOG_SUFFIX)
+    check_writable(log)
+    with tempfile.TemporaryDirectory(prefix="pyvimtrt-") as folder:
+        work = Path(folder)
+        request = {
+            "package": PACKAGES[backend],
+            "network": str(network_file.resolve()),
+            "plan": str(work / "plan"),
+            "plugins": str(library),
+            "embed": not options.separate_plugins,
+            "batch": list(options.batch),
+            "workspace_bytes": None if options.workspace_mib is None else options.workspace_mib * MIB,
+            "timing_cache": None if options.timing_cache is None else str(options.timing_cache.resolve()),
+            "log": str(log.resolve()),
+            "result": str(work / "result.json"),
+        }
+        result = _run_worker(request, work, log)
+        plan = (work / "plan").read_bytes()
+    library_bytes = library.read_bytes()
+    info = PlanInfo(
+        backend=backend,
+        network=network.info,
+        batch=options.batch,
+        plan_sha256=hashlib.sha256(plan).hexdigest(),
+        plan_bytes=len(plan),
+        network_sha256=hashlib.sha256(network_file.read_bytes()).hexdigest(),
+        tensorrt_version=result["tensorrt_version"],
+        pyvimtrt_version=__version__,
+        plugins="separate" if options.separate_plugins else "embedded",
+        plugin_library_sha256=hashlib.sha256(library_bytes).hexdigest(),
+        plugin_library_bytes=len(library_bytes),
+        workspace_bytes=request["workspace_bytes"],
+        build_seconds=result["seconds"],
+    )
+    write_plan(output, plan, info)
+    return info
+
+
+def _run_worker(request: dict[str, Any], work: Path, log: Path) -> dict[str, Any]:
+    environment = dict(os.environ)
+    paths = [str(_library_names(request["package"], work)), environment.get("LD_LIBRARY_PATH", "")]
+    environment["LD_LIBRARY_PATH"] = os.pathsep.join(path for path in paths if path)
+    try:
+        process = subprocess.run(
+            [sys.executable, "-m", _WORKER], input=json.dumps(request), env=environment, capture_output=True, text=True, encoding="utf-8", check=False
+        )
+    except OSError as error:
+        raise BackendError(f"the process that builds the engine cannot be started: {error.strerror}") from error
+    with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
+        file.write(process.stdout + process.stderr)
+    try:
+        result: dict[str, Any] = json.loads(Path(request["result"]).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _ended_early(process, log) from error
+    if "errors" in result:
+        raise BackendError(f"TensorRT: {'; '.join(result['errors'])}; {_cure(result['errors'])}; its whole log is in {log}")
+    return result
+
+
+def _library_names(package: str, work: Path) -> Path:
+    """Return a folder with links under the names that the parser looks libraries up by: wheels carry libNAME.so.1 and no libNAME.so."""
+    folder = work / "libraries"
+    folder.mkdir()
+    spec = importlib.util.find_spec(f"{package}_libs")
+    for location in (spec.submodule_search_locations or []) if spec is not None else []:
+        for library in Path(location).glob("lib*.so.*"):
+            link = folder / (library.name.partition(".so.")[0] + ".so")
+            if not link.exists():
+                link.symlink_to(library)
+    return folder
+
+
+def _ended_early(process: subprocess.CompletedProcess[str], log: Path) -> BackendError:
+    how = f"ended with exit code {process.returncode}"
+    if process.returncode < 0:
+        how = f"was ended by {signal.Signals(-process.returncode).name}"
+    last = (process.stderr.strip() or process.stdout.strip() or "without a word").splitlines()[-1]
+    return BackendError(f"TensorRT's process {how}: {last}; its whole log is in {log}")
+
+
+def _cure(errors: list[str]) -> str:
+    text = " ".join(errors).lower()
+    if "memory" in text:
+        return "give it more memory, a smaller --workspace or a smaller largest --batch"
+    if "plugin not found" in text or "plugin library" in text:
+        return "the plugin library must be of this version: install pyvimtrt again with nvcc, or name another with PYVIMTRT_PLUGIN_LIBRARY"
+    if "timing cache" in text:
+        return "without it a new one is made"
+    return "build the network again with this version; where that does not help, report it with the log"

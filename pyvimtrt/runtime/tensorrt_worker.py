@@ -1,0 +1,107 @@
+"""The process that builds a plan: ``python -m pyvimtrt.runtime.tensorrt_worker``, a request as JSON on stdin, the result as JSON in a file.
+
+A process of its own, because TensorRT ends the process on some errors and needs LD_LIBRARY_PATH before it starts. What it is asked and what
+it answers is in `tensorrt_build`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from pyvimtrt.errors import BackendError
+from pyvimtrt.files import atomic_output
+from pyvimtrt.graph.network import INPUT_NAME, OUTPUT_NAME
+from pyvimtrt.runtime.plugin_library import last_plugin_error
+
+MAX_ERRORS = 3  # TensorRT's last ones that are told
+
+
+def make_logger(trt: Any, log: TextIO) -> Any:
+    """Return a TensorRT logger that writes every message to ``log`` and keeps those of errors in ``errors``."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            print(f"[{severity.name}] {message}", file=log, flush=True)
+            if severity.name in ("ERROR", "INTERNAL_ERROR"):
+                self.errors.append(" ".join(message.split()))
+
+    return Logger()
+
+
+def build(request: dict[str, Any], trt: Any, logger: Any) -> dict[str, Any]:
+    """Build the plan of a request and write it. Raises BackendError where TensorRT refuses."""
+    registry = trt.get_plugin_registry()  # the global one: with a builder's own, plugins alive at exit crash
+    if registry.load_library(request["plugins"]) is None:
+        raise BackendError("the plugin library cannot be loaded")
+    start = time.perf_counter()
+    builder = trt.Builder(logger)
+    flags = trt.NetworkDefinitionCreationFlag
+    network = builder.create_network(1 << int(flags.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(Path(request["network"]).read_bytes()):
+        raise BackendError("the network cannot be parsed")
+    _check_tensors(trt, network)
+    config = builder.create_builder_config()
+    profile = builder.create_optimization_profile()
+    image = tuple(network.get_input(0).shape)[1:]
+    profile.set_shape(INPUT_NAME, *((batch, *image) for batch in request["batch"]))
+    config.add_optimization_profile(profile)
+    if request["embed"]:
+        config.plugins_to_serialize = [request["plugins"]]
+    if request["workspace_bytes"] is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_bytes"])
+    cache_file = Path(request["timing_cache"]) if request["timing_cache"] else None
+    if cache_file is not None:
+        _load_timing_cache(config, cache_file)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise BackendError("the engine cannot be built")
+    Path(request["plan"]).write_bytes(memoryview(plan))
+    if cache_file is not None:
+        with atomic_output(cache_file) as temporary:
+            temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))
+    return {"tensorrt_version": trt.__version__, "seconds": time.perf_counter() - start, "layers": network.num_layers}
+
+
+def _check_tensors(trt: Any, network: Any) -> None:
+    """Check input and output: a plugin's type wins over the one the graph gives its output, without a word."""
+    inputs = [(t.name, t.dtype) for t in (network.get_input(i) for i in range(network.num_inputs))]
+    outputs = [(t.name, t.dtype) for t in (network.get_output(i) for i in range(network.num_outputs))]
+    if inputs != [(INPUT_NAME, trt.int8)] or outputs != [(OUTPUT_NAME, trt.float32)]:
+        raise BackendError(f"the network must have the int8 input {INPUT_NAME} and the float32 output {OUTPUT_NAME}, got {inputs} and {outputs}")
+
+
+def _load_timing_cache(config: Any, path: Path) -> None:
+    data = path.read_bytes() if path.exists() else b""
+    cache = config.create_timing_cache(data)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        raise BackendError(f"the timing cache {path} is damaged, or was made by another TensorRT or GPU; delete it")
+
+
+def main() -> None:
+    """Answer one request."""
+    request = json.load(sys.stdin)
+    with Path(request["log"]).open("w", encoding="utf-8") as log:
+        trt = importlib.import_module(request["package"])
+        logger = make_logger(trt, log)
+        result: dict[str, Any]
+        try:
+            result = build(request, trt, logger)
+        except (BackendError, RuntimeError, OSError) as error:
+            reasons = [str(error), last_plugin_error(Path(request["plugins"])), *logger.errors[-MAX_ERRORS:]]
+            result = {"errors": [reason for reason in reasons if reason]}
+            print(f"[pyvimtrt] {'; '.join(result['errors'])}", file=log, flush=True)
+    Path(request["result"]).write_text(json.dumps(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
