@@ -68,6 +68,8 @@ std::string name_of(const Names<Kind>& names, Kind kind) {
   return "unknown";
 }
 
+constexpr size_t kMostOutputBytes = size_t{1} << 28;
+
 size_t bytes_of(DataType type) { return type == DataType::kINT8 ? 1 : 4; }
 
 // Type, shape with -1 for what is not known, and the largest shape where the first is not known.
@@ -265,6 +267,7 @@ class PythonPlugin {
     for (const PluginTensorDesc& desc : out) {
       size_t bytes = bytes_of(desc.type);
       for (int32_t i = 0; i < desc.dims.nbDims; ++i) bytes *= static_cast<size_t>(std::max<int64_t>(desc.dims.d[i], 0));
+      if (bytes > kMostOutputBytes) bytes = 0;  // a shape that must be refused
       memory.emplace_back(settings, bytes, bytes_of(desc.type), "an output");
       to.push_back(memory.back().data());
       sizes.push_back(bytes);

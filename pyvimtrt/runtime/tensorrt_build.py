@@ -49,7 +49,9 @@ class PlanOptions:
 
     def __post_init__(self) -> None:
         if len(self.batch) != 3 or not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2] <= MAX_BATCH:
-            raise UsageError(f"the batch takes three rising whole numbers MIN,OPT,MAX such as 1,8,32, at most {MAX_BATCH}; got {','.join(map(str, self.batch))}")
+            raise UsageError(
+                f"the batch takes three rising whole numbers MIN,OPT,MAX such as 1,8,32, at most {MAX_BATCH}; got {','.join(map(str, self.batch))}"
+            )
         if self.workspace_mib is not None and self.workspace_mib < 1:
             raise UsageError(f"the workspace takes at least 1 MiB, got {self.workspace_mib}")
 
