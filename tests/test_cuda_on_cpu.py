@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 from cuda_double import NAME, SETTINGS, STEMS, check_operator, kernel_file, load_double, modules_folder, settings
-from test_operators import BASES, CASES, case, conv, f32, int8s, linear, norm, scan
+from test_operators import BASES, CASES, case, conv, conv_with, f32, int8s, linear, norm, scan
 
 INVALID_VALUE, INVALID_CONFIGURATION = 1, 9  # cudaError_t
 ILLEGAL_ADDRESS, MISALIGNED_ADDRESS, LAUNCH_FAILURE = 700, 716, 719
@@ -197,6 +197,29 @@ def test_mma_is_a_matrix_product(double: ModuleType, label: str, with_ldmatrix: 
     np.testing.assert_array_equal(double.multiply(settings(label), a, b, c, with_ldmatrix), expected)
 
 
+def int32s(rng: np.random.Generator) -> Any:
+    return rng.integers(-(2**31), 2**31, 32).astype(np.int32)
+
+
+@pytest.mark.parametrize("fill", [None, -128, 127])
+def test_dp4a_is_a_sum_of_products_of_bytes(double: ModuleType, fill: int | None):
+    rng = np.random.default_rng(0)
+    a, b, c = int8s(rng, (32, 4), fill), int8s(rng, (32, 4), fill), int32s(rng)
+    c[:2] = -(2**31), 2**31 - 1  # sums beyond int32 wrap
+    expected = (c + (a.astype(np.int64) * b).sum(1)).astype(np.int32)
+    np.testing.assert_array_equal(double.dp4a(settings("ascending"), a.view(np.int32)[:, 0], b.view(np.int32)[:, 0], c), expected)
+
+
+def test_byte_permute_picks_bytes(double: ModuleType):
+    """Of a selector's digit only the low three bits count, and only the four low digits."""
+    rng = np.random.default_rng(0)
+    a, b, selector = int32s(rng), int32s(rng), int32s(rng)
+    source = np.concatenate([a.view(np.uint8).reshape(32, 4), b.view(np.uint8).reshape(32, 4)], axis=1)
+    picked = selector[:, None] >> (4 * np.arange(4)) & 7
+    expected = np.take_along_axis(source, picked, axis=1).view(np.int32)[:, 0]
+    np.testing.assert_array_equal(double.byte_permute(settings("ascending"), a, b, selector), expected)
+
+
 @pytest.mark.parametrize("label", SETTINGS)
 @pytest.mark.parametrize("dtype", [np.float32, np.int64])
 def test_shuffles(double: ModuleType, label: str, dtype: Any):
@@ -283,6 +306,12 @@ def test_kernels_equal_the_reference(name: str):
     check_operator(name, operator, expected)
 
 
+def conv_far_tile(inputs: dict[str, Any], rng: np.random.Generator) -> None:
+    """Tables 0 .. 15 in the first tile of channels, the last one of all behind it."""
+    inputs["table_id"][:, :128] %= 16
+    inputs["table_id"][:, 128:] = len(inputs["table"]) - 1
+
+
 # Layers of Vim and what follows from a GPU's tiles, vector accesses and limits: more rows and columns than one block takes, offsets of every alignment,
 # no image.
 OFFSETS = (1, 2, 4, 8, 16)
@@ -303,6 +332,15 @@ LAYERS = {
     "QuantConv1dSiLU layer": lambda: conv(B=1, L=197, E=384, beside=384),
     "QuantConv1dSiLU 5 images": lambda: conv(B=5, L=70, E=96, x_offset=96),
     "QuantConv1dSiLU Vim-Base": lambda: conv(B=2, L=30, E=1536, beside=1536),
+    **{f"QuantConv1dSiLU {E} channels": functools.partial(conv, B=1, L=11, E=E) for E in (124, 127, 128, 129, 132, 256)},
+    **{f"QuantConv1dSiLU {L} tokens": functools.partial(conv, B=1, L=L, E=12) for L in (8, 11, 12, 13, 16, 17)},
+    "QuantConv1dSiLU 5000 channels": lambda: conv(B=1, L=3, E=5000),
+    "QuantConv1dSiLU the longest run": lambda: conv(B=108, L=64, E=5),
+    "QuantConv1dSiLU the longest run, twice": lambda: conv(B=54, L=127, E=4),
+    "QuantConv1dSiLU tables beyond shared memory": lambda: conv(tables_=17, E=132),
+    "QuantConv1dSiLU tables beyond shared memory, for one tile of two": lambda: conv_with(conv_far_tile, tables_=17, E=256),
+    "QuantConv1dSiLU the last table beyond shared memory": lambda: conv_with(conv_far_tile, tables_=17, E=129),
+    "QuantConv1dSiLU 16 tables": lambda: conv(tables_=16, E=256),
     "BidirectionalScan layer": lambda: scan(B=1, L=197, E=384, bc_offset=12, gate_offset=384),
     "BidirectionalScan 5 images": lambda: scan(B=5, L=20, E=100, bc_offset=3, gate_offset=5),
     "BidirectionalScan Vim-Base": lambda: scan(B=2, L=10, E=1536, bc_offset=48, gate_offset=1536),
@@ -324,6 +362,17 @@ LAYERS = {
 def test_layers_equal_the_reference(name: str):
     operator = LAYERS[name]()
     check_operator(name, operator, operator.reference())
+
+
+def test_quant_conv1d_silu_of_what_is_not_finite():
+    """No network holds such constants; the contract says what they give all the same: the least index for NaN."""
+    operator = conv(E=20)
+    rng = np.random.default_rng(1)
+    for name in ("channel_scale", "bias"):
+        operator.inputs[name][...] = rng.choice([np.inf, -np.inf, np.nan, 0.5], operator.inputs[name].shape)
+    operator.inputs["x"][:, :, ::3] = 0
+    with np.errstate(invalid="ignore"):
+        check_operator("QuantConv1dSiLU not finite", operator, operator.reference())
 
 
 # More images than a grid has blocks in y or z.

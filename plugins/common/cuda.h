@@ -68,6 +68,12 @@ VIMTRT_DEVICE T load(const T* p) {
   return __ldg(p);
 }
 
+// c plus the sum of the products of a's and b's bytes, signed, byte by byte.
+VIMTRT_DEVICE int32_t dp4a(int32_t a, int32_t b, int32_t c) { return __dp4a(a, b, c); }
+
+// Byte i of the result is the one that the low three bits of hexadecimal digit i of `selector` name: 0..3 from a, 4..7 from b.
+VIMTRT_DEVICE uint32_t byte_permute(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
+
 // d += a * b, int8 with int32 sums, one warp: m16n8k32, a row-major, b column-major (PTX mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32).
 // With g = lane / 4, t = lane % 4: a[0] holds row g, columns 4 t .. 4 t + 3; a[1] row g + 8; a[2] row g, columns 16 + 4 t ..; a[3] row g +
 // 8 of those; b[0] rows 4 t .. 4 t + 3 of column g; b[1] rows 16 + 4 t ..; d[0], d[1] row g, columns 2 t, 2 t + 1; d[2], d[3] row g + 8.

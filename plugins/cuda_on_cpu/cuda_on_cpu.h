@@ -136,6 +136,19 @@ T load(const T* p, int line = __builtin_LINE()) {
   return value;
 }
 
+inline int32_t dp4a(int32_t a, int32_t b, int32_t c) {
+  uint32_t sum = static_cast<uint32_t>(c);  // wraps, as on a GPU
+  for (int i = 0; i < 4; ++i) sum += static_cast<uint32_t>(static_cast<int8_t>(a >> (8 * i)) * static_cast<int8_t>(b >> (8 * i)));
+  return static_cast<int32_t>(sum);
+}
+
+inline uint32_t byte_permute(uint32_t a, uint32_t b, uint32_t selector) {
+  const uint64_t bytes = static_cast<uint64_t>(b) << 32 | a;
+  uint32_t result = 0;
+  for (int i = 0; i < 4; ++i) result |= static_cast<uint32_t>(bytes >> (8 * (selector >> (4 * i) & 7)) & 255) << (8 * i);
+  return result;
+}
+
 inline void mma_s8_m16n8k32(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int line = __builtin_LINE()) {
   cuda_on_cpu::multiply(d, a, b, line);
 }

@@ -275,6 +275,17 @@ nb::object multiply(const PythonSettings& s, const Int8s& a, const Int8s& b, con
   return d.copy({16, 8});
 }
 
+using Probe = int (*)(const int32_t* a, const int32_t* b, const int32_t* c, int32_t* d, cuda::Stream stream);
+
+template <Probe probe>
+nb::object of_words(const PythonSettings& s, const Int32s& a, const Int32s& b, const Int32s& c) {
+  cuda_on_cpu::configure(s.settings);
+  const Input<int32_t> a_on(s, "a", a), b_on(s, "b", b), c_on(s, "c", c);
+  const Device<int32_t> d(s, 32, "d");
+  expect_success(probe(a_on.data(), b_on.data(), c_on.data(), d.data(), nullptr));
+  return d.copy({32});
+}
+
 template <class T>
 nb::tuple shuffle(const PythonSettings& s, const Array<T>& x) {
   cuda_on_cpu::configure(s.settings);
@@ -323,6 +334,8 @@ NB_MODULE(vimtrt_cuda_on_cpu, m) {
   m.def("fault_names", planted::fault_names);
   m.def("run_fault", run_fault, "settings"_a, "name"_a, "corrected"_a, "x"_a);
   m.def("multiply", multiply, "settings"_a, "a"_a, "b"_a, "c"_a, "with_ldmatrix"_a);
+  m.def("dp4a", of_words<planted::dp4a>, "settings"_a, "a"_a, "b"_a, "c"_a);
+  m.def("byte_permute", of_words<planted::byte_permute>, "settings"_a, "a"_a, "b"_a, "selector"_a);
   m.def("shuffle", shuffle<float>, "settings"_a, "x"_a.noconvert());
   m.def("shuffle", shuffle<int64_t>, "settings"_a, "x"_a.noconvert());
   m.def("scale", scale, "settings"_a, "x"_a, "factor"_a);

@@ -528,6 +528,15 @@ VIMTRT_KERNEL void shuffle_kernel(const T* x, T* xored, T* sent) {
   }
 }
 
+VIMTRT_KERNEL void dp4a_kernel(const int32_t* a, const int32_t* b, const int32_t* c, int32_t* d) {
+  d[self()] = cuda::dp4a(cuda::load(a + self()), cuda::load(b + self()), cuda::load(c + self()));
+}
+
+VIMTRT_KERNEL void byte_permute_kernel(const int32_t* a, const int32_t* b, const int32_t* c, int32_t* d) {
+  const auto bits = [](const int32_t* from) { return static_cast<uint32_t>(cuda::load(from + self())); };
+  d[self()] = static_cast<int32_t>(cuda::byte_permute(bits(a), bits(b), bits(c)));
+}
+
 VIMTRT_KERNEL void scale_kernel(const float* x, float factor, float* y, int n) {
   const int i = static_cast<int>(cuda::block_x() * cuda::threads_x() + cuda::thread_x());
   if (i < n) y[i] = cuda::load(x + i) * factor;
@@ -562,6 +571,14 @@ int shuffle(const T* x, T* xored, T* sent, cuda::Stream stream) {
 }
 template int shuffle(const float*, float*, float*, cuda::Stream);
 template int shuffle(const int64_t*, int64_t*, int64_t*, cuda::Stream);
+
+int dp4a(const int32_t* a, const int32_t* b, const int32_t* c, int32_t* d, cuda::Stream stream) {
+  return cuda::launch(dp4a_kernel, cuda::Grid{}, 32, 0, stream, a, b, c, d);
+}
+
+int byte_permute(const int32_t* a, const int32_t* b, const int32_t* c, int32_t* d, cuda::Stream stream) {
+  return cuda::launch(byte_permute_kernel, cuda::Grid{}, 32, 0, stream, a, b, c, d);
+}
 
 int scale(const float* x, float factor, float* y, int n, cuda::Stream stream) {
   constexpr unsigned kBlock = 48;  // not whole warps: allowed where no warp-wide call is made

@@ -27,6 +27,10 @@ int multiply(const int8_t* a, const int8_t* b, int32_t* d, bool with_ldmatrix, c
 template <class T>
 int shuffle(const T* x, T* xored, T* sent, cuda::Stream stream);
 
+// d[i] = dp4a(a[i], b[i], c[i]) and d[i] = byte_permute(a[i], b[i], c[i]), the bits of 32 numbers.
+int dp4a(const int32_t* a, const int32_t* b, const int32_t* c, int32_t* d, cuda::Stream stream);
+int byte_permute(const int32_t* a, const int32_t* b, const int32_t* c, int32_t* d, cuda::Stream stream);
+
 // y[i] = x[i] * factor, without shared memory.
 int scale(const float* x, float factor, float* y, int n, cuda::Stream stream);
 

@@ -1,0 +1,372 @@
+// QuantConv1dSiLU on a GPU (docs/numerics.md). README.md beside this file has the numbers.
+//
+// Grid:   x = an image's tiles of 128 channels times 4 * run tokens, y = images, in several launches beyond a grid's limit.
+// Block:  128 threads. A lane has 4 channels side by side, a warp all of the tile's channels and `run` tokens (1 to 16) that follow each
+//         other; the launcher chooses `run`.
+// Shared: the tile's rows of x, 128 bytes each, with three more on both sides, and 4 KiB of tables: 5.25 to 12.75 KiB.
+//
+// A register holds one channel's tokens t-3 .. t, a byte each. These are the forward window of token t and the backward window of token
+// t-3, whose weights are mirrored, so a byte permutation makes the window of both, and one dp4a each the sum:
+//
+//   row of x, token t        window of channel c                            u_forward[t]    = .. (dp4a(window, weight[0]))
+//   | c | c+1 | c+2 | c+3 |  | t-4 | t-3 | t-2 | t-1 |                      u_backward[t-3] = .. (dp4a(window, weight[1] mirrored))
+//     '----------.             .-----'     |     |
+//                |             |     .-----'     |
+//                |             |     |     .-----'
+//                '-------------|-----|-----|-----.
+//                            | t-3 | t-2 | t-1 |  t  |
+//
+// A warp's run of tokens takes run + 3 such windows:
+//
+//   newest token   first-3 .. first-1 | first  first+1  first+2 | first+3 .. first+run-1 |  ..  first+run+2
+//                  only shifted in    | forward                 | forward and backward   |  backward
+//
+// Neither needs the conversion unit, which is slow: sums start at the bits of 1.5 * 2^23, to whose float they add whole numbers, and adding
+// 1.5 * 2^23 to a float rounds it to a whole number.
+//
+// Entry i of table k lies at byte 256 k + (i ^ 16 (k % 8)): the lanes' channels use different tables, and their indices are mostly close to
+// each other; without that, every table's entries of the same index would lie in the same bank.
+#include <cstdint>
+
+#include "plugins/common/numerics.h"
+#include "plugins/quant_conv1d_silu/kernel.h"
+
+namespace vimtrt {
+namespace {
+
+constexpr int kWarpThreads = 32;
+constexpr int kWarps = 4;
+constexpr int kThreads = kWarps * kWarpThreads;
+constexpr int kHalo = 3;  // tokens of a window besides the newest
+constexpr int kLaneChannels = 4;
+constexpr int kTileChannels = kWarpThreads * kLaneChannels;
+constexpr int kMaxRun = 16;
+constexpr int kTableBytes = 256;
+constexpr int kSharedTables = 16;  // tables 0..15 are looked up in shared memory, further ones through the first-level cache
+constexpr uint32_t kFarTables = 1u << 31;
+constexpr float kWhole = 12582912.0f;  // 1.5 * 2^23, where floats are whole numbers
+constexpr int32_t kWholeBits = 0x4b400000;
+constexpr int64_t kMaxGridY = 65535;
+
+// What the launcher adds to the operator's arguments. Widths are the bytes that can be moved at once: 16, 8, 4, or 1.
+struct Launch {
+  QuantConv1dSiluParams p;
+  int64_t first_image = 0;
+  int32_t groups = 0;  // of kTileChannels channels
+  int32_t run = 1;
+  int32_t x_width = 1, weight_width = 1, constants_width = 1, table_width = 1, u_width = 1;
+};
+
+// The block's part of an image; channels and tokens are those that exist.
+struct Tile {
+  int64_t first_row = 0;  // images times tokens
+  int32_t first_token = 0, first_channel = 0;
+  int tokens = 0, channels = 0;
+};
+
+// A lane's channels in one direction.
+struct Direction {
+  uint32_t weight[kLaneChannels];  // 4 bytes, the earliest token's first
+  float scale[kLaneChannels];
+  float bias[kLaneChannels];
+  int32_t table_id[kLaneChannels];
+};
+
+VIMTRT_DEVICE int limited(int count, int limit) { return count < 0 ? 0 : count < limit ? count : limit; }
+
+// Copies
+
+// The first `bytes` bytes of a unit and zeros behind them. A unit has `width` bytes; with width 1 it has four, each read on its own.
+VIMTRT_DEVICE void copy_unit(int8_t* shared, const int8_t* global, int bytes, int width) {
+  if (width == 16) {
+    cuda::copy_async<16>(shared, global, bytes);
+  } else if (width == 8) {
+    cuda::copy_async<8>(shared, global, bytes);
+  } else if (width == 4) {
+    cuda::copy_async<4>(shared, global, bytes);
+  } else {
+    uint32_t word = 0;
+    for (int i = 0; i < 4; ++i) {
+      if (i < bytes) word |= static_cast<uint32_t>(static_cast<uint8_t>(cuda::load(global + i))) << (8 * i);
+    }
+    *reinterpret_cast<uint32_t*>(shared) = word;
+  }
+}
+
+VIMTRT_DEVICE int unit_bytes(int width) { return width == 1 ? 4 : width; }
+
+// The tile's rows of x and kHalo more on both sides; tokens outside the sequence are zeros.
+VIMTRT_DEVICE void copy_rows(int8_t* shared, const Launch& launch, const Tile& tile) {
+  const int unit = unit_bytes(launch.x_width);
+  const int at = static_cast<int>(cuda::thread_x()) * unit, first = at / kTileChannels, byte = at % kTileChannels;
+  const int rows_at_once = kThreads * unit / kTileChannels;
+  const int bytes = limited(tile.channels - byte, unit);
+  const int64_t column = bytes > 0 ? tile.first_channel + byte : 0;
+#pragma unroll 1
+  for (int row = first; row < tile.tokens + 2 * kHalo; row += rows_at_once) {
+    const int token = row - kHalo;  // within the tile
+    const bool exists = token >= -tile.first_token && token < launch.p.tokens - tile.first_token;
+    const int64_t source = exists ? (tile.first_row + token) * launch.p.x_stride + column : 0;
+    copy_unit(shared + row * kTileChannels + byte, launch.p.x + source, exists ? bytes : 0, launch.x_width);
+  }
+}
+
+// Bit i < kSharedTables: one of the lane's channels uses table i; kFarTables: one uses a further table.
+VIMTRT_DEVICE uint32_t tables_of_lane(const Direction (&directions)[2], int exist) {
+  uint32_t used = 0;
+#pragma unroll
+  for (int d = 0; d < 2; ++d) {
+#pragma unroll
+    for (int c = 0; c < kLaneChannels; ++c) {
+      const int32_t id = directions[d].table_id[c];
+      if (c < exist) used |= id < kSharedTables ? 1u << id : kFarTables;
+    }
+  }
+  return used;
+}
+
+VIMTRT_DEVICE uint32_t or_of_warp(uint32_t bits) {
+#pragma unroll
+  for (int mask = kWarpThreads / 2; mask > 0; mask /= 2) bits |= cuda::shuffle_xor(bits, mask);
+  return bits;
+}
+
+// Entry i of a table lies at table_at(id) ^ i in shared memory.
+VIMTRT_DEVICE uint32_t table_at(int32_t id) { return static_cast<uint32_t>(id) * kTableBytes | (static_cast<uint32_t>(id) & 7u) << 4; }
+
+VIMTRT_DEVICE void copy_tables(int8_t* shared, const Launch& launch, uint32_t used) {
+  const int unit = unit_bytes(launch.table_width);
+#pragma unroll 1
+  for (int byte = static_cast<int>(cuda::thread_x()) * unit; byte < kSharedTables * kTableBytes; byte += kThreads * unit) {
+    const int id = byte / kTableBytes;
+    if (used >> id & 1u) copy_unit(shared + (table_at(id) ^ byte % kTableBytes), launch.p.table + byte, unit, launch.table_width);
+  }
+}
+
+// The first `exist` of four numbers and zeros behind them. `at_once`: they are aligned to their sum, and all exist or none.
+template <class Four, class T>
+VIMTRT_DEVICE void load_four(T (&to)[4], const T* from, int exist, bool at_once) {
+  if (at_once) {
+    const Four v = exist > 0 ? cuda::load(reinterpret_cast<const Four*>(from)) : Four{};
+    to[0] = v.x;
+    to[1] = v.y;
+    to[2] = v.z;
+    to[3] = v.w;
+  } else {
+    for (int c = 0; c < 4; ++c) to[c] = c < exist ? cuda::load(from + c) : T{};
+  }
+}
+
+VIMTRT_DEVICE void load_weights(uint32_t (&to)[kLaneChannels], const int8_t* from, int exist, int width) {
+  if (width >= 4) {
+    load_four<uint4>(to, reinterpret_cast<const uint32_t*>(from), exist, width == 16);
+  } else {
+    for (int c = 0; c < kLaneChannels; ++c) {
+      to[c] = 0;
+      for (int j = 0; j < 4; ++j) {
+        if (c < exist) to[c] |= static_cast<uint32_t>(static_cast<uint8_t>(cuda::load(from + 4 * c + j))) << (8 * j);
+      }
+    }
+  }
+}
+
+VIMTRT_DEVICE void load_table_ids(Direction (&directions)[2], const Launch& launch, int64_t first_channel, int exist) {
+#pragma unroll
+  for (int d = 0; d < 2; ++d) {
+    const int64_t at = exist > 0 ? d * static_cast<int64_t>(launch.p.channels) + first_channel : 0;
+    load_four<int4>(directions[d].table_id, launch.p.table_id + at, exist, launch.constants_width == 16);
+  }
+}
+
+// The lane's other constants.
+VIMTRT_DEVICE void load_constants(Direction (&directions)[2], const Launch& launch, int64_t first_channel, int exist) {
+  const QuantConv1dSiluParams& p = launch.p;
+#pragma unroll
+  for (int d = 0; d < 2; ++d) {
+    const int64_t at = exist > 0 ? d * static_cast<int64_t>(p.channels) + first_channel : 0;
+    load_weights(directions[d].weight, p.weight + 4 * at, exist, launch.weight_width);
+    load_four<float4>(directions[d].scale, p.channel_scale + at, exist, launch.constants_width == 16);
+    load_four<float4>(directions[d].bias, p.bias + at, exist, launch.constants_width == 16);
+  }
+#pragma unroll
+  for (int c = 0; c < kLaneChannels; ++c) directions[1].weight[c] = cuda::byte_permute(directions[1].weight[c], 0, 0x0123);
+}
+
+// Arithmetic
+
+// The low byte is sat8(rne(w)) + 128, the index into a table.
+VIMTRT_DEVICE uint32_t quantized(float w) { return to_bits(fminf(fmaxf(w, -128.0f), 127.0f) + (kWhole + 128.0f)); }
+
+// What a lane needs for its run of tokens.
+struct Work {
+  Direction directions[2];
+  const int8_t* row;     // of x, in shared memory, the lane's channels of the next token to shift in
+  const int8_t* tables;  // tables 0 .. kSharedTables - 1 in shared memory
+  const int8_t* far;     // all tables, if one of the block's is not among those
+  int8_t* u[2];          // the lane's channels of the next token of either direction
+  int32_t channels;
+  int exist;  // channels of the lane
+  int u_width;
+  uint32_t window[kLaneChannels];
+};
+
+VIMTRT_DEVICE void store_bytes(int8_t* u, uint32_t word, int exist) {
+  for (int c = 0; c < kLaneChannels; ++c) {
+    if (c < exist) u[c] = static_cast<int8_t>(word >> (8 * c));
+  }
+}
+
+// One token of one direction, from the windows. `Plain`: every table is in shared memory, and u takes whole words.
+template <bool Plain>
+VIMTRT_DEVICE void finish(Work& work, int d) {
+  const Direction& k = work.directions[d];
+  uint32_t u[kLaneChannels];
+#pragma unroll
+  for (int c = 0; c < kLaneChannels; ++c) {
+    const int32_t sum = cuda::dp4a(static_cast<int32_t>(work.window[c]), static_cast<int32_t>(k.weight[c]), kWholeBits);
+    const uint32_t index = quantized(fmaf(from_bits(static_cast<uint32_t>(sum)) - kWhole, k.scale[c], k.bias[c])) & 255u;
+    if (Plain || work.far == nullptr) {
+      u[c] = static_cast<uint8_t>(work.tables[table_at(k.table_id[c]) ^ index]);
+    } else {
+      u[c] = static_cast<uint8_t>(cuda::load(work.far + static_cast<int64_t>(k.table_id[c]) * kTableBytes + index));
+    }
+  }
+  const uint32_t word = cuda::byte_permute(cuda::byte_permute(u[0], u[1], 0x0040), cuda::byte_permute(u[2], u[3], 0x0040), 0x5410);
+  if (Plain || work.u_width >= kLaneChannels) {
+    *reinterpret_cast<uint32_t*>(work.u[d]) = word;
+  } else {
+    store_bytes(work.u[d], word, work.exist);
+  }
+  work.u[d] += work.channels;
+}
+
+// The next token becomes the newest byte of every window, the others move up.
+VIMTRT_DEVICE void shift_in(Work& work) {
+  const uint32_t x = *reinterpret_cast<const uint32_t*>(work.row);
+#pragma unroll
+  for (unsigned c = 0; c < kLaneChannels; ++c) work.window[c] = cuda::byte_permute(work.window[c], x, 0x4321 + (c << 12));
+  work.row += kTileChannels;
+}
+
+// Both directions of `tokens` tokens.
+template <bool Plain>
+VIMTRT_DEVICE void convolve(Work& work, int tokens) {
+#pragma unroll
+  for (int t = 0; t < kHalo; ++t) shift_in(work);
+  int t = 0;
+#pragma unroll 1
+  for (; t < kHalo; ++t) {
+    shift_in(work);
+    if (t < tokens) finish<Plain>(work, 0);
+  }
+#pragma unroll 1
+  for (; t < tokens; ++t) {
+    shift_in(work);
+    finish<Plain>(work, 0);
+    finish<Plain>(work, 1);
+  }
+#pragma unroll 1
+  for (; t < tokens + kHalo; ++t) {
+    shift_in(work);
+    finish<Plain>(work, 1);
+  }
+}
+
+VIMTRT_KERNEL void quant_conv1d_silu_kernel(Launch launch) {
+  const QuantConv1dSiluParams& p = launch.p;
+  const unsigned groups = static_cast<unsigned>(launch.groups);
+  Tile tile;
+  tile.first_token = static_cast<int32_t>(cuda::block_x() / groups) * kWarps * launch.run;
+  tile.first_channel = static_cast<int32_t>(cuda::block_x() % groups) * kTileChannels;
+  tile.first_row = (launch.first_image + cuda::block_y()) * p.tokens + tile.first_token;
+  tile.tokens = limited(p.tokens - tile.first_token, kWarps * launch.run);
+  tile.channels = limited(p.channels - tile.first_channel, kTileChannels);
+  const int lane = static_cast<int>(cuda::thread_x()) % kWarpThreads, warp = static_cast<int>(cuda::thread_x()) / kWarpThreads;
+  const int64_t first_channel = tile.first_channel + lane * kLaneChannels;
+
+  Work work;
+  work.exist = tile.channels - lane * kLaneChannels;
+  load_table_ids(work.directions, launch, first_channel, work.exist);
+  int8_t* const tables = cuda::dynamic_shared<int8_t>();
+  int8_t* const rows = tables + kSharedTables * kTableBytes;
+  copy_rows(rows, launch, tile);
+  load_constants(work.directions, launch, first_channel, work.exist);
+  const uint32_t used = or_of_warp(tables_of_lane(work.directions, work.exist));
+  const bool is_near = (used & kFarTables) == 0;
+  if (is_near) copy_tables(tables, launch, used);
+  cuda::commit_copies();
+  cuda::wait_copies<0>();
+  cuda::sync_block();
+
+  const int first = warp * launch.run, tokens = limited(tile.tokens - first, launch.run);
+  if (tokens == 0 || work.exist <= 0) return;  // no warp-wide call follows
+  work.row = rows + first * kTileChannels + lane * kLaneChannels;
+  work.tables = tables;
+  work.far = is_near ? nullptr : p.table;
+  for (int d = 0; d < 2; ++d) work.u[d] = p.u[d] + (tile.first_row + first) * p.channels + first_channel;
+  work.channels = p.channels;
+  work.u_width = launch.u_width;
+  for (uint32_t& window : work.window) window = 0;
+  if (is_near && launch.u_width >= kLaneChannels) {
+    convolve<true>(work, tokens);
+  } else {
+    convolve<false>(work, tokens);
+  }
+}
+
+// The launch
+
+// The largest of 16, 8, 4 that divides everything that is or-ed into `bits`; otherwise 1.
+int width_of(uint64_t bits) { return bits % 16 == 0 ? 16 : bits % 8 == 0 ? 8 : bits % 4 == 0 ? 4 : 1; }
+
+uint64_t address(const void* p) { return reinterpret_cast<uintptr_t>(p); }
+
+int64_t groups_of(const QuantConv1dSiluParams& p) { return (static_cast<int64_t>(p.channels) - 1) / kTileChannels + 1; }
+
+int64_t chunks_of(const QuantConv1dSiluParams& p, int run) { return (static_cast<int64_t>(p.tokens) - 1) / (kWarps * run) + 1; }
+
+// The run with the smallest product of rounds, of as many blocks as an A100 has processors, and the time of a block: its run, and what is
+// the same for every run, the windows behind the run, constants and tables, taken for four tokens. No result depends on it.
+int best_run(const QuantConv1dSiluParams& p) {
+  constexpr int64_t kProcessors = 108, kFixed = 4;
+  int best = 1;
+  int64_t least = INT64_MAX;
+  for (int run = 1; run <= kMaxRun; ++run) {
+    const int64_t blocks = p.batch * groups_of(p) * chunks_of(p, run);
+    const int64_t time = ((blocks - 1) / kProcessors + 1) * (run + kFixed);
+    if (time < least) {
+      least = time;
+      best = run;
+    }
+  }
+  return best;
+}
+
+}  // namespace
+
+int quant_conv1d_silu_launch(const QuantConv1dSiluParams& p, cuda::Stream stream) {
+  if (p.batch == 0) return 0;
+  Launch launch;
+  launch.p = p;
+  launch.groups = static_cast<int32_t>(groups_of(p));
+  launch.run = best_run(p);
+  const uint64_t row = static_cast<uint64_t>(p.channels), row_of_numbers = row * sizeof(float);
+  launch.x_width = width_of(address(p.x) | static_cast<uint64_t>(p.x_stride));
+  launch.weight_width = width_of(address(p.weight) | row_of_numbers);
+  launch.constants_width = width_of(address(p.channel_scale) | address(p.bias) | address(p.table_id) | row_of_numbers);
+  launch.table_width = width_of(address(p.table));
+  launch.u_width = width_of(address(p.u[0]) | address(p.u[1]) | row);
+
+  // An image has far fewer tiles than a grid may have in x: with that many it would fill 17 TB.
+  const int64_t tiles = launch.groups * chunks_of(p, launch.run);
+  const size_t shared_bytes = kSharedTables * kTableBytes + static_cast<size_t>(kWarps * launch.run + 2 * kHalo) * kTileChannels;
+  for (; launch.first_image < p.batch; launch.first_image += kMaxGridY) {
+    const int64_t left = p.batch - launch.first_image, images = left < kMaxGridY ? left : kMaxGridY;
+    const cuda::Grid grid{static_cast<unsigned>(tiles), static_cast<unsigned>(images)};
+    const int status = cuda::launch(quant_conv1d_silu_kernel, grid, kThreads, shared_bytes, stream, launch);
+    if (status != 0) return status;
+  }
+  return 0;
+}
+
+}  // namespace vimtrt
