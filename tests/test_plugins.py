@@ -315,7 +315,7 @@ def test_a_kernel_that_fails_is_a_status_and_a_sentence():
     inputs, outputs = tensors(arrays, [False] * len(arrays)), tensors(expected, [False] * len(expected))
     assert plugin.on_shape_change(inputs, outputs) == 0
     assert plugin.enqueue(chosen(), arrays, inputs, outputs)[0] != 0
-    assert "the kernel did not start, cudaError 700" in module.last_error() and "of an input" in module.kernel_error()
+    assert "the kernel did not start, cudaError 700" in module.last_error() and "no device memory" in module.kernel_error()
 
 
 def test_a_long_sequence_gets_its_workspace():

@@ -28,6 +28,7 @@
 // each other; without that, every table's entries of the same index would lie in the same bank.
 #include <cstdint>
 
+#include "plugins/common/cuda.h"
 #include "plugins/common/numerics.h"
 #include "plugins/quant_conv1d_silu/kernel.h"
 
