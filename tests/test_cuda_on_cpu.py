@@ -20,8 +20,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cuda_double import NAME, SETTINGS, STEMS, check_operator, kernel_file, load_double, modules_folder, settings
-from test_operators import BASES, CASES, case, conv, conv_with, f32, int8s, linear, norm, scan
+from cuda_double import NAME, SETTINGS, STEMS, check_operator, kernel_file, load_double, modules_folder, run_operator, settings
+from test_operators import (
+    BASES,
+    CASES,
+    case,
+    conv,
+    conv_with,
+    decay_clamped_high,
+    decay_clamped_low,
+    decay_of_one,
+    decay_of_whole_numbers,
+    f32,
+    int8s,
+    linear,
+    norm,
+    scan,
+    scan_with,
+    state_halves,
+    subnormal_states,
+)
 
 INVALID_VALUE, INVALID_CONFIGURATION = 1, 9  # cudaError_t
 ILLEGAL_ADDRESS, MISALIGNED_ADDRESS, LAUNCH_FAILURE = 700, 716, 719
@@ -344,6 +362,20 @@ LAYERS = {
     "BidirectionalScan layer": lambda: scan(B=1, L=197, E=384, bc_offset=12, gate_offset=384),
     "BidirectionalScan 5 images": lambda: scan(B=5, L=20, E=100, bc_offset=3, gate_offset=5),
     "BidirectionalScan Vim-Base": lambda: scan(B=2, L=10, E=1536, bc_offset=48, gate_offset=1536),
+    "BidirectionalScan N=8, whole rows": lambda: scan(B=2, L=41, E=48, N=8),
+    "BidirectionalScan narrow": lambda: scan(B=3, L=41, E=1536, bc_offset=48, gate_offset=1536),
+    "BidirectionalScan narrow, fp32 state": lambda: scan(B=44, L=19, E=70, state="fp32"),
+    "BidirectionalScan narrow, N=8": lambda: scan(B=54, L=33, E=64, N=8),
+    "BidirectionalScan narrow, N=8, fp32 state": lambda: scan(B=54, L=18, E=61, N=8, bc_offset=1, gate_offset=1, state="fp32"),
+    "BidirectionalScan narrow, 1 token": lambda: scan(B=72, L=1, E=48),
+    "BidirectionalScan narrow, decay clamped low": lambda: scan_with(decay_clamped_low, B=108, L=5),
+    "BidirectionalScan narrow, decay clamped high, fp32 state": lambda: scan_with(decay_clamped_high, B=108, L=5, state="fp32"),
+    "BidirectionalScan narrow, decay clamped low, N=8": lambda: scan_with(decay_clamped_low, B=108, L=5, N=8),
+    "BidirectionalScan narrow, decay clamped high, N=8, fp32 state": lambda: scan_with(decay_clamped_high, B=108, L=5, N=8, state="fp32"),
+    "BidirectionalScan narrow, decay of one": lambda: scan_with(decay_of_one, B=108, L=5),
+    "BidirectionalScan narrow, decay of whole numbers": lambda: scan_with(decay_of_whole_numbers, B=108, L=5),
+    "BidirectionalScan narrow, state halves": lambda: scan_with(state_halves, B=108),
+    "BidirectionalScan narrow, subnormal states, fp32 state": lambda: scan_with(subnormal_states, B=108, L=5, state="fp32"),
     "AddRMSNormQuant layer": lambda: norm(B=1, L=197, D=192),
     "AddRMSNormQuant 9 images": lambda: norm(B=9, L=65, D=384),
     "AddRMSNormQuant Vim-Base": lambda: norm(B=1, L=7, D=768),
@@ -390,6 +422,47 @@ def test_many_images_equal_the_reference(op: str):
     """Under one setting and without the watch: it is the launch that is tested, and blocks take their time."""
     operator = MANY[op]()
     check_operator(op, operator, operator.reference(), labels=("ascending",), watch=False)
+
+
+# Scans whose merge does not fit into shared memory. Narrow needs many blocks, so it runs under one setting and without the watch.
+SCANS_WITH_WORKSPACE: dict[str, dict[str, Any]] = {
+    "wide": {"B": 1, "L": 2500, "E": 2},
+    "wide, 2 images, fp32 state": {"B": 2, "L": 529, "E": 5, "state": "fp32"},
+    "wide, N=8": {"B": 2, "L": 869, "E": 9, "N": 8},
+    "narrow": {"B": 216, "L": 409, "E": 1},
+    "narrow, N=8": {"B": 108, "L": 523, "E": 17, "N": 8},
+}
+
+
+@pytest.mark.parametrize("name", SCANS_WITH_WORKSPACE)
+def test_long_scans_equal_the_reference(double: ModuleType, name: str):
+    sizes = SCANS_WITH_WORKSPACE[name]
+    needed = double.bidirectional_scan_workspace_bytes(sizes["B"], sizes["L"], sizes["E"], sizes.get("N", 16))
+    assert needed == 4 * sizes["B"] * sizes["L"] * sizes["E"]
+    operator = scan(**sizes)
+    narrow = name.startswith("narrow")
+    check_operator(name, operator, operator.reference(), labels=("random",) if narrow else tuple(SETTINGS), watch=not narrow)
+
+
+@pytest.mark.parametrize("name", SCANS_WITH_WORKSPACE)
+def test_a_scan_without_its_workspace_is_refused(double: ModuleType, name: str):
+    with pytest.raises(double.KernelError, match=f"^cudaError {INVALID_VALUE}:"):
+        run_operator(scan(**SCANS_WITH_WORKSPACE[name]), settings("ascending"), with_workspace=False)
+
+
+def test_a_scan_that_fits_needs_no_workspace(double: ModuleType):
+    operator = scan(B=1, L=528, E=2)
+    assert double.bidirectional_scan_workspace_bytes(1, 528, 2, 16) == 0
+    check_operator("L=528", operator, operator.reference(), labels=("ascending",), with_workspace=False)
+
+
+@pytest.mark.parametrize("states", [8, 16])
+def test_the_workspace_of_a_scan_does_not_shrink_with_the_batch(double: ModuleType, states: int):
+    """An engine is planned for its largest batch and runs smaller ones in the same memory; and 4 B L E bytes beyond 2^32 are counted."""
+    for channels, tokens in itertools.product((1, 17, 384, 1536), (1, 197, 408, 409, 522, 523, 528, 529, 868, 869, 4000)):
+        sizes = [double.bidirectional_scan_workspace_bytes(batch, tokens, channels, states) for batch in (0, 1, 2, 3, 9, 31, 107, 108, 215, 216, 217, 2**20)]
+        assert sizes == sorted(sizes), (channels, tokens)
+        assert sizes[-1] in (0, 4 * 2**20 * tokens * channels)
 
 
 @pytest.mark.parametrize("name", of_kernels(name for name in CASES if "subnormal" in name))

@@ -1,28 +1,39 @@
 // BidirectionalScan on a GPU (docs/numerics.md). README.md beside this file has the numbers.
 //
 // Grid:   x = images times groups of channels, a group's channels lying side by side.
-// Block:  128 threads: two warps scan the group forward, two backward.
-// Shared: 17 to 30 KiB, and 4 bytes per token and channel of the group for the merge, together up to 48 KiB; if they would be more, the
-// latter
-//         lie in the workspace.
+// Block:  a crew has two warps for the forward direction of the group and two for the backward one. "Wide" has two crews, 256 threads;
+//         "narrow" has one, 128 threads.
+// Shared: 15 to 40 KiB, and 4 bytes per token and channel of the group for the merge; where the two are more than 48 KiB, the latter lie
+//         in the workspace.
 //
 // A recurrence is a chain over the tokens, so only channels, states and directions are parallel. A channel's N states lie in kLanes lanes,
 // N / kLanes states in each, and a warp holds 32 / kLanes channels. It takes kLanes tokens at a time, a part, so that its lanes are also
 // all pairs of a token and a channel:
 //
-//   N = 16, kLanes = 16 ("wide")                               N = 16, kLanes = 4 ("narrow")
-//   scan:  lane = 16 channel + state, 16 tokens in turn        scan:  lane = 4 channel + state / 4, 4 tokens in turn
-//          ch 0: n0 n1 .. n15 | ch 1: n0 n1 .. n15                    ch 0: n0-3 n4-7 n8-11 n12-15 | ch 1: .. | .. ch 7
-//   else:  lane = 8 (token / 4) + 4 channel + token % 4        else:  lane = 4 channel + token
-//          t0-3 of ch 0 | t0-3 of ch 1 | t4-7 of ch 0 | ..            t0-3 of ch 0 | t0-3 of ch 1 | .. | t0-3 of ch 7
+//   N = 16, kLanes = 16 (wide)                                 N = 16, kLanes = 4 (narrow)
+//   states  lane = 16 channel + state                          lane = 4 channel + state / 4
+//           ch 0: n0 n1 .. n15 | ch 1: n0 n1 .. n15            ch 0: n0-3 n4-7 n8-11 n12-15 | ch 1: .. | .. ch 7
+//   pairs   lane = 8 (token / 4) + 4 channel + token % 4       lane = 4 channel + token
+//           t0-3 of ch 0 | t0-3 of ch 1 | t4-7 of ch 0 | ..    t0-3 of ch 0 | t0-3 of ch 1 | .. | t0-3 of ch 7
 //
-// As (token, channel) a lane makes delta and g, then as (channel, states) it runs the recurrence and leaves every h in shared memory, and
-// as (token, channel) it adds up its y: all chains of the contract in one thread and in order, whatever lanes held the states. Wide has N /
-// 4 times the threads of narrow and reads shared memory more often for each update, so the launcher takes it while narrow would leave the
-// GPU half empty.
+// As a pair a lane makes delta and g; as (channel, states) it makes the coefficients of h = fma(a, h, b), runs the recurrence and leaves
+// every h in shared memory; as a pair again it adds up its y: all chains of the contract in one thread and in order, whatever lanes held
+// the states.
 //
-// Time. Both directions count steps: step s is token s forward, L - 1 - s backward. A tile is kTile steps of either; while a tile is
-// scanned, the copies of the next one run:
+// Wide has N / 4 times the lanes of narrow for the same work, and its two crews take turns: while one runs the recurrence of a tile, a
+// chain of instructions that wait for each other, the other fills the gaps with what comes before and after the recurrence of the tiles
+// beside it. That is for few images, where a processor has no other block to fill the gaps; for many images narrow needs fewer instructions
+// and less shared memory traffic for each update. The launcher chooses.
+//
+//   wide         turn k - 1                   turn k                           turn k + 1
+//   crew k % 2   y of tile k - 2, merge       recurrence of tile k, its Cf     y of tile k, merge
+//                pairs and a, b of tile k     Bf of k + 2, copies of k + 3     pairs and a, b of tile k + 2
+//   the other    recurrence of tile k - 1 ..  y of tile k - 1, merge           recurrence of tile k + 1 ..
+//                                             pairs and a, b of tile k + 1
+//
+//   narrow       for every tile: copies of the next one, Bf, Cf; for each of its parts: pairs, a and b, recurrence, y, merge
+//
+// Time. Both directions count steps: step s is token s forward, L - 1 - s backward. A tile is kTile steps of either:
 //
 //   step           0        kTile        2 kTile                                   L
 //   forward        | tile 0 |   tile 1   | .. ------->  |  <----------- ..         |       first at a token: parks its y
@@ -30,16 +41,17 @@
 //   token          0                           (L-1)/2                          L - 1
 //
 // Before the middle every y is parked, behind it every token is finished, by both directions, so nothing waits. In the tile of the middle
-// they meet: there a barrier stands in every part, and of a pair that arrives together the forward direction parks.
+// they meet: there one more barrier stands between the two, and of a pair that arrives together the forward direction parks.
 //
-// Shared memory of a direction (float4 wherever the scan reads, a group being 4 steps):
+// Shared memory of a direction (float4 wherever the recurrence reads, a group being 4 steps):
 //
-//   Stage, twice   scalars [4][kTile]: decay, b_tok, c_tok, out_inv | rows [3][kTile][kChannels]: u, delta, gate | bc [kTile][2 N], as they
-//   come b              [group][state][step % 4]        Bf: a lane reads a state's four steps at once c              [step][N + 4] Cf: a
-//   lane reads a step's four states at once
+//   Stage   scalars [4][kTile]: decay, b_tok, c_tok, out_inv | rows [3][kTile][kChannels]: u, delta, gate | bc [kTile][2 N], as they come
+//   b       [group][state][step % 4]       Bf: a lane reads a state's four steps at once
+//   c       [step][N + 4]                  Cf: a lane reads a step's four states at once
+//   states  [warp][32]                     from crew to crew
 // and of a warp:
-//   delta, g       [32], lane as (token, channel)  so that a channel's four steps lie side by side
-//   h              [32][N + 4], row = lane as (token, channel)
+//   delta, g [32], lane as pair            so that a channel's four steps lie side by side
+//   h        [32][N + 4], row = lane as pair
 #include <cmath>
 #include <cstdint>
 
@@ -52,9 +64,9 @@ namespace {
 
 constexpr int kWarpThreads = 32;
 constexpr int kDirections = 2;
-constexpr int kDirectionWarps = 2;
-constexpr int kDirectionThreads = kDirectionWarps * kWarpThreads;
-constexpr int kThreads = kDirections * kDirectionThreads;
+constexpr int kDirectionWarps = 2;                                 // of a crew
+constexpr int kDirectionThreads = kDirectionWarps * kWarpThreads;  // of a crew
+constexpr int kCrewWarps = kDirections * kDirectionWarps;
 constexpr int kGroup = 4;  // steps whose operands are read at once
 constexpr size_t kMaxSharedBytes = 48 * 1024;
 constexpr int64_t kMaxGridX = 2147483647;
@@ -63,22 +75,23 @@ constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
 // From this many blocks on, narrow fills a GPU: two for each of an A100's 108 processors. README.md has the reckoning.
 constexpr int64_t kManyBlocks = 216;
 
-template <int States, int Lanes, int Tile>
+template <int States, int Lanes, int Tile, int Crews>
 struct Layout {
-  static constexpr int kStates = States, kLanes = Lanes, kTile = Tile;
+  static constexpr int kStates = States, kLanes = Lanes, kTile = Tile, kCrews = Crews;
+  static constexpr int kThreads = Crews * kCrewWarps * kWarpThreads;
   static constexpr int kPerLane = States / Lanes;                    // states of a lane
   static constexpr int kWarpChannels = kWarpThreads / Lanes;         // channels of a warp
   static constexpr int kChannels = kDirectionWarps * kWarpChannels;  // of a block
-  static constexpr bool kIsNarrow = Lanes == kGroup;
-  static constexpr int kPart = Lanes;        // steps that a warp takes at a time
-  static constexpr int kPitch = States + 4;  // floats from row to row: eight rows' float4 lie in different banks
+  static constexpr int kPart = Lanes;                                // steps that a warp takes at a time
+  static constexpr int kPitch = States + 4;                          // floats from row to row: eight rows' float4 lie in different banks
+  static constexpr int kStages = 2 * Crews;                          // tiles that are copied or in use
   static_assert(kPart % kGroup == 0 && Tile % kPart == 0, "parts are whole groups, tiles whole parts");
 };
 
 template <int States>
-using Wide = Layout<States, States, 32>;
+using Wide = Layout<States, States, States, 2>;
 template <int States>
-using Narrow = Layout<States, 4, 16>;
+using Narrow = Layout<States, kGroup, 16, 1>;
 
 // What the launcher adds to the operator's arguments. Widths are the bytes that can be copied at once: 16, 8, 4, or 1.
 struct Launch {
@@ -91,6 +104,7 @@ struct Launch {
 
 enum Scalar { kDecay, kBTok, kCTok, kOutInv, kScalars };
 enum Row { kU, kDelta, kGate, kRows };
+enum Which { kB, kC };
 
 template <class Shape>
 struct alignas(16) Stage {
@@ -99,13 +113,20 @@ struct alignas(16) Stage {
   int8_t bc[Shape::kTile][2 * Shape::kStates];
 };
 
+// Bf and Cf of a tile. Four words after every eight states keep narrow's lanes, four states apart, in different banks.
+template <class Shape>
+struct alignas(16) Scaled {
+  static constexpr int kGroupPitch = kGroup * Shape::kStates + 8;
+  float b[Shape::kTile / kGroup][kGroupPitch];
+  float c[Shape::kTile][Shape::kPitch];
+};
+
 template <class Shape>
 struct alignas(16) Direction {
-  static constexpr int kGroupPitch = kGroup * Shape::kStates + 8;
-  Stage<Shape> stages[2];
-  float b[Shape::kTile / kGroup * kGroupPitch];
-  float c[Shape::kTile][Shape::kPitch];
+  Stage<Shape> stages[Shape::kStages];
+  Scaled<Shape> scaled[Shape::kCrews];
   float state_scales[2][Shape::kStates];  // of B, of C
+  float states[kDirectionWarps][kWarpThreads];
 };
 
 template <class Shape>
@@ -118,36 +139,32 @@ struct alignas(16) Warp {
 template <class Shape>
 struct alignas(16) Shared {
   Direction<Shape> directions[kDirections];
-  Warp<Shape> warps[kDirections * kDirectionWarps];
+  Warp<Shape> warps[Shape::kCrews * kCrewWarps];
 };
 
-// The block's part of the work, as a thread of one direction sees it.
+// Which part of the work is a thread's.
 struct Place {
   int64_t image = 0;
   int first_channel = 0;
+  int crew = 0;
   int d = 0;       // direction
-  int thread = 0;  // within the direction
-  int warp = 0;    // within the direction
+  int warp = 0;    // of the crew's direction
+  int thread = 0;  // of the crew's direction
   int lane = 0;
 };
 
-// What a thread copies of every tile: units of a tile are dealt to the threads of the direction in turn, the same ones in every tile.
-// Sources are those in the tile that comes next. Rows and scalars advance by a tile; a thread's words of B and C are the same word of steps
-// at equal distances, so their one source advances from unit to unit.
+// What a thread copies of every tile: a row, a word of B and C in kBcTurns steps, and a scalar. Sources are those in the crew's next tile.
 template <class Shape>
-struct TileCopies {
-  static constexpr int kRowUnits = kRows * Shape::kTile;  // of a whole row
+struct Copies {
+  static constexpr int kRowUnits = kRows * Shape::kTile, kScalarUnits = kScalars * Shape::kTile;
   static constexpr int kBcWords = 2 * Shape::kStates / 4, kBcUnits = Shape::kTile * kBcWords;
-  static constexpr int kScalarUnits = kScalars * Shape::kTile;
-  static constexpr int kRowTurns = (kRowUnits + kDirectionThreads - 1) / kDirectionThreads;
-  static constexpr int kBcTurns = kBcUnits / kDirectionThreads, kBcTurnSteps = kDirectionThreads / kBcWords;
-  static constexpr int kScalarTurns = kScalarUnits / kDirectionThreads;
-  static_assert(kBcUnits % kDirectionThreads == 0 && kScalarUnits % kDirectionThreads == 0, "whole turns");
-  const int8_t* rows[kRowTurns];
-  int64_t row_advance[kRowTurns];
+  static constexpr int kBcTurns = (kBcUnits + kDirectionThreads - 1) / kDirectionThreads;
+  static constexpr int kBcTurnSteps = kDirectionThreads / kBcWords;
+  static_assert(kRowUnits <= kDirectionThreads && kScalarUnits <= kDirectionThreads, "one for each thread");
+  const int8_t* row;
   const int8_t* bc;
-  int64_t bc_advance;
-  const float* scalars[kScalarTurns];
+  const float* scalar;
+  int64_t row_advance, bc_advance, bc_turn;
   int scalar_advance;
 };
 
@@ -164,6 +181,46 @@ struct Merge {
   float* parked;  // of the image's first token and the pair's channel
   int8_t* y;
   int parked_step, y_step;  // elements from token to token
+};
+
+// What a lane, as (channel, states), keeps of its states: A2, and a bound of |delta * A2| over the whole warp.
+template <class Shape>
+struct Decay {
+  float a_log2[Shape::kPerLane];
+  float reach;
+};
+
+template <class Shape>
+struct Thread {
+  Place place;
+  Pair pair;
+  Merge merge;
+  Decay<Shape> decay;
+  Direction<Shape>* direction;
+  Warp<Shape>* warp;
+  int tokens, tiles, middle;  // the tile in which the directions meet
+  int row_bytes;              // channels of the group that exist
+};
+
+template <class Shape>
+VIMTRT_DEVICE Stage<Shape>& stage_of(const Thread<Shape>& self, int tile) {
+  return self.direction->stages[static_cast<unsigned>(tile) % Shape::kStages];
+}
+
+template <class Shape>
+VIMTRT_DEVICE Scaled<Shape>& scaled_of(const Thread<Shape>& self, int tile) {
+  return self.direction->scaled[static_cast<unsigned>(tile) % Shape::kCrews];
+}
+
+// What a pair needs to the end.
+struct Operands {
+  float u = 0, gate = 0, out_inv = 0;
+};
+
+// h = fma(a, state, b) of some groups.
+template <class Shape, int Groups>
+struct Coefficients {
+  float a[Groups][kGroup][Shape::kPerLane], b[Groups][kGroup][Shape::kPerLane];
 };
 
 VIMTRT_DEVICE void read4(float (&to)[4], const float* from) {
@@ -185,6 +242,8 @@ VIMTRT_DEVICE void write(float* to, const float (&v)[Count]) {
     to[0] = v[0];
   }
 }
+
+VIMTRT_DEVICE int limited(int count, int limit) { return count < 0 ? 0 : count < limit ? count : limit; }
 
 // Adding 1.5 * 2^23 leaves no bits behind the point: the sum is rounded to the nearest even whole number, which its low bits hold.
 constexpr float kWhole = 12582912.0f;
@@ -214,226 +273,210 @@ VIMTRT_DEVICE float exp2c_without_conversion(float x) {
   return from_bits(to_bits(p) + (to_bits(whole + kWhole) << 23));
 }
 
-// Copies
+// Tiles: copies, and Bf and Cf
 
-VIMTRT_DEVICE int limited(int count, int limit) { return count < 0 ? 0 : count < limit ? count : limit; }
-
-// The first `bytes` bytes of `Size` and zeros behind them, `width` bytes at once.
-template <int Size>
+// The first `bytes` bytes of `Size` and zeros behind them. Whole: at once; otherwise `width` bytes at once.
+template <int Size, bool Whole>
 VIMTRT_DEVICE void copy_unit(int8_t* shared, const int8_t* global, int bytes, int width) {
-  if (width >= Size) {
+  if constexpr (Whole) {
     cuda::copy_async<Size>(shared, global, bytes);
-    return;
-  }
+  } else {
 #pragma unroll 1
-  for (int byte = 0; byte < Size; byte += 4) {
-    const int left = limited(bytes - byte, 4);
-    if (width >= 4) {
-      cuda::copy_async<4>(shared + byte, global + byte, left);
-      continue;
+    for (int byte = 0; byte < Size; byte += 4) {
+      const int left = limited(bytes - byte, 4);
+      if (width >= 4) {
+        cuda::copy_async<4>(shared + byte, global + byte, left);
+        continue;
+      }
+      uint32_t word = 0;
+      for (int i = 0; i < 4; ++i) {
+        if (i < left) word |= static_cast<uint32_t>(static_cast<uint8_t>(cuda::load(global + byte + i))) << (8 * i);
+      }
+      *reinterpret_cast<uint32_t*>(shared + byte) = word;
     }
-    uint32_t word = 0;
-    for (int i = 0; i < 4; ++i) {
-      if (i < left) word |= static_cast<uint32_t>(static_cast<uint8_t>(cuda::load(global + byte + i))) << (8 * i);
-    }
-    *reinterpret_cast<uint32_t*>(shared + byte) = word;
   }
 }
 
+// The sources of tile `first_tile`; the crew goes on to the kCrews-th tile behind it, and so on.
 template <class Shape>
-VIMTRT_DEVICE TileCopies<Shape> make_copies(const BidirectionalScanParams& p, const Place& place) {
-  using Copies = TileCopies<Shape>;
-  Copies copies;
+VIMTRT_DEVICE Copies<Shape> make_copies(const BidirectionalScanParams& p, const Place& place, int first_tile) {
+  using All = Copies<Shape>;
+  All copies;
   const int d = place.d, sign = d == 0 ? 1 : -1, start = d == 0 ? 0 : p.tokens - 1;  // step s is token start + sign * s
+  const int first_step = first_tile * Shape::kTile, advance = sign * Shape::kCrews * Shape::kTile;
   const int64_t image_row = place.image * p.tokens + start;
-#pragma unroll
-  for (int j = 0; j < Copies::kRowTurns; ++j) {
-    const int unit = place.thread + j * kDirectionThreads, kind = unit / Shape::kTile, step = unit % Shape::kTile;
-    const int8_t* base = kind == kU ? (d == 0 ? p.u[0] : p.u[1]) : kind == kDelta ? (d == 0 ? p.delta[0] : p.delta[1]) : p.gate;
-    const int64_t stride = kind == kGate ? p.gate_stride : p.channels;
-    copies.rows[j] = base + (image_row + sign * step) * stride + place.first_channel;
-    copies.row_advance[j] = sign * Shape::kTile * stride;
-  }
-  const int bc_step = place.thread / Copies::kBcWords, bc_word = place.thread % Copies::kBcWords;
+
+  const int row = place.thread / Shape::kTile, scalar = row, step = first_step + place.thread % Shape::kTile;
+  const int8_t* rows = row == kU ? (d == 0 ? p.u[0] : p.u[1]) : row == kDelta ? (d == 0 ? p.delta[0] : p.delta[1]) : p.gate;
+  const int64_t row_stride = row == kGate ? p.gate_stride : p.channels;
+  copies.row = rows + (image_row + sign * step) * row_stride + place.first_channel;
+  copies.row_advance = advance * row_stride;
+
+  const float* scalars = scalar == kDecay  ? p.decay_tok
+                         : scalar == kBTok ? p.b_scale_tok
+                         : scalar == kCTok ? p.c_scale_tok
+                                           : p.out_inv_scale_tok;
+  copies.scalar = scalars + (scalar == kOutInv ? 0 : static_cast<int64_t>(d) * p.tokens) + start + sign * step;
+  copies.scalar_advance = advance;
+
+  const int bc_step = first_step + place.thread / All::kBcWords, bc_word = place.thread % All::kBcWords;
   copies.bc = (d == 0 ? p.bc[0] : p.bc[1]) + (image_row + sign * bc_step) * p.bc_stride + bc_word * 4;
-  copies.bc_advance = sign * Copies::kBcTurnSteps * p.bc_stride;
-#pragma unroll
-  for (int j = 0; j < Copies::kScalarTurns; ++j) {
-    const int unit = place.thread + j * kDirectionThreads, kind = unit / Shape::kTile, step = unit % Shape::kTile;
-    const float* base = kind == kDecay ? p.decay_tok : kind == kBTok ? p.b_scale_tok : kind == kCTok ? p.c_scale_tok : p.out_inv_scale_tok;
-    copies.scalars[j] = base + (kind == kOutInv ? 0 : static_cast<int64_t>(d) * p.tokens) + start + sign * step;
-  }
-  copies.scalar_advance = sign * Shape::kTile;
+  copies.bc_turn = sign * All::kBcTurnSteps * p.bc_stride;
+  copies.bc_advance = advance * p.bc_stride;
   return copies;
 }
 
-// Starts the thread's copies of the next tile, of which `steps` steps are left; zeros behind them. `row_bytes` are the bytes of a row that
-// exist. What only the second at a token needs is left out of tiles without one.
-template <class Shape>
-VIMTRT_DEVICE void copy_tile(Stage<Shape>* to, TileCopies<Shape>& copies, const Launch& launch, int steps, int row_bytes, bool finishes,
-                             int thread) {
-  using Copies = TileCopies<Shape>;
-#pragma unroll
-  for (int j = 0; j < Copies::kRowTurns; ++j) {
-    const int unit = thread + j * kDirectionThreads;
-    if (unit < (finishes ? kRows : kGate) * Shape::kTile) {
-      copy_unit<Shape::kChannels>(&to->rows[0][0][0] + unit * Shape::kChannels, copies.rows[j], unit % Shape::kTile < steps ? row_bytes : 0,
-                                  launch.row_width);
-    }
-    copies.rows[j] += copies.row_advance[j];
+// The thread's copies of a tile of which `steps` steps exist; zeros for the others. What only the second at a token needs is left out of
+// tiles without one.
+template <bool Whole, class Shape>
+VIMTRT_DEVICE void copy_units(Stage<Shape>& to, const Copies<Shape>& from, const Launch& launch, int thread, int steps, int row_bytes,
+                              bool finishes) {
+  using All = Copies<Shape>;
+  const bool exists = thread % Shape::kTile < steps;
+  if (thread < (finishes ? kRows : kGate) * Shape::kTile) {
+    copy_unit<Shape::kChannels, Whole>(&to.rows[0][0][0] + thread * Shape::kChannels, from.row, exists ? row_bytes : 0, launch.row_width);
+  }
+  if (thread < (finishes ? kScalars : kOutInv) * Shape::kTile) {
+    cuda::copy_async<4>(&to.scalars[0][0] + thread, from.scalar, exists ? 4 : 0);
   }
 #pragma unroll
-  for (int j = 0; j < Copies::kBcTurns; ++j) {
+  for (int j = 0; j < All::kBcTurns; ++j) {
     const int unit = thread + j * kDirectionThreads;
-    copy_unit<4>(&to->bc[0][0] + unit * 4, copies.bc, unit / Copies::kBcWords < steps ? 4 : 0, launch.bc_width);
-    copies.bc += copies.bc_advance;
-  }
-#pragma unroll
-  for (int j = 0; j < Copies::kScalarTurns; ++j) {
-    const int unit = thread + j * kDirectionThreads;
-    if (unit < (finishes ? kScalars : kOutInv) * Shape::kTile) {
-      cuda::copy_async<4>(&to->scalars[0][0] + unit, copies.scalars[j], unit % Shape::kTile < steps ? 4 : 0);
-    }
-    copies.scalars[j] += copies.scalar_advance;
+    if (All::kBcUnits % kDirectionThreads != 0 && unit >= All::kBcUnits) continue;
+    copy_unit<4, Whole>(&to.bc[0][0] + unit * 4, from.bc + j * from.bc_turn, unit / All::kBcWords < steps ? 4 : 0, launch.bc_width);
   }
 }
 
-// Where Bf of a state and step lies. Four words after every eight states keep narrow's lanes, four states apart, in different banks.
+// Starts the thread's copies of the crew's next tile, which is `tile`.
 template <class Shape>
-VIMTRT_DEVICE int b_at(int step, int state) {
-  return step / kGroup * Direction<Shape>::kGroupPitch + state / 8 * 4 + state * kGroup + step % kGroup;
+VIMTRT_DEVICE void copy_tile(Copies<Shape>& copies, const Thread<Shape>& self, const Launch& launch, int tile) {
+  Stage<Shape>& to = stage_of(self, tile);
+  const int steps = self.tokens - tile * Shape::kTile, thread = self.place.thread;
+  const bool finishes = tile >= self.middle;
+  if (launch.row_width >= Shape::kChannels && launch.bc_width >= 4) {
+    copy_units<true>(to, copies, launch, thread, steps, self.row_bytes, finishes);
+  } else {
+    copy_units<false>(to, copies, launch, thread, steps, self.row_bytes, finishes);
+  }
+  copies.row += copies.row_advance;
+  copies.scalar += copies.scalar_advance;
+  copies.bc += copies.bc_advance;
+  cuda::commit_copies();
 }
 
-// Bf and Cf of a tile, shared by the channels of the block: four states of a step at a time.
-template <class Shape>
-VIMTRT_DEVICE void scale_bc(Direction<Shape>* direction, const Stage<Shape>& stage, int thread) {
+// Bf or Cf of a tile, shared by the channels of the block: four states of a step at a time.
+template <Which Factor, class Shape>
+VIMTRT_DEVICE void scale(const Thread<Shape>& self, int tile) {
   constexpr int kWords = Shape::kStates / 4, kItems = Shape::kTile * kWords;
+  const Stage<Shape>& from = stage_of(self, tile);
+  Scaled<Shape>& to = scaled_of(self, tile);
+  const int step = self.place.thread / kWords, state = self.place.thread % kWords * 4;
+  static_assert(kItems <= kDirectionThreads, "one for each thread");
+  if (self.place.thread >= kItems) return;
+  const uint32_t word = *reinterpret_cast<const uint32_t*>(&from.bc[step][Factor * Shape::kStates + state]);
+  const float token_scale = from.scalars[Factor == kB ? kBTok : kCTok][step];
+  float scaled[4];
+  read4(scaled, &self.direction->state_scales[Factor][state]);
 #pragma unroll
-  for (int which = 0; which < 2; ++which) {
+  for (int i = 0; i < 4; ++i) scaled[i] = (static_cast<float>(static_cast<int8_t>(word >> (8 * i))) * scaled[i]) * token_scale;
+  if constexpr (Factor == kB) {
+    float* const b = to.b[step / kGroup] + state / 8 * 4 + state * kGroup + step % kGroup;
 #pragma unroll
-    for (int first = 0; first < kItems; first += kDirectionThreads) {
-      const int item = first + thread, step = item / kWords, state = item % kWords * 4;
-      if (kItems % kDirectionThreads != 0 && item >= kItems) continue;
-      const uint32_t word = *reinterpret_cast<const uint32_t*>(&stage.bc[step][which * Shape::kStates + state]);
-      const float token_scale = stage.scalars[which == 0 ? kBTok : kCTok][step];
-      float scaled[4];
-      read4(scaled, &direction->state_scales[which][state]);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) scaled[i] = (static_cast<float>(static_cast<int8_t>(word >> (8 * i))) * scaled[i]) * token_scale;
-      if (which == 0) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) direction->b[b_at<Shape>(step, state) + i * kGroup] = scaled[i];
-      } else {
-        write(&direction->c[step][state], scaled);
-      }
-    }
+    for (int i = 0; i < 4; ++i) b[i * kGroup] = scaled[i];
+  } else {
+    write(&to.c[step][state], scaled);
   }
 }
 
-// The recurrence
+// The lane as (channel, states)
 
-// What a lane, as (channel, states), keeps of its states: A2, and a bound of |delta * A2| over the whole warp.
+// Where in delta, g and h a lane's channel has the first step of a group of the part.
 template <class Shape>
-struct Decay {
-  float a_log2[Shape::kPerLane];
-  float reach;
-};
+VIMTRT_DEVICE int pair_at(int group, int lane) {
+  return group * kGroup * Shape::kWarpChannels + lane / Shape::kLanes * kGroup;
+}
 
-// h = fma(a, state, b) of a group's steps.
-template <class Shape>
-struct Coefficients {
-  float a[kGroup][Shape::kPerLane], b[kGroup][Shape::kPerLane];
-};
-
-template <class Shape, bool Clamps>
-VIMTRT_DEVICE void make_decays(Coefficients<Shape>& to, const float (&delta)[kGroup], const float (&decay_tok)[kGroup],
+template <bool Clamps, class Shape, int Groups>
+VIMTRT_DEVICE void make_decays(Coefficients<Shape, Groups>& to, int group, const float (&delta)[kGroup], const float (&decay_tok)[kGroup],
                                const Decay<Shape>& decay) {
 #pragma unroll
   for (int i = 0; i < kGroup; ++i) {
 #pragma unroll
     for (int j = 0; j < Shape::kPerLane; ++j) {
-      to.a[i][j] = exp2c_without_conversion<Clamps>(fmaf(delta[i], decay.a_log2[j], decay_tok[i]));
+      to.a[group][i][j] = exp2c_without_conversion<Clamps>(fmaf(delta[i], decay.a_log2[j], decay_tok[i]));
     }
   }
 }
 
-// Everything of a group that does not need the state. Where no exponent of the warp can come near the limits of exp2c, narrow leaves its clamps out;
-// wide has too few updates in a group to ask.
-template <class Shape>
-VIMTRT_DEVICE void make_coefficients(Coefficients<Shape>& to, const Direction<Shape>& direction, const Stage<Shape>& stage,
-                                     const Warp<Shape>& warp, const Decay<Shape>& decay, int first, int group, int lane) {
-  const int pair = group * kGroup * Shape::kWarpChannels + lane / Shape::kLanes * kGroup;
-  const int step = first + group * kGroup;
-  float delta[kGroup], g[kGroup], decay_tok[kGroup];
-  read4(delta, warp.delta + pair);
-  read4(g, warp.g + pair);
-  read4(decay_tok, stage.scalars[kDecay] + step);
+// b of a group's steps, and delta and the token's part of the exponent, of which a is made.
+template <class Shape, int Groups>
+VIMTRT_DEVICE void read_group(Coefficients<Shape, Groups>& to, float (&delta)[kGroup], float (&decay_tok)[kGroup],
+                              const Thread<Shape>& self, int tile, int first, int group) {
+  const int pair = pair_at<Shape>(group, self.place.lane), step = first + group * kGroup;
+  const int state = self.place.lane % Shape::kLanes * Shape::kPerLane;
+  const float* const b_row = scaled_of(self, tile).b[step / kGroup];
+  float g[kGroup], b[kGroup];
+  read4(delta, self.warp->delta + pair);
+  read4(g, self.warp->g + pair);
+  read4(decay_tok, stage_of(self, tile).scalars[kDecay] + step);
 #pragma unroll
   for (int j = 0; j < Shape::kPerLane; ++j) {
-    float b[kGroup];
-    read4(b, direction.b + b_at<Shape>(step, lane % Shape::kLanes * Shape::kPerLane + j));
+    read4(b, b_row + (state + j) / 8 * 4 + (state + j) * kGroup);
 #pragma unroll
-    for (int i = 0; i < kGroup; ++i) to.b[i][j] = g[i] * b[i];
+    for (int i = 0; i < kGroup; ++i) to.b[group][i][j] = g[i] * b[i];
   }
-  if constexpr (Shape::kIsNarrow) {
-    const float most = fmaxf(fmaxf(fabsf(decay_tok[0]), fabsf(decay_tok[1])), fmaxf(fabsf(decay_tok[2]), fabsf(decay_tok[3])));
-    if (most + decay.reach < kExp2Limit - 1.0f) {
-      make_decays<Shape, false>(to, delta, decay_tok, decay);
-      return;
-    }
-  }
-  make_decays<Shape, true>(to, delta, decay_tok, decay);
 }
 
-template <class Shape, bool Int8State>
-VIMTRT_DEVICE void advance(float (&state)[Shape::kPerLane], Warp<Shape>& warp, const Coefficients<Shape>& with, int group, int lane) {
-  const int pair = group * kGroup * Shape::kWarpChannels + lane / Shape::kLanes * kGroup;
+// The recurrence over a group.
+template <bool Int8State, class Shape, int Groups>
+VIMTRT_DEVICE void advance(float (&state)[Shape::kPerLane], const Coefficients<Shape, Groups>& with, const Thread<Shape>& self, int group) {
+  const int pair = pair_at<Shape>(group, self.place.lane);
 #pragma unroll
   for (int i = 0; i < kGroup; ++i) {
     float h[Shape::kPerLane];
 #pragma unroll
     for (int j = 0; j < Shape::kPerLane; ++j) {
-      h[j] = fmaf(with.a[i][j], state[j], with.b[i][j]);
-      state[j] = Int8State ? rounded_s8<!Shape::kIsNarrow>(h[j]) : h[j];
+      h[j] = fmaf(with.a[group][i][j], state[j], with.b[group][i][j]);
+      state[j] = Int8State ? rounded_s8<(Shape::kCrews > 1)>(h[j]) : h[j];
     }
-    write(&warp.h[pair + i][lane % Shape::kLanes * Shape::kPerLane], h);
+    write(&self.warp->h[pair + i][self.place.lane % Shape::kLanes * Shape::kPerLane], h);
   }
 }
 
-// The first `steps` steps of a part, in groups. A group's coefficients are made while the state goes through the group before.
-template <class Shape, bool Int8State>
-VIMTRT_DEVICE void scan_groups(float (&state)[Shape::kPerLane], Warp<Shape>& warp, const Direction<Shape>& direction,
-                               const Stage<Shape>& stage, const Decay<Shape>& decay, int first, int steps, int lane) {
-  Coefficients<Shape> now;
-  make_coefficients(now, direction, stage, warp, decay, first, 0, lane);
-  if constexpr (!Shape::kIsNarrow) {
-#pragma unroll
-    for (int group = 1; group * kGroup < steps && group * kGroup < Shape::kPart; ++group) {
-      Coefficients<Shape> next;
-      make_coefficients(next, direction, stage, warp, decay, first, group, lane);
-      advance<Shape, Int8State>(state, warp, now, group - 1, lane);
-      now = next;
-    }
-    const int last = (limited(steps, Shape::kPart) - 1) / kGroup;
-    advance<Shape, Int8State>(state, warp, now, last, lane);
-  } else {
-    advance<Shape, Int8State>(state, warp, now, 0, lane);
-  }
-}
+// The lane as a pair
 
-// The pairs
+// delta and g of the part whose first step is `first` of the tile.
+template <class Shape>
+VIMTRT_DEVICE Operands begin_part(const Thread<Shape>& self, int tile, int first) {
+  const Stage<Shape>& stage = stage_of(self, tile);
+  const int step = first + self.pair.step, channel = self.pair.channel;
+  const float delta = static_cast<float>(stage.rows[kDelta][step][channel] + 128);
+  Operands operands;
+  operands.u = static_cast<float>(stage.rows[kU][step][channel]);
+  self.warp->delta[self.place.lane] = delta;
+  self.warp->g[self.place.lane] = (delta * operands.u) * self.pair.input_scale;
+  if (tile >= self.middle) {
+    operands.gate = static_cast<float>(stage.rows[kGate][step][channel]) * self.pair.gate_scale;
+    operands.out_inv = stage.scalars[kOutInv][step];
+  }
+  return operands;
+}
 
 // sum over the states of h * Cf, in the contract's order.
 template <int States>
 VIMTRT_DEVICE float sum_of_states(const float* h_row, const float* c_row) {
-  float chain[States / 4];
+  constexpr int kChains = States / 4;
+  float h[kChains][4], c[kChains][4], chain[kChains];
 #pragma unroll
-  for (int j = 0; j < States / 4; ++j) {
-    float h[4], c[4];
-    read4(h, h_row + 4 * j);
-    read4(c, c_row + 4 * j);
-    chain[j] = h[0] * c[0];
-    for (int i = 1; i < 4; ++i) chain[j] = fmaf(h[i], c[i], chain[j]);
+  for (int j = 0; j < kChains; ++j) {
+    read4(h[j], h_row + 4 * j);
+    read4(c[j], c_row + 4 * j);
+    chain[j] = h[j][0] * c[j][0];
+  }
+#pragma unroll
+  for (int i = 1; i < 4; ++i) {
+#pragma unroll
+    for (int j = 0; j < kChains; ++j) chain[j] = fmaf(h[j][i], c[j][i], chain[j]);
   }
   if constexpr (States == 16) {
     return (chain[0] + chain[1]) + (chain[2] + chain[3]);
@@ -442,38 +485,161 @@ VIMTRT_DEVICE float sum_of_states(const float* h_row, const float* c_row) {
   }
 }
 
-// A part: kPart steps, or the `steps` that are left. `first` is its first step within the tile, `tile_first` the tile's.
-template <class Shape, bool Int8State>
-VIMTRT_DEVICE void scan_part(float (&state)[Shape::kPerLane], Warp<Shape>& warp, const Direction<Shape>& direction,
-                             const Stage<Shape>& stage, const Decay<Shape>& decay, const Pair& pair, const Merge& merge, int tokens, int d,
-                             int tile_first, int first, int lane) {
-  const int row = first + pair.step;
-  const float u = static_cast<float>(stage.rows[kU][row][pair.channel]);
-  const float delta = static_cast<float>(stage.rows[kDelta][row][pair.channel] + 128);
-  warp.delta[lane] = delta;
-  warp.g[lane] = (delta * u) * pair.input_scale;
-  cuda::sync_warp();
+// A pair's token, once its y is known. Steps behind the last one left h as it was; nothing of theirs is kept.
+struct Arrival {
+  bool exists, parks;
+  int token;
+  float y;
+};
 
-  const int steps = tokens - tile_first - first;
-  scan_groups<Shape, Int8State>(state, warp, direction, stage, decay, first, steps, lane);
-  cuda::sync_warp();
-
-  // Steps behind the last token leave h as it was; nothing of theirs is kept.
-  const float y = fmaf(u, pair.skip_scale, sum_of_states<Shape::kStates>(warp.h[lane], direction.c[row]) * pair.y_scale);
-  const int step = tile_first + row, mirrored = tokens - 1 - step;  // the other direction's step at this token
-  const bool exists = pair.exists && mirrored >= 0;
+template <class Shape>
+VIMTRT_DEVICE Arrival arrive(const Thread<Shape>& self, const Operands& operands, int tile, int first) {
+  const Pair& pair = self.pair;
+  const float* const c_row = scaled_of(self, tile).c[first + pair.step];
+  const float sum = sum_of_states<Shape::kStates>(self.warp->h[self.place.lane], c_row);
+  const int step = tile * Shape::kTile + first + pair.step, mirrored = self.tokens - 1 - step;  // the other direction's step at this token
   const unsigned part = static_cast<unsigned>(step) / Shape::kPart, other_part = static_cast<unsigned>(mirrored) / Shape::kPart;
-  const bool parks = other_part > part || (other_part == part && d == 0);
-  const int token = d == 0 ? step : mirrored;
-  float* const parked = merge.parked + static_cast<int64_t>(token) * merge.parked_step;
-  if (exists && parks) *parked = y;
-  if (tile_first / Shape::kTile == (tokens - 1) / (2 * Shape::kTile)) cuda::sync_block();
-  if (exists && !parks) {
-    const float gate = static_cast<float>(stage.rows[kGate][row][pair.channel]);
-    const float o = (*parked + y) * (gate * pair.gate_scale);
-    merge.y[static_cast<int64_t>(token) * merge.y_step] =
-        static_cast<int8_t>(to_bits(clamped_s8(o * stage.scalars[kOutInv][row]) + kWhole));
+  Arrival arrival;
+  arrival.exists = pair.exists && mirrored >= 0;
+  arrival.parks = other_part > part || (other_part == part && self.place.d == 0);
+  arrival.token = self.place.d == 0 ? step : mirrored;
+  arrival.y = fmaf(operands.u, pair.skip_scale, sum * pair.y_scale);
+  return arrival;
+}
+
+VIMTRT_DEVICE float* parked_at(const Merge& merge, int token) { return merge.parked + static_cast<int64_t>(token) * merge.parked_step; }
+
+VIMTRT_DEVICE void park(const Merge& merge, const Arrival& arrival) {
+  if (arrival.exists && arrival.parks) *parked_at(merge, arrival.token) = arrival.y;
+}
+
+VIMTRT_DEVICE void finish(const Merge& merge, const Arrival& arrival, const Operands& operands) {
+  if (!arrival.exists || arrival.parks) return;
+  const float o = (*parked_at(merge, arrival.token) + arrival.y) * operands.gate;
+  const uint32_t q = to_bits(clamped_s8(o * operands.out_inv) + kWhole);
+  merge.y[static_cast<int64_t>(arrival.token) * merge.y_step] = static_cast<int8_t>(q);
+}
+
+// Narrow: one crew, all in turn
+
+// Where no exponent of the warp can come near the limits of exp2c, its clamps are left out.
+template <bool Int8State, class Shape>
+VIMTRT_DEVICE void scan_group(float (&state)[Shape::kPerLane], const Thread<Shape>& self, int tile, int first) {
+  Coefficients<Shape, 1> coefficients;
+  float delta[kGroup], decay_tok[kGroup];
+  read_group(coefficients, delta, decay_tok, self, tile, first, 0);
+  const float most = fmaxf(fmaxf(fabsf(decay_tok[0]), fabsf(decay_tok[1])), fmaxf(fabsf(decay_tok[2]), fabsf(decay_tok[3])));
+  if (most + self.decay.reach < kExp2Limit - 1.0f) {
+    make_decays<false>(coefficients, 0, delta, decay_tok, self.decay);
+    advance<Int8State>(state, coefficients, self, 0);
+  } else {
+    make_decays<true>(coefficients, 0, delta, decay_tok, self.decay);
+    advance<Int8State>(state, coefficients, self, 0);
   }
+}
+
+template <bool Int8State, class Shape>
+VIMTRT_DEVICE void scan_in_turn(const Thread<Shape>& self, const Launch& launch) {
+  float state[Shape::kPerLane] = {};
+  Copies<Shape> copies = make_copies<Shape>(launch.p, self.place, 0);
+  copy_tile(copies, self, launch, 0);
+#pragma unroll 1
+  for (int tile = 0; tile < self.tiles; ++tile) {
+    cuda::wait_copies<0>();
+    cuda::sync_block();  // the tile is there, and no one reads the previous one any more
+    if (tile + 1 < self.tiles) copy_tile(copies, self, launch, tile + 1);
+    scale<kB>(self, tile);
+    scale<kC>(self, tile);
+    cuda::sync_block();
+#pragma unroll 1
+    for (int first = 0; first < Shape::kTile && tile * Shape::kTile + first < self.tokens; first += Shape::kPart) {
+      const Operands operands = begin_part(self, tile, first);
+      cuda::sync_warp();
+      scan_group<Int8State>(state, self, tile, first);
+      cuda::sync_warp();
+      const Arrival arrival = arrive(self, operands, tile, first);
+      park(self.merge, arrival);
+      if (tile == self.middle) cuda::sync_block();
+      finish(self.merge, arrival, operands);
+    }
+  }
+}
+
+// Wide: two crews, a tile is one part
+
+template <bool Int8State, class Shape>
+VIMTRT_DEVICE void scan_in_crews(const Thread<Shape>& self, const Launch& launch) {
+  constexpr int kGroups = Shape::kPart / kGroup;
+  const int crew = self.place.crew, tiles = self.tiles;
+  float* const handed = self.direction->states[self.place.warp] + self.place.lane;
+  Coefficients<Shape, kGroups> coefficients;
+  Operands operands;
+
+  // A crew copies the tiles of the other: those it has time for while the other one runs.
+  Copies<Shape> copies = make_copies<Shape>(launch.p, self.place, 1 - crew);
+  if (1 - crew < tiles) copy_tile(copies, self, launch, 1 - crew);
+  cuda::wait_copies<0>();
+  cuda::sync_block();
+  if (crew == 0) scale<kB>(self, 0);
+
+#pragma unroll 1
+  for (int tile = -1; tile <= tiles; ++tile) {
+    const bool runs = (tile & 1) == crew;
+    Operands next;
+    Arrival arrival = {};
+    cuda::wait_copies<0>();
+    cuda::sync_block();  // what the other crew made is there, and what it has read may go
+    if (runs) {
+      if (tile + 3 < tiles) copy_tile(copies, self, launch, tile + 3);
+      if (tile >= 0 && tile < tiles) {
+        float state[1] = {tile == 0 ? 0.0f : *handed};
+#pragma unroll
+        for (int group = 0; group < kGroups; ++group) {
+          if (tile * Shape::kTile + group * kGroup < self.tokens) advance<Int8State>(state, coefficients, self, group);
+        }
+        *handed = state[0];
+        scale<kC>(self, tile);
+      }
+      if (tile + 2 < tiles) scale<kB>(self, tile + 2);
+    } else {
+      next = begin_part(self, tile + 1, 0);  // behind the last tile, of what the stage holds; it is not used
+      if (tile > 0) {
+        arrival = arrive(self, operands, tile - 1, 0);
+        park(self.merge, arrival);
+      }
+    }
+    if (tile - 1 == self.middle) cuda::sync_block();
+    if (!runs) {
+      finish(self.merge, arrival, operands);
+      operands = next;
+      cuda::sync_warp();
+      if (tile + 1 < tiles) {
+#pragma unroll
+        for (int group = 0; group < kGroups; ++group) {
+          float delta[kGroup], decay_tok[kGroup];
+          read_group(coefficients, delta, decay_tok, self, tile + 1, 0, group);
+          make_decays<true>(coefficients, group, delta, decay_tok, self.decay);
+        }
+      }
+    }
+  }
+}
+
+// The kernel
+
+template <class Shape>
+VIMTRT_DEVICE Place make_place(const Launch& launch) {
+  const int thread = static_cast<int>(cuda::thread_x());
+  const unsigned groups = static_cast<unsigned>(launch.groups);
+  Place place;
+  place.image = launch.first_image + cuda::block_x() / groups;
+  place.first_channel = static_cast<int>(cuda::block_x() % groups) * Shape::kChannels;
+  place.crew = thread / (kCrewWarps * kWarpThreads);
+  place.d = thread / kDirectionThreads % kDirections;
+  place.warp = thread / kWarpThreads % kDirectionWarps;
+  place.thread = thread % kDirectionThreads;
+  place.lane = thread % kWarpThreads;
+  return place;
 }
 
 template <class Shape>
@@ -525,46 +691,27 @@ template <class Shape, bool Int8State>
 VIMTRT_KERNEL void bidirectional_scan_kernel(Launch launch) {
   const BidirectionalScanParams& p = launch.p;
   Shared<Shape>* const shared = cuda::dynamic_shared<Shared<Shape>>();
-  const int warp_of_block = static_cast<int>(cuda::thread_x()) / kWarpThreads;
-  Place place;
-  place.image = launch.first_image + cuda::block_x() / static_cast<unsigned>(launch.groups);
-  place.first_channel = static_cast<int>(cuda::block_x() % static_cast<unsigned>(launch.groups)) * Shape::kChannels;
-  place.d = warp_of_block / kDirectionWarps;
-  place.thread = static_cast<int>(cuda::thread_x()) % kDirectionThreads;
-  place.warp = warp_of_block % kDirectionWarps;
-  place.lane = static_cast<int>(cuda::thread_x()) % kWarpThreads;
-  const int middle = (p.tokens - 1) / (2 * Shape::kTile), row_bytes = limited(p.channels - place.first_channel, Shape::kChannels);
+  Thread<Shape> self;
+  self.place = make_place<Shape>(launch);
+  const Place& place = self.place;
+  self.direction = &shared->directions[place.d];
+  self.warp = &shared->warps[(place.crew * kDirections + place.d) * kDirectionWarps + place.warp];
+  self.pair = make_pair<Shape>(p, place);
+  self.merge = make_merge<Shape>(launch, reinterpret_cast<float*>(shared + 1), place, self.pair);
+  self.decay = make_decay<Shape>(p, place);
+  self.tokens = p.tokens;
+  self.tiles = (p.tokens - 1) / Shape::kTile + 1;
+  self.middle = (p.tokens - 1) / (2 * Shape::kTile);
+  self.row_bytes = limited(p.channels - place.first_channel, Shape::kChannels);
 
-  Direction<Shape>& direction = shared->directions[place.d];
-  TileCopies<Shape> copies = make_copies<Shape>(p, place);
-  copy_tile(&direction.stages[0], copies, launch, p.tokens, row_bytes, middle == 0, place.thread);
-  cuda::commit_copies();
-
-  if (place.thread < 2 * Shape::kStates) {
+  if (place.crew == 0 && place.thread < 2 * Shape::kStates) {
     const float* from = place.thread < Shape::kStates ? p.b_scale_state : p.c_scale_state;
-    (&direction.state_scales[0][0])[place.thread] = cuda::load(from + place.d * Shape::kStates + place.thread % Shape::kStates);
+    (&self.direction->state_scales[0][0])[place.thread] = cuda::load(from + place.d * Shape::kStates + place.thread % Shape::kStates);
   }
-  const Pair pair = make_pair<Shape>(p, place);
-  const Merge merge = make_merge<Shape>(launch, reinterpret_cast<float*>(shared + 1), place, pair);
-  const Decay<Shape> decay = make_decay<Shape>(p, place);
-  float state[Shape::kPerLane] = {};
-#pragma unroll 1
-  for (int first = 0, tile = 0; first < p.tokens; first += Shape::kTile, ++tile) {
-    const Stage<Shape>& stage = direction.stages[tile % 2];
-    const int left = p.tokens - first;
-    cuda::wait_copies<0>();
-    cuda::sync_block();  // the tile is there, and no one reads the previous one any more
-    if (left > Shape::kTile) {
-      copy_tile(&direction.stages[(tile + 1) % 2], copies, launch, left - Shape::kTile, row_bytes, tile + 1 >= middle, place.thread);
-      cuda::commit_copies();
-    }
-    scale_bc(&direction, stage, place.thread);
-    cuda::sync_block();
-#pragma unroll 1
-    for (int part = 0; part < Shape::kTile && part < left; part += Shape::kPart) {
-      scan_part<Shape, Int8State>(state, shared->warps[warp_of_block], direction, stage, decay, pair, merge, p.tokens, place.d, first, part,
-                                  place.lane);
-    }
+  if constexpr (Shape::kCrews == 1) {
+    scan_in_turn<Int8State>(self, launch);
+  } else {
+    scan_in_crews<Int8State>(self, launch);
   }
 }
 
@@ -614,7 +761,7 @@ int launch_layout(const BidirectionalScanParams& p, cuda::Stream stream, void* w
   for (; launch.first_image < p.batch; launch.first_image += images_at_once) {
     const int64_t left = p.batch - launch.first_image, images = left < images_at_once ? left : images_at_once;
     const cuda::Grid grid{static_cast<unsigned>(images * launch.groups)};
-    const int status = cuda::launch(kernel, grid, kThreads, shared_bytes<Shape>(p, with_workspace), stream, launch);
+    const int status = cuda::launch(kernel, grid, Shape::kThreads, shared_bytes<Shape>(p, with_workspace), stream, launch);
     if (status != 0) return status;
   }
   return 0;

@@ -169,12 +169,13 @@ nb::tuple quant_conv1d_silu(const PythonSettings& s, const Int8s& x, const Int8s
 #endif
 
 #if VIMTRT_HAS_BIDIRECTIONAL_SCAN
+// `with_workspace`: false leaves the workspace out, which the launch must notice where it needs one.
 nb::tuple bidirectional_scan(const PythonSettings& s, const Int8s& u_forward, const Int8s& u_backward, const Int8s& delta_forward,
                              const Int8s& delta_backward, const Int8s& bc_forward, const Int8s& bc_backward, const Int8s& gate,
                              const Floats& a_log2, const Floats& decay_tok, const Floats& input_scale, const Floats& b_scale_state,
                              const Floats& b_scale_tok, const Floats& c_scale_state, const Floats& c_scale_tok, const Floats& y_scale,
                              const Floats& skip_scale, const Floats& gate_scale, const Floats& out_inv_scale_tok, int64_t bc_offset,
-                             int64_t gate_offset, const std::string& state) {
+                             int64_t gate_offset, const std::string& state, bool with_workspace) {
   for (const Int8s* each : {&u_forward, &u_backward, &delta_forward, &delta_backward, &bc_forward, &bc_backward, &gate}) {
     expect_rank(each->ndim(), 3);
   }
@@ -218,8 +219,18 @@ nb::tuple bidirectional_scan(const PythonSettings& s, const Int8s& u_forward, co
   p.gate_scale = gate_scale_on.data();
   p.out_inv_scale_tok = out_inv_scale_tok_on.data();
   p.y = y.data();
-  expect_success(bidirectional_scan_launch(p, nullptr));
+  const Device<float> workspace(s, bidirectional_scan_workspace_bytes(p) / sizeof(float), "workspace");
+  expect_success(bidirectional_scan_launch(p, nullptr, with_workspace ? workspace.data() : nullptr));
   return nb::make_tuple(y.copy(shape));
+}
+
+size_t scan_workspace_bytes(int64_t batch, int32_t tokens, int32_t channels, int32_t states) {
+  BidirectionalScanParams p;
+  p.batch = batch;
+  p.tokens = tokens;
+  p.channels = channels;
+  p.states = states;
+  return bidirectional_scan_workspace_bytes(p);
 }
 #endif
 
@@ -325,7 +336,8 @@ NB_MODULE(vimtrt_cuda_on_cpu, m) {
   m.def("bidirectional_scan", bidirectional_scan, "settings"_a, "u_forward"_a, "u_backward"_a, "delta_forward"_a, "delta_backward"_a,
         "bc_forward"_a, "bc_backward"_a, "gate"_a, "a_log2"_a, "decay_tok"_a, "input_scale"_a, "b_scale_state"_a, "b_scale_tok"_a,
         "c_scale_state"_a, "c_scale_tok"_a, "y_scale"_a, "skip_scale"_a, "gate_scale"_a, "out_inv_scale_tok"_a, "bc_offset"_a = 0,
-        "gate_offset"_a = 0, "state"_a = "int8");
+        "gate_offset"_a = 0, "state"_a = "int8", "with_workspace"_a = true);
+  m.def("bidirectional_scan_workspace_bytes", scan_workspace_bytes, "batch"_a, "tokens"_a, "channels"_a, "states"_a);
 #endif
 #if VIMTRT_HAS_ADD_RMS_NORM_QUANT
   m.def("add_rms_norm_quant", add_rms_norm_quant, "settings"_a, "hidden"_a, "residual"_a, "gain"_a, "inv_scale_tok"_a, "epsilon"_a = 1e-5f,
