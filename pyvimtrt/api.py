@@ -20,7 +20,8 @@ from pyvimtrt.model.defaults import model_defaults
 from pyvimtrt.quantization.cache import Cache, check_cache, load_cache, save_cache
 from pyvimtrt.quantization.recipes import get_recipe
 from pyvimtrt.runtime.gpu import find_gpus
-from pyvimtrt.runtime.tensorrt_build import PACKAGES, PLAN_SUFFIX, PlanOptions, build_plan, check_backend
+from pyvimtrt.runtime.plan import PLAN_SUFFIX
+from pyvimtrt.runtime.tensorrt_build import PACKAGES, PlanOptions, build_plan, check_backend
 
 if TYPE_CHECKING:
     from pyvimtrt.model.vim import VisionMamba

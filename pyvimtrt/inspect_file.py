@@ -17,6 +17,7 @@ from pyvimtrt.graph.network import load_network
 from pyvimtrt.model.config import DEMO_MODEL, MODELS
 from pyvimtrt.model.weights import weight_shapes
 from pyvimtrt.quantization.cache import METADATA_KEY, load_cache
+from pyvimtrt.runtime.plan import PLAN_SUFFIX, read_plan
 
 _PLACE = re.compile(r"^(layers\.\d+\.)?((forward|backward)\.)?")  # what the names of the tensors of one kind differ in
 
@@ -30,9 +31,11 @@ def describe(path: Path) -> dict[str, Any]:
         raise DataError(f"no file at {path}")
     if path.suffix == ".onnx":
         return _engine(path)
+    if path.suffix == PLAN_SUFFIX:
+        return _plan(path)
     if path.suffix == ".safetensors":
         return _safetensors(path)
-    raise DataError(f"{path} is neither an engine (.onnx) nor a calibration cache or weights (.safetensors)")
+    raise DataError(f"{path} is neither an engine (.onnx, .engine) nor a calibration cache or weights (.safetensors)")
 
 
 def _engine(path: Path) -> dict[str, Any]:
@@ -47,6 +50,13 @@ def _engine(path: Path) -> dict[str, Any]:
         "output": f"{network.output}: float32 [B, {config.classes}]",
         "operators": dict(Counter(node.op for node in network.nodes).most_common()),
     }
+
+
+def _plan(path: Path) -> dict[str, Any]:
+    info = asdict(read_plan(path)[1])
+    network = info.pop("network")
+    network.pop("format_version")
+    return {"kind": "TensorRT engine", **{key: list(value) if isinstance(value, tuple) else value for key, value in (network | info).items()}}
 
 
 def _safetensors(path: Path) -> dict[str, Any]:

@@ -51,8 +51,9 @@ class EngineRecipe:
 
     def plan_options(self) -> api.PlanOptions:
         """Return what is said of a TensorRT engine. Raises UsageError where it makes no sense."""
-        settings: dict[str, Any] = {"workspace_mib": self.workspace_mib, "timing_cache": self.timing_cache, "separate_plugins": self.separate_plugins}
-        return api.PlanOptions(**settings, **({"batch": self.batch} if self.batch is not None else {}))
+        chosen = {"batch": self.batch, "workspace_mib": self.workspace_mib, "timing_cache": self.timing_cache, "separate_plugins": self.separate_plugins}
+        given: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
+        return api.PlanOptions(**given)
 
 
 def read_recipe(path: Path) -> EngineRecipe:

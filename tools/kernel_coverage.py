@@ -1,8 +1,8 @@
 """Line coverage of the CUDA kernels and plugins under the tests: what gcov counted in the build of the CPU double.
 
-    python tools/kernel_coverage.py --reset                      # before the tests
-    pytest tests/test_cuda_on_cpu.py tests/test_plugins.py
-    python tools/kernel_coverage.py                              # exit code 1 where a file lies below the least
+python tools/kernel_coverage.py --reset                      # before the tests
+pytest tests/test_cuda_on_cpu.py tests/test_plugins.py
+python tools/kernel_coverage.py                              # exit code 1 where a file lies below the least
 """
 
 from __future__ import annotations

@@ -20,12 +20,11 @@ from pyvimtrt.errors import BackendError, UsageError, missing_extra
 from pyvimtrt.files import check_writable
 from pyvimtrt.graph.network import load_network
 from pyvimtrt.runtime.gpu import find_gpus
-from pyvimtrt.runtime.plan import PlanInfo, write_plan
+from pyvimtrt.runtime.plan import PLAN_SUFFIX, PlanInfo, write_plan
 from pyvimtrt.runtime.plugin_library import find_plugin_library
 
 # Backend -> package and extra, in the order in which `auto` looks for them.
 PACKAGES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-PLAN_SUFFIX = ".engine"
 LOG_SUFFIX = ".log"
 DEFAULT_BATCH = (1, 8, 32)
 MAX_BATCH = 4096
@@ -85,6 +84,7 @@ def build_plan(network_file: Path, output: Path, backend: str, options: PlanOpti
     network = load_network(network_file)  # says in one sentence what TensorRT's parser would not
     log = output.with_name(output.name + LOG_SUFFIX)
     check_writable(log)
+    workspace_bytes = None if options.workspace_mib is None else options.workspace_mib * MIB
     with tempfile.TemporaryDirectory(prefix="pyvimtrt-") as folder:
         work = Path(folder)
         request = {
@@ -94,7 +94,7 @@ def build_plan(network_file: Path, output: Path, backend: str, options: PlanOpti
             "plugins": str(library),
             "embed": not options.separate_plugins,
             "batch": list(options.batch),
-            "workspace_bytes": None if options.workspace_mib is None else options.workspace_mib * MIB,
+            "workspace_bytes": workspace_bytes,
             "timing_cache": None if options.timing_cache is None else str(options.timing_cache.resolve()),
             "log": str(log.resolve()),
             "result": str(work / "result.json"),
@@ -114,7 +114,7 @@ def build_plan(network_file: Path, output: Path, backend: str, options: PlanOpti
         plugins="separate" if options.separate_plugins else "embedded",
         plugin_library_sha256=hashlib.sha256(library_bytes).hexdigest(),
         plugin_library_bytes=len(library_bytes),
-        workspace_bytes=request["workspace_bytes"],
+        workspace_bytes=workspace_bytes,
         build_seconds=result["seconds"],
     )
     write_plan(output, plan, info)
@@ -167,8 +167,8 @@ def _cure(errors: list[str]) -> str:
     text = " ".join(errors).lower()
     if "memory" in text:
         return "give it more memory, a smaller --workspace or a smaller largest --batch"
-    if "plugin not found" in text or "plugin library" in text:
-        return "the plugin library must be of this version: install pyvimtrt again with nvcc, or name another with PYVIMTRT_PLUGIN_LIBRARY"
+    if "plugin" in errors[0] and "install" in errors[0]:
+        return "the network itself is right"
     if "timing cache" in text:
         return "without it a new one is made"
     return "build the network again with this version; where that does not help, report it with the log"

@@ -10,15 +10,18 @@ import importlib
 import json
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any, TextIO
 
+from pyvimtrt import __version__
 from pyvimtrt.errors import BackendError
 from pyvimtrt.files import atomic_output
 from pyvimtrt.graph.network import INPUT_NAME, OUTPUT_NAME
-from pyvimtrt.runtime.plugin_library import last_plugin_error
+from pyvimtrt.runtime.plugin_library import last_plugin_error, plugin_library_version
 
 MAX_ERRORS = 3  # TensorRT's last ones that are told
+CACHE_MAGIC_BYTES = 4
 
 
 def make_logger(trt: Any, log: TextIO) -> Any:
@@ -39,6 +42,9 @@ def make_logger(trt: Any, log: TextIO) -> Any:
 
 def build(request: dict[str, Any], trt: Any, logger: Any) -> dict[str, Any]:
     """Build the plan of a request and write it. Raises BackendError where TensorRT refuses."""
+    version = plugin_library_version(Path(request["plugins"]))
+    if version != __version__:
+        raise BackendError(f"the plugin library {request['plugins']} is of version {version}, this package is {__version__}: install pyvimtrt again")
     registry = trt.get_plugin_registry()  # the global one: with a builder's own, plugins alive at exit crash
     if registry.load_library(request["plugins"]) is None:
         raise BackendError("the plugin library cannot be loaded")
@@ -81,15 +87,25 @@ def _check_tensors(trt: Any, network: Any) -> None:
 
 
 def _load_timing_cache(config: Any, path: Path) -> None:
+    """Give TensorRT the cache of a file. What does not begin as a cache does is not touched: TensorRT itself would start anew and replace it."""
     data = path.read_bytes() if path.exists() else b""
-    cache = config.create_timing_cache(data)
+    start = bytes(memoryview(config.create_timing_cache(b"").serialize()))[:CACHE_MAGIC_BYTES]
+    cache = config.create_timing_cache(data) if not data or data.startswith(start) else None
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         raise BackendError(f"the timing cache {path} is damaged, or was made by another TensorRT or GPU; delete it")
+
+
+def _plugin_error(request: dict[str, Any]) -> list[str]:
+    try:
+        return list(filter(None, [last_plugin_error(Path(request["plugins"]))]))
+    except (OSError, AttributeError):  # no library, or another one
+        return []
 
 
 def main() -> None:
     """Answer one request."""
     request = json.load(sys.stdin)
+    warnings.simplefilter("ignore", DeprecationWarning)  # timing caches do nothing in TensorRT for RTX: one path serves both
     with Path(request["log"]).open("w", encoding="utf-8") as log:
         trt = importlib.import_module(request["package"])
         logger = make_logger(trt, log)
@@ -97,8 +113,7 @@ def main() -> None:
         try:
             result = build(request, trt, logger)
         except (BackendError, RuntimeError, OSError) as error:
-            reasons = [str(error), last_plugin_error(Path(request["plugins"])), *logger.errors[-MAX_ERRORS:]]
-            result = {"errors": [reason for reason in reasons if reason]}
+            result = {"errors": [str(error), *_plugin_error(request), *logger.errors[-MAX_ERRORS:]]}
             print(f"[pyvimtrt] {'; '.join(result['errors'])}", file=log, flush=True)
     Path(request["result"]).write_text(json.dumps(result), encoding="utf-8")
 
