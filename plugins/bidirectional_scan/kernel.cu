@@ -575,7 +575,7 @@ VIMTRT_DEVICE void scan_in_crews(const Thread<Shape>& self, const Launch& launch
   Coefficients<Shape, kGroups> coefficients;
   Operands operands;
 
-  // A crew copies the tiles of the other: those it has time for while the other one runs.
+  // A crew copies the tiles of the other, three turns ahead. Turn -1 makes the pairs and a, b of tile 0.
   Copies<Shape> copies = make_copies<Shape>(launch.p, self.place, 1 - crew);
   if (1 - crew < tiles) copy_tile(copies, self, launch, 1 - crew);
   cuda::wait_copies<0>();
