@@ -534,7 +534,6 @@ def test_unknown_names(fails: Callable[..., str], npz: Path, tmp_path: Path) -> 
     assert "unknown recipe 'best'; the recipes are" in fails("calibrate", TINY, "--images", npz, "-o", out, "--recipe", "best")
     assert "the state must be int8 or fp32" in fails("calibrate", TINY, "--images", npz, "-o", out, "--state", "int4")
     assert "unknown backend 'tpu'" in fails("build", "--int8", "--backend", "tpu")
-    assert "cannot build tensorrt engines yet" in fails("build", "--int8", "--backend", "tensorrt")
     assert "No such command 'inspec'" in fails("inspec")
     assert "No such option: --fast" in fails("build", "--fast")
     assert "Missing argument" in fails("infer")
@@ -562,7 +561,7 @@ def test_bad_numbers(fails: Callable[..., str], tmp_path: Path, npz: Path, png: 
     assert "std must be finite and positive" in fails(*calibrate, "--std", "0")
     assert "mean must be finite" in fails(*calibrate, "--mean", "nan")
     for batch in ("1,2", "8,4,2", "0,1,2", "a,b,c"):
-        assert "--batch takes three rising whole numbers" in fails("build", "--int8", "--batch", batch)
+        assert "batch takes three rising whole numbers" in fails("build", "--int8", "--batch", batch)
     assert "give --int8" in fails("build")
 
 

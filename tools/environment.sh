@@ -14,3 +14,11 @@ make_environment() {
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check ".$extras"
 }
+
+# Says what is missing to build the TensorRT plugins.
+check_cuda() {
+  if ! command -v nvcc > /dev/null; then
+    echo "error: nvcc is missing; install the CUDA toolkit (12.6 or newer; no GPU is needed), or leave it out: tools/test.sh --without-cuda" >&2
+    return 2
+  fi
+}
