@@ -46,6 +46,7 @@ struct KernelError : std::runtime_error {
 struct PythonSettings {
   Settings settings;
   size_t alignment = 16;  // of device memory, at least that of its elements
+  size_t shift = 0;       // elements between there and the first one used: 1 leaves no pointer aligned to more than its elements
 };
 
 template <class Choice>
@@ -56,7 +57,7 @@ Choice choose(const std::map<std::string, Choice>& choices, const std::string& n
 }
 
 PythonSettings make_settings(const std::string& schedule, uint64_t seed, uint8_t poison, const std::string& placement,
-                             const std::string& copies, size_t alignment, bool watch) {
+                             const std::string& copies, size_t alignment, size_t shift, bool watch) {
   using cuda_on_cpu::Copies;
   using cuda_on_cpu::Placement;
   using cuda_on_cpu::Schedule;
@@ -69,6 +70,7 @@ PythonSettings make_settings(const std::string& schedule, uint64_t seed, uint8_t
   python.settings.copies = choose<Copies>({{"late", Copies::kLate}, {"early", Copies::kEarly}, {"random", Copies::kRandom}}, copies);
   python.settings.watch = watch;
   python.alignment = alignment;
+  python.shift = shift;
   return python;
 }
 
@@ -78,12 +80,14 @@ class Device {
  public:
   Device(const PythonSettings& settings, size_t count, const char* name)
       : count_(count),
-        data_(static_cast<T*>(cuda_on_cpu::device_allocate(count * sizeof(T), std::max(settings.alignment, sizeof(T)), name))) {}
-  ~Device() { cuda_on_cpu::device_free(data_); }
+        memory_(cuda_on_cpu::device_allocate((settings.shift + count) * sizeof(T), std::max(settings.alignment, sizeof(T)), name)),
+        data_(static_cast<T*>(memory_) + settings.shift) {}
+  ~Device() { cuda_on_cpu::device_free(memory_); }
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
 
   T* data() const { return data_; }
+  void protect() { cuda_on_cpu::device_protect(memory_); }
 
   void fill(const Array<T>& source) {
     if (source.size() != count_) throw std::invalid_argument("sizes differ");
@@ -99,6 +103,7 @@ class Device {
 
  private:
   size_t count_;
+  void* memory_;
   T* data_;
 };
 
@@ -109,7 +114,7 @@ class Input {
   Input(const PythonSettings& settings, const char* name, const Array<T>& source, bool is_written = false)
       : memory_(settings, source.size(), name) {
     memory_.fill(source);
-    if (!is_written) cuda_on_cpu::device_protect(memory_.data());
+    if (!is_written) memory_.protect();
   }
   const T* data() const { return memory_.data(); }
   T* writable() const { return memory_.data(); }
@@ -351,7 +356,7 @@ NB_MODULE(vimtrt_cuda_on_cpu, m) {
   nb::exception<KernelError>(m, "KernelError");
   nb::class_<PythonSettings>(m, "Settings");
   m.def("settings", make_settings, "schedule"_a = "ascending", "seed"_a = 0, "poison"_a = 0xff, "placement"_a = "right",
-        "copies"_a = "late", "alignment"_a = 16, "watch"_a = true);
+        "copies"_a = "late", "alignment"_a = 16, "shift"_a = 0, "watch"_a = true);
 #if VIMTRT_HAS_KSCALED_LINEAR
   m.def("kscaled_linear", kscaled_linear, "settings"_a, "x"_a, "weight"_a, "token_scale"_a, "channel_scale"_a, "bias"_a,
         "out_token_scale"_a, "table"_a = nb::none(), "table_id"_a = nb::none(), "x_offset"_a = 0, "out_type"_a = "int8");
