@@ -368,7 +368,8 @@ def test_layers_equal_the_reference(name: str):
 @pytest.mark.parametrize("shift", [1, 4, 8])
 def test_kernels_need_no_more_than_the_alignment_of_an_element(op: str, shift: int):
     operator, expected = case(f"{op} base")
-    check_operator(op, operator, expected, shift=shift)
+    for shifted in ("", *operator.inputs, *operator.outputs):
+        check_operator(f"{op}, shifted {shifted}", operator, expected, shift=shift, shifted=shifted)
 
 
 def test_quant_conv1d_silu_of_what_is_not_finite():

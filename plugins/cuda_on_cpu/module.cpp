@@ -46,7 +46,8 @@ struct KernelError : std::runtime_error {
 struct PythonSettings {
   Settings settings;
   size_t alignment = 16;  // of device memory, at least that of its elements
-  size_t shift = 0;       // elements between there and the first one used: 1 leaves no pointer aligned to more than its elements
+  size_t shift = 0;       // elements between there and the first one used: with 1 a pointer is aligned to no more than its elements
+  std::string shifted;    // the one array that is shifted, instead of all
 };
 
 template <class Choice>
@@ -57,7 +58,7 @@ Choice choose(const std::map<std::string, Choice>& choices, const std::string& n
 }
 
 PythonSettings make_settings(const std::string& schedule, uint64_t seed, uint8_t poison, const std::string& placement,
-                             const std::string& copies, size_t alignment, size_t shift, bool watch) {
+                             const std::string& copies, size_t alignment, size_t shift, const std::string& shifted, bool watch) {
   using cuda_on_cpu::Copies;
   using cuda_on_cpu::Placement;
   using cuda_on_cpu::Schedule;
@@ -71,6 +72,7 @@ PythonSettings make_settings(const std::string& schedule, uint64_t seed, uint8_t
   python.settings.watch = watch;
   python.alignment = alignment;
   python.shift = shift;
+  python.shifted = shifted;
   return python;
 }
 
@@ -80,8 +82,9 @@ class Device {
  public:
   Device(const PythonSettings& settings, size_t count, const char* name)
       : count_(count),
-        memory_(cuda_on_cpu::device_allocate((settings.shift + count) * sizeof(T), std::max(settings.alignment, sizeof(T)), name)),
-        data_(static_cast<T*>(memory_) + settings.shift) {}
+        shift_(settings.shifted.empty() || settings.shifted == name ? settings.shift : 0),
+        memory_(cuda_on_cpu::device_allocate((shift_ + count) * sizeof(T), std::max(settings.alignment, sizeof(T)), name)),
+        data_(static_cast<T*>(memory_) + shift_) {}
   ~Device() { cuda_on_cpu::device_free(memory_); }
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
@@ -102,7 +105,7 @@ class Device {
   }
 
  private:
-  size_t count_;
+  size_t count_, shift_;
   void* memory_;
   T* data_;
 };
@@ -356,7 +359,7 @@ NB_MODULE(vimtrt_cuda_on_cpu, m) {
   nb::exception<KernelError>(m, "KernelError");
   nb::class_<PythonSettings>(m, "Settings");
   m.def("settings", make_settings, "schedule"_a = "ascending", "seed"_a = 0, "poison"_a = 0xff, "placement"_a = "right",
-        "copies"_a = "late", "alignment"_a = 16, "shift"_a = 0, "watch"_a = true);
+        "copies"_a = "late", "alignment"_a = 16, "shift"_a = 0, "shifted"_a = "", "watch"_a = true);
 #if VIMTRT_HAS_KSCALED_LINEAR
   m.def("kscaled_linear", kscaled_linear, "settings"_a, "x"_a, "weight"_a, "token_scale"_a, "channel_scale"_a, "bias"_a,
         "out_token_scale"_a, "table"_a = nb::none(), "table_id"_a = nb::none(), "x_offset"_a = 0, "out_type"_a = "int8");
