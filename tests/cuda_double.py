@@ -74,9 +74,12 @@ def kernel_file(op: str) -> Path:
     return ROOT / "plugins" / STEMS[op] / "kernel.cu"
 
 
-def settings(name: str, seed_of: str = "", watch: bool = True) -> Any:
-    """Return one of SETTINGS; the random choices depend on `seed_of`, so that they differ from case to case and not from run to run."""
-    return load_double().settings(**SETTINGS[name], seed=zlib.crc32(seed_of.encode()), watch=watch)
+def settings(name: str, seed_of: str = "", watch: bool = True, shift: int = 0, shifted: str = "") -> Any:
+    """Return one of SETTINGS; the random choices depend on `seed_of`, so that they differ from case to case and not from run to run.
+
+    Arrays, or the one named `shifted`, begin `shift` elements behind an aligned address.
+    """
+    return load_double().settings(**SETTINGS[name], seed=zlib.crc32(seed_of.encode()), watch=watch, shift=shift, shifted=shifted)
 
 
 def explain(error: Exception) -> str:
@@ -97,12 +100,19 @@ def run_operator(operator: Operator, chosen: Any, **attributes: Any) -> tuple[Ar
 
 
 def check_operator(
-    name: str, operator: Operator, expected: tuple[Array, ...], labels: Iterable[str] = tuple(SETTINGS), watch: bool = True, **attributes: Any
+    name: str,
+    operator: Operator,
+    expected: tuple[Array, ...],
+    labels: Iterable[str] = tuple(SETTINGS),
+    watch: bool = True,
+    shift: int = 0,
+    shifted: str = "",
+    **attributes: Any,
 ) -> None:
     """Compare the kernel's outputs with the expected ones under all SETTINGS, or those given."""
     for label in labels:
         try:
-            outputs = run_operator(operator, settings(label, name, watch), **attributes)
+            outputs = run_operator(operator, settings(label, name, watch, shift, shifted), **attributes)
         except load_double().KernelError as error:
             pytest.fail(f"{name}, {label}: {explain(error)}", pytrace=False)
         for output, got, wanted in zip(operator.outputs, outputs, expected, strict=True):

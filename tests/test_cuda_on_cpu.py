@@ -396,6 +396,14 @@ def test_layers_equal_the_reference(name: str):
     check_operator(name, operator, operator.reference())
 
 
+@pytest.mark.parametrize("op", KERNELS)
+@pytest.mark.parametrize("shift", [1, 4, 8])
+def test_kernels_need_no_more_than_the_alignment_of_an_element(op: str, shift: int):
+    operator, expected = case(f"{op} base")
+    for shifted in ("", *operator.inputs, *operator.outputs):
+        check_operator(f"{op}, shifted {shifted}", operator, expected, shift=shift, shifted=shifted)
+
+
 def test_quant_conv1d_silu_of_what_is_not_finite():
     """No network holds such constants; the contract says what they give all the same: the least index for NaN."""
     operator = conv(E=20)

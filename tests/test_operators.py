@@ -222,6 +222,14 @@ def conv_one_tap(inputs: dict[str, Array], rng: np.random.Generator) -> None:
     inputs["table"][...] = np.arange(-128, 128)
 
 
+def conv_one_rounding(inputs: dict[str, Array], rng: np.random.Generator) -> None:
+    """Where the window lies inside of the sequence, product and bias make a half if the product is rounded, and something beside it if not."""
+    inputs["x"][...] = 127
+    inputs["channel_scale"][...] = rng.uniform(0.001, 0.01, inputs["channel_scale"].shape)
+    inputs["bias"][...] = 0.5 - (127 * inputs["weight"].sum(2)).astype(np.float32) * inputs["channel_scale"]
+    inputs["table"][...] = np.arange(-128, 128)
+
+
 CONV = {
     "base": conv,
     "all -128": lambda: conv(fill=-128),
@@ -244,6 +252,7 @@ CONV = {
     "halves": lambda: conv_with(conv_halves, E=33),
     "subnormals": lambda: conv_with(conv_subnormal, E=33),
     "one tap": lambda: conv_with(conv_one_tap, E=70),
+    "one rounding": lambda: conv_with(conv_one_rounding, E=70),
 }
 
 

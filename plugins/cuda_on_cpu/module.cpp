@@ -42,12 +42,15 @@ class Device {
  public:
   Device(const PythonSettings& settings, size_t count, const char* name)
       : count_(count),
-        data_(static_cast<T*>(cuda_on_cpu::device_allocate(count * sizeof(T), std::max(settings.alignment, sizeof(T)), name))) {}
-  ~Device() { cuda_on_cpu::device_free(data_); }
+        shift_(settings.shifted.empty() || settings.shifted == name ? settings.shift : 0),
+        memory_(cuda_on_cpu::device_allocate((shift_ + count) * sizeof(T), std::max(settings.alignment, sizeof(T)), name)),
+        data_(static_cast<T*>(memory_) + shift_) {}
+  ~Device() { cuda_on_cpu::device_free(memory_); }
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
 
   T* data() const { return data_; }
+  void protect() { cuda_on_cpu::device_protect(memory_); }
 
   void fill(const Array<T>& source) {
     if (source.size() != count_) throw std::invalid_argument("sizes differ");
@@ -62,7 +65,8 @@ class Device {
   }
 
  private:
-  size_t count_;
+  size_t count_, shift_;
+  void* memory_;
   T* data_;
 };
 
@@ -73,7 +77,7 @@ class Input {
   Input(const PythonSettings& settings, const char* name, const Array<T>& source, bool is_written = false)
       : memory_(settings, source.size(), name) {
     memory_.fill(source);
-    if (!is_written) cuda_on_cpu::device_protect(memory_.data());
+    if (!is_written) memory_.protect();
   }
   const T* data() const { return memory_.data(); }
   T* writable() const { return memory_.data(); }

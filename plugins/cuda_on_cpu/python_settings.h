@@ -20,6 +20,8 @@ struct KernelError : std::runtime_error {
 struct PythonSettings {
   cuda_on_cpu::Settings settings;
   size_t alignment = 16;  // of device memory, at least that of its elements
+  size_t shift = 0;       // elements between there and the first one used: with 1 a pointer is aligned to no more than its elements
+  std::string shifted;    // the one array that is shifted, instead of all
 };
 
 template <class Choice>
@@ -30,7 +32,7 @@ Choice choose(const std::map<std::string, Choice>& choices, const std::string& n
 }
 
 inline PythonSettings make_settings(const std::string& schedule, uint64_t seed, uint8_t poison, const std::string& placement,
-                                    const std::string& copies, size_t alignment, bool watch) {
+                                    const std::string& copies, size_t alignment, size_t shift, const std::string& shifted, bool watch) {
   using cuda_on_cpu::Copies;
   using cuda_on_cpu::Placement;
   using cuda_on_cpu::Schedule;
@@ -43,6 +45,8 @@ inline PythonSettings make_settings(const std::string& schedule, uint64_t seed, 
   python.settings.copies = choose<Copies>({{"late", Copies::kLate}, {"early", Copies::kEarly}, {"random", Copies::kRandom}}, copies);
   python.settings.watch = watch;
   python.alignment = alignment;
+  python.shift = shift;
+  python.shifted = shifted;
   return python;
 }
 
@@ -51,7 +55,7 @@ inline void bind_settings(nanobind::module_& m) {
   nanobind::exception<KernelError>(m, "KernelError");
   nanobind::class_<PythonSettings>(m, "Settings");
   m.def("settings", make_settings, "schedule"_a = "ascending", "seed"_a = 0, "poison"_a = 0xff, "placement"_a = "right",
-        "copies"_a = "late", "alignment"_a = 16, "watch"_a = true);
+        "copies"_a = "late", "alignment"_a = 16, "shift"_a = 0, "shifted"_a = "", "watch"_a = true);
 }
 
 }  // namespace vimtrt

@@ -8,8 +8,8 @@
 // A register holds one channel's tokens t-3 .. t, a byte each. These are the forward window of token t and the backward window of token
 // t-3, whose weights are mirrored, so a byte permutation makes the window of both, and one dp4a each the sum:
 //
-//   row of x, token t        window of channel c                            u_forward[t]    = .. (dp4a(window, weight[0]))
-//   | c | c+1 | c+2 | c+3 |  | t-4 | t-3 | t-2 | t-1 |                      u_backward[t-3] = .. (dp4a(window, weight[1] mirrored))
+//   row of x, token t        window of channel c                            u_forward[t]    from dp4a(window, weight[0])
+//   | c | c+1 | c+2 | c+3 |  | t-4 | t-3 | t-2 | t-1 |                      u_backward[t-3] from dp4a(window, weight[1] mirrored)
 //     '----------.             .-----'     |     |
 //                |             |     .-----'     |
 //                |             |     |     .-----'
@@ -21,8 +21,9 @@
 //   newest token   first-3 .. first-1 | first  first+1  first+2 | first+3 .. first+run-1 |  ..  first+run+2
 //                  only shifted in    | forward                 | forward and backward   |  backward
 //
-// Neither needs the conversion unit, which is slow: sums start at the bits of 1.5 * 2^23, to whose float they add whole numbers, and adding
-// 1.5 * 2^23 to a float rounds it to a whole number.
+// Nothing needs the conversion unit, which is slow. Floats from 2^23 to 2^24 are whole numbers, their bits go up by one from each to the
+// next. So an integer sum (below 2^17) that starts at the bits of 1.5 * 2^23 has the bits of 1.5 * 2^23 plus the sum; and adding 1.5 * 2^23
+// to a float rounds it to the nearest even.
 //
 // Entry i of table k lies at byte 256 k + (i ^ 16 (k % 8)): the lanes' channels use different tables, and their indices are mostly close to
 // each other; without that, every table's entries of the same index would lie in the same bank.
@@ -102,7 +103,7 @@ VIMTRT_DEVICE void copy_rows(int8_t* shared, const Launch& launch, const Tile& t
   const int at = static_cast<int>(cuda::thread_x()) * unit, first = at / kTileChannels, byte = at % kTileChannels;
   const int rows_at_once = kThreads * unit / kTileChannels;
   const int bytes = limited(tile.channels - byte, unit);
-  const int64_t column = bytes > 0 ? tile.first_channel + byte : 0;
+  const int64_t column = bytes > 0 ? tile.first_channel + byte : 0;  // addresses stay inside of x even where no byte is read
 #pragma unroll 1
   for (int row = first; row < tile.tokens + 2 * kHalo; row += rows_at_once) {
     const int token = row - kHalo;  // within the tile
@@ -112,15 +113,16 @@ VIMTRT_DEVICE void copy_rows(int8_t* shared, const Launch& launch, const Tile& t
   }
 }
 
-// Bit i < kSharedTables: one of the lane's channels uses table i; kFarTables: one uses a further table.
-VIMTRT_DEVICE uint32_t tables_of_lane(const Direction (&directions)[2], int exist) {
+// Bit i < kSharedTables: one of the lane's channels uses table i, as those that do not exist use table 0; kFarTables: one uses a further
+// table.
+VIMTRT_DEVICE uint32_t tables_of_lane(const Direction (&directions)[2]) {
   uint32_t used = 0;
 #pragma unroll
   for (int d = 0; d < 2; ++d) {
 #pragma unroll
     for (int c = 0; c < kLaneChannels; ++c) {
       const int32_t id = directions[d].table_id[c];
-      if (c < exist) used |= id < kSharedTables ? 1u << id : kFarTables;
+      used |= id < kSharedTables ? 1u << id : kFarTables;
     }
   }
   return used;
@@ -174,7 +176,7 @@ VIMTRT_DEVICE void load_weights(uint32_t (&to)[kLaneChannels], const int8_t* fro
 VIMTRT_DEVICE void load_table_ids(Direction (&directions)[2], const Launch& launch, int64_t first_channel, int exist) {
 #pragma unroll
   for (int d = 0; d < 2; ++d) {
-    const int64_t at = exist > 0 ? d * static_cast<int64_t>(launch.p.channels) + first_channel : 0;
+    const int64_t at = d * static_cast<int64_t>(launch.p.channels) + first_channel;
     load_four<int4>(directions[d].table_id, launch.p.table_id + at, exist, launch.constants_width == 16);
   }
 }
@@ -184,7 +186,7 @@ VIMTRT_DEVICE void load_constants(Direction (&directions)[2], const Launch& laun
   const QuantConv1dSiluParams& p = launch.p;
 #pragma unroll
   for (int d = 0; d < 2; ++d) {
-    const int64_t at = exist > 0 ? d * static_cast<int64_t>(p.channels) + first_channel : 0;
+    const int64_t at = d * static_cast<int64_t>(p.channels) + first_channel;
     load_weights(directions[d].weight, p.weight + 4 * at, exist, launch.weight_width);
     load_four<float4>(directions[d].scale, p.channel_scale + at, exist, launch.constants_width == 16);
     load_four<float4>(directions[d].bias, p.bias + at, exist, launch.constants_width == 16);
@@ -292,7 +294,7 @@ VIMTRT_KERNEL void quant_conv1d_silu_kernel(Launch launch) {
   int8_t* const rows = tables + kSharedTables * kTableBytes;
   copy_rows(rows, launch, tile);
   load_constants(work.directions, launch, first_channel, work.exist);
-  const uint32_t used = or_of_warp(tables_of_lane(work.directions, work.exist));
+  const uint32_t used = or_of_warp(tables_of_lane(work.directions));
   const bool is_near = (used & kFarTables) == 0;
   if (is_near) copy_tables(tables, launch, used);
   cuda::commit_copies();
@@ -326,8 +328,8 @@ int64_t groups_of(const QuantConv1dSiluParams& p) { return (static_cast<int64_t>
 
 int64_t chunks_of(const QuantConv1dSiluParams& p, int run) { return (static_cast<int64_t>(p.tokens) - 1) / (kWarps * run) + 1; }
 
-// The run with the smallest product of rounds, of as many blocks as an A100 has processors, and the time of a block: its run, and what is
-// the same for every run, the windows behind the run, constants and tables, taken for four tokens. No result depends on it.
+// The run with the smallest product of rounds, of as many blocks as an A100 has processors, and the time of a block: its run, and
+// what every run has besides (the windows behind it, constants, tables), reckoned as four tokens. No result depends on it.
 int best_run(const QuantConv1dSiluParams& p) {
   constexpr int64_t kProcessors = 108, kFixed = 4;
   int best = 1;
