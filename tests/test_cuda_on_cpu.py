@@ -12,7 +12,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cuda_double import NAME, SETTINGS, STEMS, check_operator, kernel_file, load_double, modules_folder, run_operator, settings
+from cuda_double import NAME, SETTINGS, STEMS, check_operator, load_double, modules_folder, run_operator, settings
 from test_operators import (
     BASES,
     CASES,
@@ -306,19 +305,7 @@ def test_without_the_module_tests_fail_and_say_how_to_build_it(tmp_path: Path, m
 # The kernels
 
 
-# The operators that have a CUDA kernel.
-KERNELS = [op for op in STEMS if kernel_file(op).exists()]
-
-
-def of_kernels(names: Iterable[str]) -> list[str]:
-    return [name for name in names if name.split()[0] in KERNELS]
-
-
-def test_there_are_kernels():
-    assert {"KScaledLinear", "BidirectionalScan"} <= set(KERNELS)
-
-
-@pytest.mark.parametrize("name", of_kernels(CASES))
+@pytest.mark.parametrize("name", CASES)
 def test_kernels_equal_the_reference(name: str):
     operator, expected = case(name)
     check_operator(name, operator, expected)
@@ -380,6 +367,7 @@ LAYERS = {
     "AddRMSNormQuant 9 images": lambda: norm(B=9, L=65, D=384),
     "AddRMSNormQuant Vim-Base": lambda: norm(B=1, L=7, D=768),
     "AddRMSNormQuant wide": lambda: norm(B=1, L=3, D=5000),
+    **{f"AddRMSNormQuant {D} features": functools.partial(norm, B=1, L=3, D=D) for D in (1, 31, 33, 255, 256, 257, 511, 512, 513, 766, 769, 1027)},
     **{f"KScaledLinear x_offset={n}": functools.partial(linear, C=48, O=33, x_offset=n, beside=32 - n) for n in OFFSETS},
     **{f"KScaledLinear x_offset={n}, C={48 - n}": functools.partial(linear, C=48 - n, O=33, x_offset=n) for n in OFFSETS},
     **{f"QuantConv1dSiLU x_offset={n}": functools.partial(conv, E=48, x_offset=n, beside=32 - n) for n in OFFSETS},
@@ -390,13 +378,13 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("name", of_kernels(LAYERS))
+@pytest.mark.parametrize("name", LAYERS)
 def test_layers_equal_the_reference(name: str):
     operator = LAYERS[name]()
     check_operator(name, operator, operator.reference())
 
 
-@pytest.mark.parametrize("op", KERNELS)
+@pytest.mark.parametrize("op", STEMS)
 @pytest.mark.parametrize("shift", [1, 4, 8])
 def test_kernels_need_no_more_than_the_alignment_of_an_element(op: str, shift: int):
     operator, expected = case(f"{op} base")
@@ -415,6 +403,13 @@ def test_quant_conv1d_silu_of_what_is_not_finite():
         check_operator("QuantConv1dSiLU not finite", operator, operator.reference())
 
 
+@pytest.mark.parametrize("where", ["residual", "hidden"])
+@pytest.mark.parametrize("sizes", [{}, {"B": 3, "D": 33}, {"L": 70, "D": 192}, {"L": 2, "D": 700}, {"L": 2, "D": 1000}])
+def test_add_rms_norm_quant_in_place(where: str, sizes: dict[str, int]):
+    operator = norm(**sizes)
+    check_operator(f"AddRMSNormQuant in place of {where}, {sizes}", operator, operator.reference(), in_place=where)
+
+
 # More images than a grid has blocks in y or z.
 MANY_IMAGES = 65600
 MANY = {
@@ -425,7 +420,7 @@ MANY = {
 }
 
 
-@pytest.mark.parametrize("op", of_kernels(MANY))
+@pytest.mark.parametrize("op", MANY)
 def test_many_images_equal_the_reference(op: str):
     """Under one setting and without the watch: it is the launch that is tested, and blocks take their time."""
     operator = MANY[op]()
@@ -473,7 +468,7 @@ def test_the_workspace_of_a_scan_does_not_shrink_with_the_batch(double: ModuleTy
         assert sizes[-1] in (0, 4 * 2**20 * tokens * channels)
 
 
-@pytest.mark.parametrize("name", of_kernels(name for name in CASES if "subnormal" in name))
+@pytest.mark.parametrize("name", [name for name in CASES if "subnormal" in name])
 def test_flushing_of_subnormals_in_the_host_changes_nothing(name: str):
     operator, expected = case(name)
     assert torch.set_flush_denormal(True)
@@ -483,7 +478,7 @@ def test_flushing_of_subnormals_in_the_host_changes_nothing(name: str):
         torch.set_flush_denormal(False)
 
 
-@pytest.mark.parametrize("op", KERNELS)
+@pytest.mark.parametrize("op", STEMS)
 def test_a_wrong_reference_is_seen(op: str):
     operator, expected = case(f"{op} base")
     wrong = tuple(output.copy() for output in expected)

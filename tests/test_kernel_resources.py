@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import os
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+from pyvimtrt.runtime.plugin_library import find_plugin_library
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,13 +27,6 @@ def load_tool() -> ModuleType:
 
 
 tool = load_tool()
-
-
-def built_library() -> Path | None:
-    """Return the plugin library to check, or None where none is built."""
-    named = os.environ.get("VIMTRT_PLUGIN_LIBRARY_FOR_TESTS")
-    library: Path = Path(named) if named else tool.default_library()
-    return library if named or library.exists() else None
 
 
 # Recorded: cuobjdump 13.1 of kernels that nvcc 13.0 compiled, shortened.
@@ -191,7 +185,7 @@ def test_a_row_that_cannot_be_read_is_named(row: str):
         tool.stated_registers(TABLE.replace("| 64 x 64, int8 | 124 | 117 | 100 |", row))
 
 
-@pytest.mark.parametrize("operator", ["kscaled_linear", "bidirectional_scan"])
+@pytest.mark.parametrize("operator", tool.OPERATORS)
 def test_readmes_state_every_architecture(operator: str):
     assert tool.read_stated()[operator].keys() == set(tool.ARCHITECTURES)
 
@@ -345,10 +339,8 @@ def test_cuobjdump_is_found_in_its_places(tmp_path: Path, monkeypatch: pytest.Mo
 # The library
 
 
+@pytest.mark.needs_nvcc
 def test_the_built_library(capsys: pytest.CaptureFixture[str]):
-    library = built_library()
-    if library is None:
-        pytest.skip(f"{tool.LIBRARY} is not built: it takes the CUDA compiler")
-    status = tool.main([str(library), "--json"])
+    status = tool.main([str(find_plugin_library()), "--json"])
     captured = capsys.readouterr()
     assert status == 0, captured.err or "\n".join(json.loads(captured.out)["violations"])

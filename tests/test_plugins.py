@@ -23,6 +23,8 @@ from pyvimtrt.graph.operators import DOMAIN, OPERATORS, PLUGIN_VERSION
 from pyvimtrt.runtime.cpu import CpuEngine
 from pyvimtrt.runtime.reference import run_node as run_reference
 
+pytestmark = pytest.mark.needs_nvcc
+
 BASES = {"KScaledLinear": linear, "QuantConv1dSiLU": conv, "BidirectionalScan": scan, "AddRMSNormQuant": norm}
 FUZZ_ROUNDS = 10_000
 

@@ -29,6 +29,8 @@ from pyvimtrt.runtime.plan import read_plan, read_plan_info
 from pyvimtrt.runtime.plugin_library import LIBRARY_VARIABLE, find_plugin_library, last_plugin_error, plugin_library_version
 from pyvimtrt.runtime.tensorrt_build import PlanOptions, build_plan
 
+pytestmark = pytest.mark.needs_nvcc
+
 SPEC = "vim:img=8,patch=4,dim=16,depth=2,classes=3,channels=1"
 RTX = "tensorrt-rtx"
 

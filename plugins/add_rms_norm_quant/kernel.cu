@@ -41,17 +41,25 @@ struct Row {
   int8_t* y;
 };
 
-// The sum over a lane's features of one group from `first` on, kept and written. A feature that does not exist adds fma(0, 0, p) = p.
-VIMTRT_DEVICE float add_group(const Row& row, int first, int features, float (&r)[kGroupSteps], float sum) {
+// A lane's features of one group from `first` on, and their squares added to `sum`. A feature that does not exist adds fma(0, 0, p) = p.
+VIMTRT_DEVICE float read_group(const Row& row, int first, int features, float (&r)[kGroupSteps], float sum) {
 #pragma unroll
   for (int k = 0; k < kGroupSteps; ++k) {
     const int i = first + k * kWarpThreads;
-    const bool exists = i < features;
-    r[k] = exists ? row.residual[i] + row.hidden[i] : 0.0f;
-    if (exists) row.residual_out[i] = r[k];
-    sum = fmaf(r[k], r[k], sum);
+    r[k] = i < features ? row.residual[i] + row.hidden[i] : 0.0f;
   }
+#pragma unroll
+  for (int k = 0; k < kGroupSteps; ++k) sum = fmaf(r[k], r[k], sum);
   return sum;
+}
+
+// Apart from the reads: the memory may be theirs, so the compiler lets no read pass a write, and each would wait for the one before.
+VIMTRT_DEVICE void write_group(const Row& row, int first, int features, const float (&r)[kGroupSteps]) {
+#pragma unroll
+  for (int k = 0; k < kGroupSteps; ++k) {
+    const int i = first + k * kWarpThreads;
+    if (i < features) row.residual_out[i] = r[k];
+  }
 }
 
 // The contract's tree: p[j] += p[j + s] for j < s. All lanes get what lane 0 has, since a + b is b + a.
@@ -103,9 +111,14 @@ VIMTRT_KERNEL void add_rms_norm_quant_kernel(AddRmsNormQuantParams p, bool store
     float sum = 0.0f;
     if constexpr (Groups > 0) {
 #pragma unroll
-      for (int g = 0; g < Groups; ++g) sum = add_group(row, g * kGroupFeatures + lane, p.features, r[g], sum);
+      for (int g = 0; g < Groups; ++g) sum = read_group(row, g * kGroupFeatures + lane, p.features, r[g], sum);
+#pragma unroll
+      for (int g = 0; g < Groups; ++g) write_group(row, g * kGroupFeatures + lane, p.features, r[g]);
     } else {
-      for (int first = 0; first < p.features; first += kGroupFeatures) sum = add_group(row, first + lane, p.features, r[0], sum);
+      for (int first = lane; first < p.features; first += kGroupFeatures) {
+        sum = read_group(row, first, p.features, r[0], sum);
+        write_group(row, first, p.features, r[0]);
+      }
     }
     const float k = 1.0f / sqrtf(sum_of_warp(sum) / static_cast<float>(p.features) + p.epsilon);
     const float inv_scale = cuda::load(p.inv_scale_tok + token);

@@ -97,7 +97,6 @@ void expect_rank(size_t got, size_t expected) {
 
 std::vector<size_t> sizes(size_t a, size_t b, size_t c) { return {a, b, c}; }
 
-#if VIMTRT_HAS_KSCALED_LINEAR
 nb::tuple kscaled_linear(const PythonSettings& s, const Int8s& x, const Int8s& weight, const Floats& token_scale,
                          const Floats& channel_scale, const Floats& bias, const Floats& out_token_scale, const std::optional<Int8s>& table,
                          const std::optional<Int32s>& table_id, int64_t x_offset, const std::string& out_type) {
@@ -139,9 +138,7 @@ nb::tuple kscaled_linear(const PythonSettings& s, const Int8s& x, const Int8s& w
   const std::vector<size_t> shape = sizes(x.shape(0), x.shape(1), features);
   return nb::make_tuple(to_float ? y_float.copy(shape) : y_int8.copy(shape));
 }
-#endif
 
-#if VIMTRT_HAS_QUANT_CONV1D_SILU
 nb::tuple quant_conv1d_silu(const PythonSettings& s, const Int8s& x, const Int8s& weight, const Floats& channel_scale, const Floats& bias,
                             const Int8s& table, const Int32s& table_id, int64_t x_offset) {
   expect_rank(x.ndim(), 3);
@@ -170,9 +167,7 @@ nb::tuple quant_conv1d_silu(const PythonSettings& s, const Int8s& x, const Int8s
   expect_success(quant_conv1d_silu_launch(p, nullptr));
   return nb::make_tuple(forward.copy(shape), backward.copy(shape));
 }
-#endif
 
-#if VIMTRT_HAS_BIDIRECTIONAL_SCAN
 // `with_workspace`: false leaves the workspace out, which the launch must notice where it needs one.
 nb::tuple bidirectional_scan(const PythonSettings& s, const Int8s& u_forward, const Int8s& u_backward, const Int8s& delta_forward,
                              const Int8s& delta_backward, const Int8s& bc_forward, const Int8s& bc_backward, const Int8s& gate,
@@ -236,9 +231,7 @@ size_t scan_workspace_bytes(int64_t batch, int32_t tokens, int32_t channels, int
   p.states = states;
   return bidirectional_scan_workspace_bytes(p);
 }
-#endif
 
-#if VIMTRT_HAS_ADD_RMS_NORM_QUANT
 // `in_place`: residual_out is the memory of "residual" or "hidden", or of its own.
 nb::tuple add_rms_norm_quant(const PythonSettings& s, const Floats& hidden, const Floats& residual, const Floats& gain,
                              const Floats& inv_scale_tok, float epsilon, const std::string& in_place) {
@@ -270,7 +263,6 @@ nb::tuple add_rms_norm_quant(const PythonSettings& s, const Floats& hidden, cons
                                                   : residual_out.copy(shape);
   return nb::make_tuple(out, y.copy(shape));
 }
-#endif
 
 // Planted faults and probes
 
@@ -328,25 +320,17 @@ std::pair<int, std::string> launch_nothing(unsigned x, unsigned y, unsigned z, u
 
 NB_MODULE(vimtrt_cuda_on_cpu, m) {
   bind_settings(m);
-#if VIMTRT_HAS_KSCALED_LINEAR
   m.def("kscaled_linear", kscaled_linear, "settings"_a, "x"_a, "weight"_a, "token_scale"_a, "channel_scale"_a, "bias"_a,
         "out_token_scale"_a, "table"_a = nb::none(), "table_id"_a = nb::none(), "x_offset"_a = 0, "out_type"_a = "int8");
-#endif
-#if VIMTRT_HAS_QUANT_CONV1D_SILU
   m.def("quant_conv1d_silu", quant_conv1d_silu, "settings"_a, "x"_a, "weight"_a, "channel_scale"_a, "bias"_a, "table"_a, "table_id"_a,
         "x_offset"_a = 0);
-#endif
-#if VIMTRT_HAS_BIDIRECTIONAL_SCAN
   m.def("bidirectional_scan", bidirectional_scan, "settings"_a, "u_forward"_a, "u_backward"_a, "delta_forward"_a, "delta_backward"_a,
         "bc_forward"_a, "bc_backward"_a, "gate"_a, "a_log2"_a, "decay_tok"_a, "input_scale"_a, "b_scale_state"_a, "b_scale_tok"_a,
         "c_scale_state"_a, "c_scale_tok"_a, "y_scale"_a, "skip_scale"_a, "gate_scale"_a, "out_inv_scale_tok"_a, "bc_offset"_a = 0,
         "gate_offset"_a = 0, "state"_a = "int8", "with_workspace"_a = true);
   m.def("bidirectional_scan_workspace_bytes", scan_workspace_bytes, "batch"_a, "tokens"_a, "channels"_a, "states"_a);
-#endif
-#if VIMTRT_HAS_ADD_RMS_NORM_QUANT
   m.def("add_rms_norm_quant", add_rms_norm_quant, "settings"_a, "hidden"_a, "residual"_a, "gain"_a, "inv_scale_tok"_a, "epsilon"_a = 1e-5f,
         "in_place"_a = "");
-#endif
   m.def("fault_names", planted::fault_names);
   m.def("run_fault", run_fault, "settings"_a, "name"_a, "corrected"_a, "x"_a);
   m.def("multiply", multiply, "settings"_a, "a"_a, "b"_a, "c"_a, "with_ldmatrix"_a);

@@ -1,0 +1,34 @@
+# For the tests: the CUDA kernels on a CPU (plugins/cuda_on_cpu).
+find_package(Python 3.10 COMPONENTS Interpreter Development.Module REQUIRED)
+execute_process(COMMAND ${Python_EXECUTABLE} -m nanobind --cmake_dir OUTPUT_VARIABLE VIMTRT_NANOBIND OUTPUT_STRIP_TRAILING_WHITESPACE)
+find_package(nanobind CONFIG REQUIRED HINTS ${VIMTRT_NANOBIND})
+
+set(VIMTRT_KERNELS plugins/cuda_on_cpu/planted.cu)
+foreach(operator kscaled_linear quant_conv1d_silu bidirectional_scan add_rms_norm_quant)
+  list(APPEND VIMTRT_KERNELS plugins/${operator}/kernel.cu)
+endforeach()
+
+# Locals that are not initialized hold a pattern. Deep stacks meet their guard page. Kernels look at the same bytes as different types.
+# -fsanitize=thread calls plugins/cuda_on_cpu/watch.cpp at every access; its own library is not linked.
+set(VIMTRT_KERNEL_OPTIONS -x c++ -fno-strict-aliasing -ftrivial-auto-var-init=pattern -fstack-clash-protection -Wno-unknown-pragmas --coverage)
+if(NOT VIMTRT_CUDA_ON_CPU_ASAN)
+  list(APPEND VIMTRT_KERNEL_OPTIONS -fsanitize=thread)
+endif()
+set_source_files_properties(${VIMTRT_KERNELS} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "${VIMTRT_KERNEL_OPTIONS}")
+add_library(vimtrt_kernels_on_cpu STATIC
+  plugins/cuda_on_cpu/cuda_on_cpu.cpp
+  plugins/cuda_on_cpu/fiber.cpp
+  plugins/cuda_on_cpu/memory.cpp
+  plugins/cuda_on_cpu/watch.cpp
+  ${VIMTRT_KERNELS}
+)
+target_compile_definitions(vimtrt_kernels_on_cpu PUBLIC VIMTRT_CUDA_ON_CPU)
+target_compile_options(vimtrt_kernels_on_cpu PRIVATE -O2 -g)
+target_link_options(vimtrt_kernels_on_cpu PUBLIC --coverage)  # of the kernels: tools/kernel_coverage.py
+target_link_libraries(vimtrt_kernels_on_cpu PUBLIC vimtrt_flags ${CMAKE_DL_LIBS})
+nanobind_add_module(vimtrt_cuda_on_cpu NB_STATIC NOSTRIP plugins/cuda_on_cpu/module.cpp)
+target_link_libraries(vimtrt_cuda_on_cpu PRIVATE vimtrt_kernels_on_cpu)
+if(VIMTRT_CUDA_ON_CPU_ASAN)
+  target_compile_options(vimtrt_kernels_on_cpu PRIVATE -fsanitize=address -fno-omit-frame-pointer)
+  target_link_options(vimtrt_cuda_on_cpu PRIVATE -fsanitize=address)
+endif()
