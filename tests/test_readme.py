@@ -54,11 +54,21 @@ def test_the_two_commands_exist():
 def test_commands_run_as_written(user_files: Path, capsys: pytest.CaptureFixture[str]):
     """In order, each using the files that the ones before it made."""
     assert {shlex.split(line)[1] for line in PYVIMTRT} >= {"calibrate", "build", "infer", "eval"}
-    for line in PYVIMTRT:
+    for line in (line for line in PYVIMTRT if ".engine" not in line and "tensorrt" not in line):
         arguments = [SMALL if a == "vim_tiny_patch16_224" else a for a in shlex.split(line)[1:]]
         assert main(arguments) == 0, f"{line}: {capsys.readouterr().err}"
     out = capsys.readouterr().out
     assert "probability" in out and "images per second" in out
+
+
+@pytest.mark.needs_nvcc
+def test_tensorrt_commands_run_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.chdir(tmp_path)
+    lines = [line for line in PYVIMTRT if ".engine" in line or "tensorrt" in line]
+    assert {shlex.split(line)[1] for line in lines} >= {"build", "inspect"}
+    for line in lines:
+        assert main(shlex.split(line)[1:]) == 0, f"{line}: {capsys.readouterr().err}"
+    assert "tensorrt-rtx" in capsys.readouterr().out
 
 
 def test_every_command_is_known():

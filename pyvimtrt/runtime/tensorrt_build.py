@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyvimtrt import __version__
+import pyvimtrt
 from pyvimtrt.errors import BackendError, UsageError, missing_extra
 from pyvimtrt.files import check_writable
 from pyvimtrt.graph.network import load_network
@@ -29,7 +29,8 @@ LOG_SUFFIX = ".log"
 DEFAULT_BATCH = (1, 8, 32)
 MAX_BATCH = 4096
 MIB = 1 << 20
-_WORKER = "pyvimtrt.runtime.tensorrt_worker"
+# The worker imports this very package, wherever it lies, and nothing from the current folder.
+_WORKER = "import sys; sys.path.append(sys.argv[1]); from pyvimtrt.runtime.tensorrt_worker import main; main()"
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def build_plan(network_file: Path, output: Path, backend: str, options: PlanOpti
         plan_bytes=len(plan),
         network_sha256=hashlib.sha256(network_file.read_bytes()).hexdigest(),
         tensorrt_version=result["tensorrt_version"],
-        pyvimtrt_version=__version__,
+        pyvimtrt_version=pyvimtrt.__version__,
         plugins="separate" if options.separate_plugins else "embedded",
         plugin_library_sha256=hashlib.sha256(library_bytes).hexdigest(),
         plugin_library_bytes=len(library_bytes),
@@ -122,12 +123,18 @@ def build_plan(network_file: Path, output: Path, backend: str, options: PlanOpti
 
 
 def _run_worker(request: dict[str, Any], work: Path, log: Path) -> dict[str, Any]:
-    environment = dict(os.environ)
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
     paths = [str(_library_names(request["package"], work)), environment.get("LD_LIBRARY_PATH", "")]
     environment["LD_LIBRARY_PATH"] = os.pathsep.join(path for path in paths if path)
     try:
         process = subprocess.run(
-            [sys.executable, "-m", _WORKER], input=json.dumps(request), env=environment, capture_output=True, text=True, encoding="utf-8", check=False
+            [sys.executable, "-c", _WORKER, str(Path(pyvimtrt.__file__).parents[1])],
+            input=json.dumps(request),
+            env=environment,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            check=False,
         )
     except OSError as error:
         raise BackendError(f"the process that builds the engine cannot be started: {error.strerror}") from error

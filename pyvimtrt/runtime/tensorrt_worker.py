@@ -1,4 +1,4 @@
-"""The process that builds a plan: ``python -m pyvimtrt.runtime.tensorrt_worker``, a request as JSON on stdin, the result as JSON in a file.
+"""The process that builds a plan: a request as JSON on stdin, the result as JSON in a file.
 
 A process of its own, because TensorRT ends the process on some errors and needs LD_LIBRARY_PATH before it starts. What it is asked and what
 it answers is in `tensorrt_build`.
@@ -116,7 +116,3 @@ def main() -> None:
             result = {"errors": [str(error), *_plugin_error(request), *logger.errors[-MAX_ERRORS:]]}
             print(f"[pyvimtrt] {'; '.join(result['errors'])}", file=log, flush=True)
     Path(request["result"]).write_text(json.dumps(result), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
