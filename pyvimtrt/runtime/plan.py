@@ -71,10 +71,9 @@ def sidecar(path: Path) -> Path:
 def write_plan(path: Path, plan: bytes, info: PlanInfo) -> None:
     """Write a plan and its description, each whole or not at all."""
     entries = {**asdict(info), "network": {k.partition(".")[2]: json.loads(v) for k, v in info.network.to_metadata().items()}}
-    with atomic_output(path) as temporary:
-        temporary.write_bytes(plan)
-    with atomic_output(sidecar(path)) as temporary:
-        temporary.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+    with atomic_output(path) as plan_file, atomic_output(sidecar(path)) as description_file:  # both are whole before either takes its name
+        plan_file.write_bytes(plan)
+        description_file.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
 
 
 def read_plan_info(path: Path) -> PlanInfo:
