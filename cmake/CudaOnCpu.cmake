@@ -4,7 +4,7 @@ execute_process(COMMAND ${Python_EXECUTABLE} -m nanobind --cmake_dir OUTPUT_VARI
 find_package(nanobind CONFIG REQUIRED HINTS ${VIMTRT_NANOBIND})
 
 set(VIMTRT_KERNELS plugins/cuda_on_cpu/planted.cu)
-foreach(operator kscaled_linear quant_conv1d_silu bidirectional_scan add_rms_norm_quant)
+foreach(operator IN LISTS VIMTRT_OPERATORS)
   list(APPEND VIMTRT_KERNELS plugins/${operator}/kernel.cu)
 endforeach()
 

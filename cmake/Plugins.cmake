@@ -4,7 +4,7 @@ include(cmake/CudaArchitectures.cmake)
 
 set(VIMTRT_PLUGIN_SOURCES plugins/common/plugin.cpp plugins/library.cpp)
 set(VIMTRT_KERNEL_SOURCES "")
-foreach(operator kscaled_linear quant_conv1d_silu bidirectional_scan add_rms_norm_quant)
+foreach(operator IN LISTS VIMTRT_OPERATORS)
   list(APPEND VIMTRT_PLUGIN_SOURCES plugins/${operator}/plugin.cpp)
   list(APPEND VIMTRT_KERNEL_SOURCES plugins/${operator}/kernel.cu)
 endforeach()

@@ -10,7 +10,7 @@ if(NOT CUDAToolkit_FOUND OR NOT VIMTRT_TENSORRT_HEADERS)
 endif()
 
 set(VIMTRT_PLUGIN_SOURCES plugins/common/plugin.cpp plugins/library.cpp)
-foreach(operator kscaled_linear quant_conv1d_silu bidirectional_scan add_rms_norm_quant)
+foreach(operator IN LISTS VIMTRT_OPERATORS)
   list(APPEND VIMTRT_PLUGIN_SOURCES plugins/${operator}/plugin.cpp)
 endforeach()
 
@@ -35,7 +35,7 @@ add_executable(vimtrt_fuzz_plugins
 )
 set(VIMTRT_SANITIZERS -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
 set(VIMTRT_FUZZ_KERNELS "")
-foreach(operator kscaled_linear quant_conv1d_silu bidirectional_scan add_rms_norm_quant)
+foreach(operator IN LISTS VIMTRT_OPERATORS)
   # A source file has one set of options, and kernel.cu has the double's already: so a file of its own includes it.
   file(GENERATE OUTPUT ${CMAKE_BINARY_DIR}/fuzz/${operator}.cpp CONTENT "#include \"plugins/${operator}/kernel.cu\"\n")
   list(APPEND VIMTRT_FUZZ_KERNELS ${CMAKE_BINARY_DIR}/fuzz/${operator}.cpp)
