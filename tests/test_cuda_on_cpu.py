@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from cuda_double import NAME, SETTINGS, STEMS, check_operator, load_double, modules_folder, run_operator, settings
+from helpers import assert_same_bits
 from test_operators import (
     BASES,
     CASES,
@@ -367,6 +368,7 @@ LAYERS = {
     "AddRMSNormQuant 9 images": lambda: norm(B=9, L=65, D=384),
     "AddRMSNormQuant Vim-Base": lambda: norm(B=1, L=7, D=768),
     "AddRMSNormQuant wide": lambda: norm(B=1, L=3, D=5000),
+    "AddRMSNormQuant wide, shared residual": lambda: norm(B=3, L=5, D=1100, shared=True),
     **{f"AddRMSNormQuant {D} features": functools.partial(norm, B=1, L=3, D=D) for D in (1, 31, 33, 255, 256, 257, 511, 512, 513, 766, 769, 1027)},
     **{f"KScaledLinear x_offset={n}": functools.partial(linear, C=48, O=33, x_offset=n, beside=32 - n) for n in OFFSETS},
     **{f"KScaledLinear x_offset={n}, C={48 - n}": functools.partial(linear, C=48 - n, O=33, x_offset=n) for n in OFFSETS},
@@ -403,11 +405,33 @@ def test_quant_conv1d_silu_of_what_is_not_finite():
         check_operator("QuantConv1dSiLU not finite", operator, operator.reference())
 
 
-@pytest.mark.parametrize("where", ["residual", "hidden"])
-@pytest.mark.parametrize("sizes", [{}, {"B": 3, "D": 33}, {"L": 70, "D": 192}, {"L": 2, "D": 700}, {"L": 2, "D": 1000}])
-def test_add_rms_norm_quant_in_place(where: str, sizes: dict[str, int]):
+@pytest.mark.parametrize("in_place", ["residual", "hidden"])
+@pytest.mark.parametrize("sizes", [{}, {"B": 3, "D": 33}, {"L": 70, "D": 192}, {"D": 1000}, {"D": 5000}, {"B": 1, "L": 2, "D": 27001}], ids=str)
+def test_the_sum_may_take_the_place_of_an_input(sizes: dict[str, int], in_place: str):
     operator = norm(**sizes)
-    check_operator(f"AddRMSNormQuant in place of {where}, {sizes}", operator, operator.reference(), in_place=where)
+    check_operator(f"AddRMSNormQuant {sizes}", operator, operator.reference(), in_place=in_place)
+
+
+@pytest.mark.parametrize("in_place", ["residual", "hidden"])
+def test_the_sum_may_take_the_place_of_the_shared_residual_of_one_image(in_place: str):
+    operator = norm(B=1, shared=True)
+    check_operator("AddRMSNormQuant shared", operator, operator.reference(), in_place=in_place)
+
+
+@pytest.mark.parametrize("D", [40, 1100])
+def test_what_is_not_finite_becomes_a_number(D: int):
+    """Of infinity squares leave k = 0, and infinity times 0 is NaN; NaN is -128. The bits of NaN in residual_out are free."""
+    operator = norm(B=1, L=4, D=D)
+    operator.inputs["hidden"][0, 1, 3] = np.nan
+    operator.inputs["hidden"][0, 2, 5:7] = np.inf, -np.inf
+    operator.inputs["residual"][..., 8:10] = 100.0
+    operator.inputs["gain"][[7, 8, 9]] = np.nan, np.inf, -np.inf
+    with np.errstate(invalid="ignore"):
+        expected = operator.reference()[1]
+    assert expected[0, 0, 7:10].tolist() == [-128, 127, -128]
+    assert (expected[0, 1] == -128).all() and expected[0, 2, 4:7].tolist() == [0, -128, -128]
+    for label in SETTINGS:
+        assert_same_bits(run_operator(operator, settings(label))[1], expected, label)
 
 
 # More images than a grid has blocks in y or z.
