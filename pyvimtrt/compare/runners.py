@@ -8,12 +8,11 @@ All take the feed dicts that TensorRT's engine of the network takes, {"images": 
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import time
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,10 @@ import numpy.typing as npt
 from polygraphy import constants, util
 from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
-from polygraphy.logger import G_LOGGER
 
 from pyvimtrt.api import resolve_weights
-from pyvimtrt.errors import ModelError, UsageError, VimTrtError, missing_extra
+from pyvimtrt.compare.errors import in_one_sentence
+from pyvimtrt.errors import ModelError, UsageError, missing_extra
 from pyvimtrt.files import hash_arrays
 from pyvimtrt.graph.assemble import PIXEL_ZERO
 from pyvimtrt.graph.network import Network, load_network
@@ -37,23 +36,14 @@ Array = npt.NDArray[Any]
 Infer = Callable[[npt.NDArray[np.int8]], dict[str, Array]]  # pixels -> outputs by name
 
 
-@contextlib.contextmanager
-def in_one_sentence() -> Iterator[None]:
-    """Turn this package's errors into Polygraphy's, which its command line prints without a traceback."""
-    try:
-        yield
-    except VimTrtError as error:
-        G_LOGGER.critical(str(error))
-
-
 class NetworkRunner(BaseRunner):  # type: ignore[misc]
     """A runner of a quantized network's file. Subclasses say how it is run; metadata, time and errors are alike for all."""
 
     prefix: str
 
-    def __init__(self, network: str | Path, name: str | None = None) -> None:
-        """``network`` is a file that `pyvimtrt build` made with the backend cpu; it is read on activation. ``name`` is the runner's, in Polygraphy's reports."""
-        super().__init__(name=name, prefix=self.prefix)
+    def __init__(self, network: str | Path, name: str | None = None, variant: str = "") -> None:
+        """``network`` is a file that `pyvimtrt build` made with the backend cpu; it is read on activation. ``name`` is the runner's in reports; without one, its kind and ``variant``."""
+        super().__init__(name=name, prefix=self.prefix + variant)
         self._path = Path(network)
 
     @abstractmethod
@@ -88,7 +78,7 @@ class NetworkRunner(BaseRunner):  # type: ignore[misc]
 class CpuRunner(NetworkRunner):
     """The native CPU engine."""
 
-    prefix = "vimtrt-cpu-runner"
+    prefix = "vimtrt-cpu"
 
     def __init__(
         self,
@@ -102,7 +92,7 @@ class CpuRunner(NetworkRunner):
 
         ``isa`` and ``threads`` as for the engine, by default the machine's best instruction set and all cores.
         """
-        super().__init__(network, name)
+        super().__init__(network, name, f"-{isa}" if isa else "")
         self._outputs, self._isa, self._threads = outputs, isa, threads
 
     def prepare(self, network: Network) -> Infer:
@@ -127,7 +117,7 @@ class CpuRunner(NetworkRunner):
 class ReferenceRunner(NetworkRunner):
     """The NumPy reference: slow, and the truth that all others must equal."""
 
-    prefix = "vimtrt-ref-runner"
+    prefix = "vimtrt-ref"
 
     def __init__(self, network: str | Path, outputs: Sequence[str] | str | None = None, name: str | None = None) -> None:
         """``outputs`` as for CpuRunner."""
@@ -148,7 +138,7 @@ class ReferenceRunner(NetworkRunner):
 class TorchRunner(NetworkRunner):
     """The fp32 PyTorch model of a quantized network: how far quantization moved the logits."""
 
-    prefix = "vimtrt-torch-runner"
+    prefix = "vimtrt-torch"
 
     def __init__(self, network: str | Path, weights: str | Path | None = None, threads: int | None = None, name: str | None = None) -> None:
         """``weights``: the checkpoint that the network was built from, by default the bundled one."""
