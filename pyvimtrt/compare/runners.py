@@ -42,7 +42,7 @@ class NetworkRunner(BaseRunner):  # type: ignore[misc]
     prefix: str
 
     def __init__(self, network: str | Path, name: str | None = None, variant: str = "") -> None:
-        """``network`` is a file that `pyvimtrt build` made with the backend cpu; it is read on activation. ``name`` is the runner's in reports; without one, its kind and ``variant``."""
+        """``network``: a file that `pyvimtrt build` made with the backend cpu, read on activation. ``name``: the runner's in reports, by default kind and variant."""
         super().__init__(name=name, prefix=self.prefix + variant)
         self._path = Path(network)
 

@@ -6,8 +6,10 @@ would not find the operators.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,8 @@ class LoadVimtrtPlugins(BaseLoader):  # type: ignore[misc]
 def register_plugins(library: Path) -> None:
     """Register the creators of a plugin library. Raises BackendError where TensorRT or the library is missing or does not fit."""
     trt = _tensorrt()
+    if trt.__name__ == "tensorrt_rtx":
+        _check_library_name()
     if not library.is_file():
         raise BackendError(f"no plugin library at {library}")
     version = plugin_library_version(library)
@@ -58,3 +62,16 @@ def _tensorrt() -> Any:
         switch = f"unset {RTX_VARIABLE}" if RTX_VARIABLE in os.environ else f"set {RTX_VARIABLE}=1"
         there = f", or {switch} to use {other}" if importlib.util.find_spec(other) else ""
         raise BackendError(f"Polygraphy needs the package {package} ({error}): run pip install 'pyvimtrt[{package.replace('_', '-')}]'{there}") from error
+
+
+def _check_library_name() -> None:
+    """Raise BackendError where TensorRT for RTX would not find its own library: its parser, given a plugin, would then end the process."""
+    name = "libtensorrt_rtx.so"
+    spec = importlib.util.find_spec("tensorrt_rtx_libs")
+    folders = [Path(location) for location in (spec.submodule_search_locations or [])] if spec is not None else []
+    if not folders or any((folder / name).exists() for folder in folders):  # no wheel, or one whose parser finds the name beside itself
+        return
+    try:
+        ctypes.CDLL(name)
+    except OSError as error:
+        raise BackendError(f"TensorRT for RTX looks itself up as {name}, a name that its wheel lacks; run: ln -s {name}.1 {folders[0] / name}") from error
