@@ -1,5 +1,6 @@
-"""Options of `polygraphy run`, found through the entry point polygraphy.run.plugins. Imports Polygraphy alone: everything else is imported by the script that `run`
-writes and executes, so a package that is missing matters only where it is used.
+"""Options of `polygraphy run`, found through the entry point polygraphy.run.plugins.
+
+Imports Polygraphy alone: everything else is imported by the script that `run` writes and executes, so a missing package matters only where it is used.
 
     polygraphy run net.onnx --vimtrt-cpu --vimtrt-ref --vimtrt-images --atol 0 --rtol 0
 """

@@ -2,7 +2,7 @@
 
 All take the feed dicts that TensorRT's engine of the network takes, {"images": int8 pixel - 128 [B, C, H, W]}, and give {"logits": float32 [B, classes]}:
 
-    results = Comparator.run([CpuRunner("net.onnx"), ReferenceRunner("net.onnx")], data_loader=FeedDicts("net.onnx"))
+    results = Comparator.run([CpuRunner("net.onnx"), ReferenceRunner("net.onnx")], data_loader=feed_dicts("net.onnx"))
     assert bool(Comparator.compare_accuracy(results, compare_func=CompareFunc.simple(atol=0, rtol=0)))
 """
 
@@ -42,7 +42,7 @@ class NetworkRunner(BaseRunner):  # type: ignore[misc]
     prefix: str
 
     def __init__(self, network: str | Path, name: str | None = None, variant: str = "") -> None:
-        """``network``: a file that `pyvimtrt build` made with the backend cpu, read on activation. ``name``: the runner's in reports, by default kind and variant."""
+        """``network``: a file made by `pyvimtrt build` with the backend cpu, read on activation. ``name``: in reports, by default the kind and ``variant``."""
         super().__init__(name=name, prefix=self.prefix + variant)
         self._path = Path(network)
 
