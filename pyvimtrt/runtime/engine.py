@@ -42,7 +42,7 @@ class Engine(ABC):
         self.info = info
         self.config = config
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027, an engine of memory alone has nothing to do
         """Give back what the engine holds; it cannot run any more. Closing twice does nothing."""
 
     def __enter__(self) -> Self:
