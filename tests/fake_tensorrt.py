@@ -583,6 +583,7 @@ class CallersArray:
         self.stream._put(lambda: world.write(self.address, values.tobytes()))
 
     def free(self) -> None:
+        self.stream.sync()
         self.world.free(self.memory.start)
 
     def now(self) -> np.ndarray[Any, Any]:

@@ -35,6 +35,7 @@ from pyvimtrt.model.config import DEMO_MODEL
 from pyvimtrt.runtime import tensorrt_load, tensorrt_session
 from pyvimtrt.runtime.cpu import CpuEngine
 from pyvimtrt.runtime.device_array import DeviceArray, as_stream
+from pyvimtrt.runtime.engine import load_engine
 from pyvimtrt.runtime.gpu import Driver, Gpu
 from pyvimtrt.runtime.plan import PlanInfo, sidecar, write_plan
 from pyvimtrt.runtime.plugin_library import LIBRARY_VARIABLE
@@ -49,7 +50,7 @@ DATA = Path(__file__).parent / "data"
 
 @pytest.fixture(scope="module")
 def network_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pyvimtrt.build(DEMO_MODEL, None, None, tmp_path_factory.mktemp("demo") / "demo.onnx")
+    return pyvimtrt.build(output=tmp_path_factory.mktemp("demo") / "demo.onnx")
 
 
 @pytest.fixture(scope="module")
@@ -354,12 +355,11 @@ def test_a_batch_below_the_smallest_writes_nothing_behind_out(open_engine: Open,
 
 def test_a_callers_stream_waits_and_is_waited_for(open_engine: Open, world: World, images: Array, expected: Array, kind: type[CallersArray]):
     engine = open_engine()
-    stream = FakeStream(world, 0)
     source, out = kind(world, signed(images[:4])), kind(world, np.zeros((4, 10), np.float32))
+    stream = FakeStream(world, 0)
     later = signed(images[8:12]).tobytes()
-    world.counts.clear()
+    stream.wait(source.stream)
     stream._put(lambda: world.write(source.address, later))  # work of the caller that has not run yet
-    source.stream, out.stream = stream, stream
     engine.run_device(source, out=out, stream=stream)
     assert world.counts.get("sync", 0) == 0 and not np.array_equal(out.now(), expected[8:12])  # nothing was waited for on the host
     seen: list[Array] = []
@@ -371,7 +371,7 @@ def test_a_callers_stream_waits_and_is_waited_for(open_engine: Open, world: Worl
 
 
 def test_results_through_dlpack_wait_on_the_consumers_stream(open_engine: Open, world: World, images: Array, expected: Array):
-    engine = open_engine()
+    engine = open_engine({"cuda_graphs": False})  # a capture would wait
     source = DlpackArray(world, signed(images[:3]))
     result = engine.run_device(source)
     assert isinstance(result, DeviceArray) and (result.shape, result.dtype, result.__dlpack_device__()) == ((3, 10), np.float32, (2, 0))
@@ -453,7 +453,6 @@ def test_images_that_cannot_be_taken(open_engine: Open, world: World, images: Ar
         engine.run_device(array)
     one_sentence(error)
     if isinstance(array, CallersArray):
-        array.stream.sync()
         array.free()
 
 
@@ -474,8 +473,6 @@ def test_old_array_interfaces_and_outs_that_cannot_be_taken(open_engine: Open, w
         with pytest.raises(DataError, match=sentence) as error:
             engine.run_device(source, out=out)
         one_sentence(error)
-    for array in (source, *outs.values()):
-        array.stream.sync()
     engine.close()
     for array in (source, *outs.values()):
         array.free()
@@ -493,7 +490,7 @@ def test_axes_of_length_one_may_have_any_stride(open_engine: Open, world: World,
 FAILURES: dict[str, tuple[Any, str]] = {
     "sync": (
         RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS: an\nillegal address."),
-        "the GPU cannot run the engine: CUDA_ERROR_ILLEGAL_ADDRESS: an illegal address$",
+        "cannot run the engine: CUDA_ERROR_ILLEGAL_ADDRESS: an illegal address$",
     ),
     "allocate_pinned": (RuntimeError("CUDA_ERROR_OUT_OF_MEMORY: out of memory"), "out of memory; close other programs .* smaller largest --batch"),
     "copy_to": (RuntimeError(), "the GPU cannot run the engine: RuntimeError"),
@@ -506,7 +503,7 @@ FAILURES: dict[str, tuple[Any, str]] = {
 def test_a_failing_call_is_one_sentence_and_the_engine_goes_on(open_engine: Open, world: World, images: Array, expected: Array, name: str):
     engine = open_engine()
     failure, sentence = FAILURES[name]
-    world.failures[name] = failure
+    world.failures[name] = type(failure)(*failure.args) if isinstance(failure, Exception) else failure  # a new one: its traceback keeps objects
     with pytest.raises(BackendError, match=sentence) as error:
         engine.run(images[:4])
     one_sentence(error)
@@ -552,9 +549,7 @@ def test_a_context_that_cannot_be_made(world: World, save: Save):
 def test_a_plan_that_tensorrt_refuses(world: World, save: Save, monkeypatch: pytest.MonkeyPatch):
     path = save()
     monkeypatch.setattr("fake_tensorrt.MAGIC", b"another plan")
-    sentence = (
-        "TensorRT refuses the engine: magicTag .*expecting library version 9.9; it was built with tensorrt_rtx 9.9.8, installed is 9.9.9: build the engine"
-    )
+    sentence = "TensorRT refuses the engine: magicTag .*; it was built with tensorrt_rtx 9.9.8, installed is 9.9.9: build the engine again"
     with pytest.raises(BackendError, match=sentence):
         pyvimtrt.load_engine(path)
 
@@ -587,7 +582,7 @@ def test_a_description_of_other_batches_or_of_no_model(world: World, save: Save,
 def test_a_plan_that_is_not_its_descriptions(world: World, save: Save):
     path = save()
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(NetworkError, match="is not the engine that demo.engine.json describes"):
+    with pytest.raises(NetworkError, match=r"is not the engine that demo\.engine\.json describes"):
         pyvimtrt.load_engine(path)
     sidecar(path).unlink()
     with pytest.raises(NetworkError, match="is missing"):
@@ -650,7 +645,7 @@ def test_without_a_gpu_nothing_is_imported(save: Save, monkeypatch: pytest.Monke
     monkeypatch.setattr(importlib, "import_module", lambda name: pytest.fail(f"{name} is imported"))
     problem = re.escape(driver.problem or "none found")
     with pytest.raises(BackendError, match=rf"a TensorRT engine runs on an NVIDIA GPU \({problem}\): .*pyvimtrt build --backend cpu") as error:
-        pyvimtrt.load_engine(save())
+        load_engine(save())
     one_sentence(error)
 
 
@@ -696,7 +691,7 @@ def test_a_package_that_cannot_be_imported(world: World, save: Save, monkeypatch
 
     monkeypatch.setattr(importlib, "import_module", broken)
     missing = "tensorrt_rtx"
-    with pytest.raises(BackendError, match="the package tensorrt_rtx cannot be imported: libnvinfer.so.10: .*; install it again"):
+    with pytest.raises(BackendError, match=r"the package tensorrt_rtx cannot be imported: libnvinfer.*; install it again"):
         pyvimtrt.load_engine(save())
     missing = "cuda.core"
     with pytest.raises(BackendError, match=r"needs the package cuda-core, which is not installed; run: pip install 'pyvimtrt\[tensorrt-rtx\]'"):
