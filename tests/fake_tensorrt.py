@@ -371,7 +371,7 @@ def _cuda_core(world: World) -> tuple[types.ModuleType, types.ModuleType]:
 
     core, utils = types.ModuleType("cuda.core"), types.ModuleType("cuda.core.utils")
     names = {"Device": Device, "Stream": Stream, "Buffer": FakeBuffer, "LegacyPinnedMemoryResource": LegacyPinnedMemoryResource}
-    core.__dict__.update(names, LEGACY_DEFAULT_STREAM=world.legacy, PER_THREAD_DEFAULT_STREAM=world.per_thread, utils=utils)
+    core.__dict__.update(names, LEGACY_DEFAULT_STREAM=world.legacy, PER_THREAD_DEFAULT_STREAM=world.per_thread, utils=utils, __version__="1.2.0")
     utils.StridedMemoryView = StridedMemoryView  # type: ignore[attr-defined]
     return core, utils
 
@@ -526,6 +526,10 @@ def _tensorrt(world: World, name: str) -> types.ModuleType:
             self._addresses[name] = memory
             return True
 
+        def is_stream_capturable(self, stream: int) -> bool:
+            assert world.streams[stream]._builder is None
+            return self._engine._entries.get("capturable", True)
+
         def execute_async_v3(self, stream_handle: int) -> bool:
             stream = world.streams[stream_handle]
             engine, shapes_set, context = self._engine, self._shapes_set, weakref.ref(self)
@@ -535,6 +539,8 @@ def _tensorrt(world: World, name: str) -> types.ModuleType:
                 return world.forbid("shape, addresses or memory of the context are not set")
             if engine._runtime() is None:
                 world.forbid("the runtime is gone before its engine")
+            if stream._builder is not None and not engine._entries.get("capturable", True):
+                world.forbid("a context is captured that allocates memory")
             if stream._builder is not None and self._batch not in self._ran:
                 world.forbid("a context is captured that was not run before")
             self._ran.add(self._batch)
@@ -558,7 +564,7 @@ def _tensorrt(world: World, name: str) -> types.ModuleType:
     if name == "tensorrt_rtx":
         classes += [DynamicShapesKernelSpecializationStrategy, IRuntimeConfig]
     else:
-        del ICudaEngine.create_runtime_config  # TensorRT has no kernels to specialize
+        del ICudaEngine.create_runtime_config, IExecutionContext.is_stream_capturable  # TensorRT has no kernels to specialize
     trt.__dict__.update({value.__name__: value for value in classes}, int8=DataType.INT8, float32=DataType.FLOAT, __version__="9.9.9")
     trt.get_plugin_registry = lambda: registry  # type: ignore[attr-defined]
     return trt

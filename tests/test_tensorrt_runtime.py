@@ -225,6 +225,14 @@ def test_contexts_of_graphs_specialize_their_kernels_before(open_engine: Open, w
     assert made[1].dynamic_shapes_kernel_specialization_strategy is trt.DynamicShapesKernelSpecializationStrategy.EAGER and len(made) == 2
 
 
+def test_plans_that_cannot_be_captured_run_without_graphs(open_engine: Open, world: World, images: Array, expected: Array):
+    engine = open_engine(capturable=False)
+    for _ in range(4):
+        assert_same_bits(engine.run(images[:4]), expected[:4], "no graph")
+    gc.collect()
+    assert "begin_building" not in world.counts and len(world.live_contexts) == 1
+
+
 def test_threads_share_an_engine(open_engine: Open, images: Array, expected: Array):
     engine = open_engine()
     wrong: list[str] = []
@@ -353,7 +361,10 @@ def test_a_batch_below_the_smallest_writes_nothing_behind_out(open_engine: Open,
         array.free()
 
 
-def test_a_callers_stream_waits_and_is_waited_for(open_engine: Open, world: World, images: Array, expected: Array, kind: type[CallersArray]):
+@pytest.mark.parametrize("first", ["engine", "caller"])
+def test_a_callers_stream_waits_and_is_waited_for(
+    open_engine: Open, world: World, images: Array, expected: Array, kind: type[CallersArray], first: str
+) -> None:
     engine = open_engine()
     source, out = kind(world, signed(images[:4])), kind(world, np.zeros((4, 10), np.float32))
     stream = FakeStream(world, 0)
@@ -363,6 +374,8 @@ def test_a_callers_stream_waits_and_is_waited_for(open_engine: Open, world: Worl
     engine.run_device(source, out=out, stream=stream)
     assert world.counts.get("sync", 0) == 0 and not np.array_equal(out.now(), expected[8:12])  # nothing was waited for on the host
     seen: list[Array] = []
+    if first == "engine":  # whichever stream gets on first
+        engine._session.stream.sync()
     stream._put(lambda: seen.append(out.now().copy()))
     stream.sync()
     assert_same_bits(seen[0], expected[8:12], "on the caller's stream")
@@ -637,6 +650,13 @@ def test_a_plugin_library_that_is_missing_or_cannot_be_loaded(world: World, save
 
 
 # What a machine lacks
+
+
+def test_a_cuda_core_that_is_too_old(world: World, save: Save, monkeypatch: pytest.MonkeyPatch):
+    for version in ("1.1.9", "0.4.0rc1"):
+        monkeypatch.setattr(sys.modules["cuda.core"], "__version__", version)
+        with pytest.raises(BackendError, match=rf"cuda-core {version} is too old; run: pip install 'pyvimtrt\[tensorrt-rtx\]'"):
+            pyvimtrt.load_engine(save())
 
 
 @pytest.mark.parametrize("driver", [Driver(None, (), "no NVIDIA driver (libcuda) on this machine"), Driver("13.0", ())])

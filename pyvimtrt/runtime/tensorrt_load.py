@@ -17,6 +17,8 @@ from pyvimtrt.runtime.plugin_library import find_plugin_library
 from pyvimtrt.runtime.tensorrt_build import PACKAGES, is_installed
 from pyvimtrt.runtime.tensorrt_log import make_logger
 
+CUDA_CORE = (1, 2)  # the first whose views of PyTorch tensors wait for PyTorch's stream, and whose arrays export their type
+
 _CPU = "or build an engine for the CPU: pyvimtrt build --backend cpu"
 _AGAIN = "build the engine again"
 
@@ -45,9 +47,11 @@ def check_machine(backend: str, device: int) -> None:
     if not is_installed(backend):
         raise missing_extra(PACKAGES[backend], backend, f"an engine of the backend {backend}")
     try:
-        importlib.import_module("cuda.core")
+        version = importlib.import_module("cuda.core").__version__
     except ImportError as error:
         raise missing_extra("cuda-core", backend, f"an engine of the backend {backend}") from error
+    if tuple(int(number) for number in version.split(".")[:2]) < CUDA_CORE:
+        raise BackendError(f"the package cuda-core {version} is too old; run: pip install 'pyvimtrt[{backend}]'")
 
 
 def load_plan(data: bytes, info: PlanInfo) -> Plan:

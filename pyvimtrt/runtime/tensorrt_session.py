@@ -190,6 +190,9 @@ class Session:
         self._bind(context, launch)
         self._enqueue(context, launch, self.stream)  # this call's result; what a context sets up the first time stays out of the graph
         self.stream.sync()
+        if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(int(self.stream.handle)):
+            self._cuda_graphs = False  # a plan built without REQUIRE_USER_ALLOCATION, which may allocate while it runs
+            return
         builder = self.stream.create_graph_builder()
         try:
             builder.begin_building(CAPTURE_MODE)

@@ -47,6 +47,8 @@ def build(request: dict[str, Any], trt: Any, logger: Any) -> dict[str, Any]:
     config.add_optimization_profile(profile)
     if request["embed"]:
         config.plugins_to_serialize = [request["plugins"]]
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT for RTX: without it the engine may not be captured in a CUDA graph
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if request["workspace_bytes"] is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_bytes"])
     cache_file = Path(request["timing_cache"]) if request["timing_cache"] else None
