@@ -111,9 +111,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default=DEMO_MODEL, help="a registered name or vim:img=28,patch=4,... (default: the demo model)")
     parser.add_argument("--weights", type=Path, help="checkpoint; default: the bundled one")
-    parser.add_argument(
-        "--calibration", type=Path, default=FASHION_MNIST_PACKAGE, help="calibration images (of Fashion-MNIST's folder, the training ones)"
-    )
+    parser.add_argument("--calibration", type=Path, default=FASHION_MNIST_PACKAGE, help="calibration images (of Fashion-MNIST's folder, the training ones)")
     parser.add_argument("--data", type=Path, default=FASHION_MNIST_PACKAGE, help="images to compare on")
     parser.add_argument("--count", type=int, default=256, help="calibration images")
     parser.add_argument("--limit", type=int, help="compare on the first images only")

@@ -12,32 +12,16 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from pyvimtrt import __version__
 from pyvimtrt.errors import BackendError
 from pyvimtrt.files import atomic_output
 from pyvimtrt.graph.network import INPUT_NAME, OUTPUT_NAME
 from pyvimtrt.runtime.plugin_library import last_plugin_error, plugin_library_version
+from pyvimtrt.runtime.tensorrt_log import make_logger
 
-MAX_ERRORS = 3  # TensorRT's last ones that are told
 CACHE_MAGIC_BYTES = 4
-
-
-def make_logger(trt: Any, log: TextIO) -> Any:
-    """Return a TensorRT logger that writes every message to ``log`` and keeps those of errors in ``errors``."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            print(f"[{severity.name}] {message}", file=log, flush=True)
-            if severity.name in ("ERROR", "INTERNAL_ERROR"):
-                self.errors.append(" ".join(message.split()))
-
-    return Logger()
 
 
 def build(request: dict[str, Any], trt: Any, logger: Any) -> dict[str, Any]:
@@ -63,6 +47,8 @@ def build(request: dict[str, Any], trt: Any, logger: Any) -> dict[str, Any]:
     config.add_optimization_profile(profile)
     if request["embed"]:
         config.plugins_to_serialize = [request["plugins"]]
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT for RTX: without it the engine may not be captured in a CUDA graph
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if request["workspace_bytes"] is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_bytes"])
     cache_file = Path(request["timing_cache"]) if request["timing_cache"] else None
@@ -113,6 +99,6 @@ def main() -> None:
         try:
             result = build(request, trt, logger)
         except (BackendError, RuntimeError, OSError) as error:
-            result = {"errors": [str(error), *_plugin_error(request), *logger.errors[-MAX_ERRORS:]]}
+            result = {"errors": [str(error), *_plugin_error(request), *logger.errors]}
             print(f"[pyvimtrt] {'; '.join(result['errors'])}", file=log, flush=True)
     Path(request["result"]).write_text(json.dumps(result), encoding="utf-8")
