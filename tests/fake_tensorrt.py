@@ -55,6 +55,7 @@ class World:
         self.next_handle = 1
         self.legacy, self.per_thread = FakeStream(self, 0), FakeStream(self, 0)
         self.libraries: dict[str, list[str]] = {}
+        self.loggers: dict[str, Any] = {}
         self.failures: dict[str, Any] = {}  # name of a call -> exception or result, once
         self.violations: list[str] = []
         self.counts: dict[str, int] = {}
@@ -423,7 +424,7 @@ def _tensorrt(world: World, name: str) -> types.ModuleType:
         def __init__(self, logger: ILogger) -> None:
             if name == "tensorrt_lean":
                 world.forbid("a Runtime in tensorrt_lean")
-            self.logger = logger
+            self.logger = world.loggers.setdefault(name, logger)  # the first one of a process
             self.engine_host_code_allowed = False
 
         def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
