@@ -524,6 +524,19 @@ def test_a_failing_call_is_one_sentence_and_the_engine_goes_on(open_engine: Open
     assert_same_bits(engine.run(images[:4]), expected[:4], "after the failure")
 
 
+def test_an_error_is_told_once(open_engine: Open, world: World, save: Save, images: Array):
+    engine = open_engine()
+    world.failures["execute_async_v3"] = False
+    with pytest.raises(BackendError, match="CUDA error 700"):
+        engine.run(images[:4])
+    world.failures["set_input_shape"] = False
+    with pytest.raises(BackendError, match=r"TensorRT does not take batch 4: shape [^;]*$"):
+        engine.run(images[:4])
+    world.failures["create_execution_context"] = False
+    with pytest.raises(BackendError, match=r"TensorRT cannot make an execution context: out of memory$"):
+        pyvimtrt.load_engine(save())
+
+
 @pytest.mark.parametrize("name", ["begin_building", "end_building", "execute_async_v3"])
 def test_a_capture_that_fails(open_engine: Open, world: World, images: Array, expected: Array, name: str):
     engine = open_engine()

@@ -70,6 +70,7 @@ def load_plan(data: bytes, info: PlanInfo) -> Plan:
         if package not in _loggers:
             _loggers[package] = make_logger(trt)
         logger = _loggers[package]
+        logger.errors.clear()  # those of earlier engines
     runtime = trt.Runtime(logger)
     if info.plugins == "separate":
         _load_plugins(trt, info, logger)
