@@ -212,18 +212,23 @@ class FakeGraph:
     def __init__(self, world: World, operations: list[Operation]) -> None:
         self._world, self._operations = world, operations
         self._closed = False
+        self._running = 0
         world.live_graphs += 1
 
     def launch(self, stream: FakeStream) -> None:
         if self._closed:
             self._world.forbid("a closed graph is launched")
         self._world.count("launch")
-        for operation in self._operations:
+        self._running += 1
+        for operation in [*self._operations, self._end]:
             stream._put(operation)
 
+    def _end(self) -> None:
+        self._running -= 1
+
     def close(self) -> None:
-        if self._closed:
-            self._world.forbid("a graph is closed twice")
+        if self._closed or self._running:
+            self._world.forbid("a graph is closed twice, or while it runs")
         self._closed = True
         self._world.live_graphs -= 1
 

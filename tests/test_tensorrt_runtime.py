@@ -213,6 +213,21 @@ def test_graphs_are_bounded_and_the_oldest_goes(open_engine: Open, world: World,
     assert run(2) and run(4) and not run(3)
 
 
+def test_a_graph_that_runs_is_not_thrown_away(open_engine: Open, world: World, images: Array, expected: Array, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tensorrt_session, "MAX_GRAPHS", 1)
+    engine = open_engine()
+    outs = {count: CudaArrayInterface(world, np.zeros((count, 10), np.float32)) for count in (2, 6)}
+    sources = {count: CudaArrayInterface(world, signed(images[:count])) for count in (2, 6)}
+    stream = FakeStream(world, 0)
+    for count in (2, 2, 2, 6, 6, 6):  # nobody waits between the replays of the first and the capture of the second
+        engine.run_device(sources[count], out=outs[count], stream=stream)
+    stream.sync()
+    for count, out in outs.items():
+        assert_same_bits(out.now(), expected[:count], f"batch {count}")
+    for array in (*outs.values(), *sources.values()):
+        array.free()
+
+
 def test_contexts_of_graphs_specialize_their_kernels_before(open_engine: Open, world: World, images: Array, monkeypatch: pytest.MonkeyPatch):
     trt = sys.modules["tensorrt_rtx"]
     made: list[Any] = []
