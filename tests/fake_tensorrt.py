@@ -55,6 +55,7 @@ class World:
         self.next_handle = 1
         self.legacy, self.per_thread = FakeStream(self, 0), FakeStream(self, 0)
         self.libraries: dict[str, list[str]] = {}
+        self.loggers: dict[str, Any] = {}
         self.failures: dict[str, Any] = {}  # name of a call -> exception or result, once
         self.violations: list[str] = []
         self.counts: dict[str, int] = {}
@@ -211,18 +212,23 @@ class FakeGraph:
     def __init__(self, world: World, operations: list[Operation]) -> None:
         self._world, self._operations = world, operations
         self._closed = False
+        self._running = 0
         world.live_graphs += 1
 
     def launch(self, stream: FakeStream) -> None:
         if self._closed:
             self._world.forbid("a closed graph is launched")
         self._world.count("launch")
-        for operation in self._operations:
+        self._running += 1
+        for operation in [*self._operations, self._end]:
             stream._put(operation)
 
+    def _end(self) -> None:
+        self._running -= 1
+
     def close(self) -> None:
-        if self._closed:
-            self._world.forbid("a graph is closed twice")
+        if self._closed or self._running:
+            self._world.forbid("a graph is closed twice, or while it runs")
         self._closed = True
         self._world.live_graphs -= 1
 
@@ -423,7 +429,7 @@ def _tensorrt(world: World, name: str) -> types.ModuleType:
         def __init__(self, logger: ILogger) -> None:
             if name == "tensorrt_lean":
                 world.forbid("a Runtime in tensorrt_lean")
-            self.logger = logger
+            self.logger = world.loggers.setdefault(name, logger)  # the first one of a process
             self.engine_host_code_allowed = False
 
         def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:

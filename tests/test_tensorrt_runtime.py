@@ -45,7 +45,6 @@ Array = np.ndarray[Any, Any]
 BATCH = (2, 4, 6)
 GPU = Gpu("a GPU", "9.0", 1 << 36)
 LIBRARY = b"a plugin library"
-DATA = Path(__file__).parent / "data"
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +72,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(cuda, "core", sys.modules["cuda.core"])
     monkeypatch.setattr(tensorrt_load, "find_gpus", lambda: Driver("13.0", (GPU, GPU)))
     monkeypatch.setattr(tensorrt_load, "_loaded", {})
+    monkeypatch.setattr(tensorrt_load, "_loggers", {})
     yield made
     gc.collect()
     for stream in made.streams.values():
@@ -211,6 +211,21 @@ def test_graphs_are_bounded_and_the_oldest_goes(open_engine: Open, world: World,
     assert engine._session.graphs == world.live_graphs == 2
     assert len(world.live_contexts) == 3  # the graphs' and the common one
     assert run(2) and run(4) and not run(3)
+
+
+def test_a_graph_that_runs_is_not_thrown_away(open_engine: Open, world: World, images: Array, expected: Array, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tensorrt_session, "MAX_GRAPHS", 1)
+    engine = open_engine()
+    outs = {count: CudaArrayInterface(world, np.zeros((count, 10), np.float32)) for count in (2, 6)}
+    sources = {count: CudaArrayInterface(world, signed(images[:count])) for count in (2, 6)}
+    stream = FakeStream(world, 0)
+    for count in (2, 2, 2, 6, 6, 6):  # nobody waits between the replays of the first and the capture of the second
+        engine.run_device(sources[count], out=outs[count], stream=stream)
+    stream.sync()
+    for count, out in outs.items():
+        assert_same_bits(out.now(), expected[:count], f"batch {count}")
+    for array in (*outs.values(), *sources.values()):
+        array.free()
 
 
 def test_contexts_of_graphs_specialize_their_kernels_before(open_engine: Open, world: World, images: Array, monkeypatch: pytest.MonkeyPatch):
@@ -514,6 +529,7 @@ FAILURES: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("name", FAILURES)
 def test_a_failing_call_is_one_sentence_and_the_engine_goes_on(open_engine: Open, world: World, images: Array, expected: Array, name: str):
+    open_engine().run(images[:2])  # TensorRT has one logger for all engines
     engine = open_engine()
     failure, sentence = FAILURES[name]
     world.failures[name] = type(failure)(*failure.args) if isinstance(failure, Exception) else failure  # a new one: its traceback keeps objects
@@ -521,6 +537,19 @@ def test_a_failing_call_is_one_sentence_and_the_engine_goes_on(open_engine: Open
         engine.run(images[:4])
     one_sentence(error)
     assert_same_bits(engine.run(images[:4]), expected[:4], "after the failure")
+
+
+def test_an_error_is_told_once(open_engine: Open, world: World, save: Save, images: Array):
+    engine = open_engine()
+    world.failures["execute_async_v3"] = False
+    with pytest.raises(BackendError, match="CUDA error 700"):
+        engine.run(images[:4])
+    world.failures["set_input_shape"] = False
+    with pytest.raises(BackendError, match=r"TensorRT does not take batch 4: shape [^;]*$"):
+        engine.run(images[:4])
+    world.failures["create_execution_context"] = False
+    with pytest.raises(BackendError, match=r"TensorRT cannot make an execution context: out of memory$"):
+        pyvimtrt.load_engine(save())
 
 
 @pytest.mark.parametrize("name", ["begin_building", "end_building", "execute_async_v3"])

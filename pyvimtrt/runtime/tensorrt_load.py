@@ -23,6 +23,7 @@ _CPU = "or build an engine for the CPU: pyvimtrt build --backend cpu"
 _AGAIN = "build the engine again"
 
 _loaded: dict[str, str] = {}  # package -> hash of the plugin library that this process has registered with it
+_loggers: dict[str, Any] = {}  # package -> logger: TensorRT keeps to the first of a process and ignores the others
 _loading = threading.Lock()
 
 
@@ -65,7 +66,11 @@ def load_plan(data: bytes, info: PlanInfo) -> Plan:
         trt = importlib.import_module(package)
     except (ImportError, OSError) as error:
         raise BackendError(f"the package {package} cannot be imported: {error}; install it again") from error
-    logger = make_logger(trt)
+    with _loading:
+        if package not in _loggers:
+            _loggers[package] = make_logger(trt)
+        logger = _loggers[package]
+        logger.errors.clear()  # those of earlier engines
     runtime = trt.Runtime(logger)
     if info.plugins == "separate":
         _load_plugins(trt, info, logger)
