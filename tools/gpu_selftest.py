@@ -5,10 +5,10 @@
     python tools/gpu_selftest.py --only speed --models vim_tiny_patch16_224 --batches 1,32
     python tools/gpu_selftest.py --report DIR                      # where report.md and report.json go (default: gpu_report)
 
-Parts: machine (GPU, driver, clocks, versions), operators (every case of the tests, as one network of plugins, against the NumPy reference), model (the bundled model
-against the CPU engine, all batches, with and without CUDA graphs), sanitizer (the operators again under compute-sanitizer's four tools, where it is installed) and
-speed (latency and throughput of Vim-Tiny, Small and Base with random weights against PyTorch in fp16, with mamba-ssm's scan where that is installed). Exit code 0 means
-that every difference was zero. Run it in a checkout with the extras torch, dev and tensorrt or tensorrt-rtx.
+Parts: machine (GPU, driver, clocks, versions), operators (every case of the tests, as one network of plugins, against the NumPy reference), model (the bundled
+model against the CPU engine, all batches, with and without CUDA graphs), sanitizer (the operators again under compute-sanitizer's four tools, where it is
+installed) and speed (latency and throughput of Vim-Tiny, Small and Base with random weights against PyTorch in fp16, with mamba-ssm's scan where that is
+installed). Exit code 0 means that every difference was zero. Run it in a checkout with the extras torch, dev and tensorrt or tensorrt-rtx.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import functools
 import importlib
 import importlib.util
 import json
+import os
 import platform
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -39,14 +41,14 @@ from rich.console import Console
 from rich.table import Table
 
 import pyvimtrt
-from pyvimtrt import zoo
 from pyvimtrt.errors import BackendError, VimTrtError
 from pyvimtrt.files import atomic_output
 from pyvimtrt.graph.assemble import assemble, save_network
 from pyvimtrt.graph.network import IR_VERSION, ONNX_OPSET, load_network
 from pyvimtrt.graph.operators import DOMAIN, OPSET, PLUGIN_ATTRIBUTES
+from pyvimtrt.model.config import MODELS as CONFIGS
 from pyvimtrt.runtime.gpu import find_gpus
-from pyvimtrt.runtime.plugin_library import find_plugin_library, plugin_library_version
+from pyvimtrt.runtime.plugin_library import LIBRARY_NAME, LIBRARY_VARIABLE, find_plugin_library, plugin_library_version
 from pyvimtrt.runtime.tensorrt_build import PACKAGES, PlanOptions, PlanTensors, build_plan, is_installed, serialize
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,7 +56,7 @@ PARTS = ("machine", "operators", "model", "sanitizer", "speed")
 MODELS = ("vim_tiny_patch16_224", "vim_small_patch16_224", "vim_base_patch16_224")
 BATCHES = (1, 8, 32, 128)
 SANITIZER_TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-BUILD_LIBRARY = "cmake -S . -B build/plugins -DVIMTRT_PYTHON=OFF -DVIMTRT_TENSORRT=ON && cmake --build build/plugins"
+BUILD_LIBRARY = (["cmake", "-S", ".", "-B", "build/plugins", "-DVIMTRT_PYTHON=OFF", "-DVIMTRT_TENSORRT=ON"], ["cmake", "--build", "build/plugins"])
 SMI_FIELDS = ("name", "driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "temperature.gpu")
 POISON = 0xA5  # in output memory before a run
 WARM_UP, REPEATS = 10, 50
@@ -252,7 +254,6 @@ def _time_model(backend: str, name: str, batches: Sequence[int]) -> list[dict[st
     import torch
 
     from pyvimtrt.model.checkpoint import load_model
-    from pyvimtrt.model.config import MODELS as CONFIGS
     from pyvimtrt.model.vim import VisionMamba
     from pyvimtrt.quantization.calibrate import Normalization, calibrate
     from pyvimtrt.quantization.recipes import get_recipe
@@ -271,6 +272,7 @@ def _time_model(backend: str, name: str, batches: Sequence[int]) -> list[dict[st
         save_network(assemble(config, weights, cache), network)
         build_plan(network, engine_file, backend, PlanOptions(batch=(1, 8, max(batches))))
         expected = CpuEngine(load_network(network)).run(images[:2])
+        engine: Any  # of the TensorRT kind
         with pyvimtrt.load_engine(engine_file) as engine:
             right = differences(engine.run(images[:2]), expected) == 0
             for batch in batches:
@@ -278,7 +280,7 @@ def _time_model(backend: str, name: str, batches: Sequence[int]) -> list[dict[st
                 signed, normalized = (pixels ^ 128).view(torch.int8), normalization.apply(images[:batch]).cuda().half()
                 logits = torch.empty(batch, config.classes, device="cuda")
                 with torch.no_grad():
-                    calls = {
+                    calls: dict[str, Callable[[], Any]] = {
                         "int8": functools.partial(engine.run_device, signed, out=logits, stream=torch.cuda.current_stream()),
                         "PyTorch fp16": functools.partial(fp16, normalized),
                     }
@@ -312,7 +314,7 @@ def quantiles(seconds: Sequence[float]) -> dict[str, float]:
 
 def speed_table(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     """Return rows of text: model, batch, ms and images a second of both, ratio, whether the logits are the CPU engine's."""
-    table = []
+    table: list[tuple[str, ...]] = []
     for row in rows:
         ours, peer, batch = row["int8"], row["PyTorch fp16"], row["batch"]
         spread = [f"{t['median_ms']:.3f} ({t['p10_ms']:.3f} .. {t['p90_ms']:.3f})" for t in (ours, peer)]
@@ -374,9 +376,10 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--report", type=Path, default=Path("gpu_report"), help="folder for report.md and report.json")
     options = parser.parse_args(argv)
     options.only, options.models = options.only.split(","), options.models.split(",")
-    unknown = [part for part in options.only if part not in PARTS]
-    if unknown:
-        parser.error(f"there is no part {unknown[0]!r}; the parts are {', '.join(PARTS)}")
+    for what, given, known in (("part", options.only, PARTS), ("model", options.models, tuple(CONFIGS))):
+        for name in given:
+            if name not in known:
+                parser.error(f"there is no {what} {name!r}; choose of {', '.join(known)}")
     try:
         options.batches = [int(batch) for batch in options.batches.split(",")]
     except ValueError:
@@ -392,13 +395,22 @@ def check_machine(backends: list[str] | None) -> list[str]:
     installed = [backend for backend in backends or PACKAGES if is_installed(backend)]
     if not installed:
         raise BackendError("neither tensorrt nor tensorrt-rtx is installed; run: pip install '.[torch,dev,tensorrt]'")
-    if not zoo.DEMO_WEIGHTS.is_file():
-        raise BackendError("the bundled model is missing; run this in a checkout")
+    build_library()
+    return installed
+
+
+def build_library() -> None:
+    """Build the plugin library where there is none, with the two commands that it shows. Raises BackendError where they fail."""
     try:
         find_plugin_library()
+        return
     except BackendError as error:
-        raise BackendError(f"{error}; or build it here: {BUILD_LIBRARY}, and set PYVIMTRT_PLUGIN_LIBRARY=build/plugins/libvimtrt_plugins.so") from error
-    return installed
+        problem = str(error)
+    for command in BUILD_LIBRARY:
+        print(f"building the plugin library: {shlex.join(command)}", file=sys.stderr)
+        if subprocess.run(command, cwd=ROOT, check=False).returncode != 0:
+            raise BackendError(f"{problem}; and it cannot be built here: {shlex.join(command)} failed")
+    os.environ[LIBRARY_VARIABLE] = str(ROOT / "build" / "plugins" / LIBRARY_NAME)
 
 
 def run_parts(options: argparse.Namespace, backends: Sequence[str]) -> dict[str, Part]:
