@@ -115,10 +115,10 @@ def test_differences_are_counted_by_bits():
 def test_the_model_part_compares_batches_with_and_without_graphs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     """On the double of TensorRT, whose plans compute with the CPU engine."""
     request.getfixturevalue("world")
-    save = request.getfixturevalue("save")
+    write = request.getfixturevalue("save")
 
     def build(network: Path, output: Path, backend: str, options: Any) -> None:
-        made = save(batch=options.batch, backend=backend)
+        made = write(batch=options.batch, backend=backend)
         for source, target in ((made, output), (sidecar(made), sidecar(output))):
             shutil.copy(source, target)
 
