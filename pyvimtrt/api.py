@@ -68,6 +68,7 @@ def calibrate(
     recipe: str = "default",
     k: str | int | None = None,
     state: str | None = None,
+    without: Sequence[str] = (),
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     seed: int = 0,
@@ -76,10 +77,10 @@ def calibrate(
 ) -> Cache:
     """Return the calibration cache of a model for uint8 images [N, C, H, W], and write it to ``output`` where given.
 
-    ``progress(done, total)`` is called after every step. Raises VimTrtError for anything a user can cause.
+    ``without`` names steps of the recipe to leave out. ``progress(done, total)`` is called after every step. Raises VimTrtError for anything a user can cause.
     """
     config = parse_model(model)
-    settings = get_recipe(recipe, k, state)
+    settings = get_recipe(recipe, k, state, without)
     if output is not None:
         check_writable(Path(output))
     defaults = model_defaults(config)

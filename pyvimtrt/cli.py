@@ -122,6 +122,7 @@ def calibrate(
     recipe: Annotated[str, typer.Option(help="default, paper or naive.")] = "default",
     k: Annotated[str | None, typer.Option(help="Clusters of tokens, such as 4, or full; default: the recipe's.")] = None,
     state: Annotated[str | None, typer.Option(help="Type of the hidden state, int8 or fp32.")] = None,
+    without: Annotated[str | None, typer.Option(metavar="STEP,..", help="Leave out steps of the recipe, such as smoothing,search.")] = None,
     mean: Mean = None,
     std: Std = None,
     seed: Annotated[int, typer.Option(min=0, help="Picks the images; same seed, same cache.")] = 0,
@@ -139,10 +140,11 @@ def calibrate(
     from pyvimtrt.data.datasets import sample_images
     from pyvimtrt.files import check_writable
     from pyvimtrt.model.config import parse_model
-    from pyvimtrt.quantization.recipes import get_recipe
+    from pyvimtrt.quantization.recipes import get_recipe, parse_without
 
     config = parse_model(model)
-    get_recipe(recipe, k, state)
+    left_out = parse_without(without)
+    get_recipe(recipe, k, state, left_out)
     means, stds = _numbers("--mean", mean), _numbers("--std", std)
     check_writable(output)
     start = time.perf_counter()
@@ -156,6 +158,7 @@ def calibrate(
             recipe=recipe,
             k=k,
             state=state,
+            without=left_out,
             mean=means,
             std=stds,
             seed=seed,

@@ -28,6 +28,7 @@ class CalibrationPlan:
     recipe: str = "default"
     k: str | None = None
     state: str | None = None
+    without: str | None = None
     seed: int = 0
 
 
@@ -127,6 +128,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
 def _calibrate(recipe: EngineRecipe, plan: CalibrationPlan, output: Path, progress: Progress | None) -> None:
     from pyvimtrt.data.datasets import sample_images
+    from pyvimtrt.quantization.recipes import parse_without
 
     images = sample_images(plan.images, parse_model(recipe.model), plan.count, plan.seed)
     api.calibrate(
@@ -136,6 +138,7 @@ def _calibrate(recipe: EngineRecipe, plan: CalibrationPlan, output: Path, progre
         recipe=plan.recipe,
         k=plan.k,
         state=plan.state,
+        without=parse_without(plan.without),
         mean=recipe.mean,
         std=recipe.std,
         seed=plan.seed,

@@ -37,7 +37,7 @@ from pyvimtrt.quantization.cache import Cache, CacheInfo, TableScales, check_cac
 from pyvimtrt.quantization.calibrate import Normalization, calibrate
 from pyvimtrt.quantization.kscale import cluster, group_max, kmeans_1d, power_of_two
 from pyvimtrt.quantization.observe import LayerRecord, StateStatistics, Statistics
-from pyvimtrt.quantization.recipes import CHANNEL_TENSORS, RECIPES, TOKEN_TENSORS, Recipe, get_recipe, parse_clusters
+from pyvimtrt.quantization.recipes import CHANNEL_TENSORS, RECIPES, STEPS, TOKEN_TENSORS, Recipe, get_recipe, parse_clusters, parse_without
 from pyvimtrt.quantization.reparameterize import floored, log_rank1_factors, published_factors, unit_factors
 from pyvimtrt.quantization.search import cosine_search, fit_channels, fit_state, fit_tables, fit_tokens, fit_weight, output_bias, weight_steps
 from pyvimtrt.runtime.cpu import CpuEngine
@@ -1236,6 +1236,41 @@ def test_the_recipes_are_those_documented():
     assert not naive.token_wise and not naive.channel_wise
     assert (naive.clusters, naive.tables, naive.reparameterization, naive.search, naive.power_of_two) == (1, 1, "none", "none", False)
     assert all(recipe.state == "int8" for recipe in RECIPES.values())
+
+
+def test_every_step_can_be_left_out_of_default():
+    for step, changes in STEPS.items():
+        shorter = get_recipe("default", without=[step])
+        assert shorter.name == f"default without {step}"
+        assert {k for k in vars(shorter) if getattr(shorter, k) != getattr(RECIPES["default"], k)} == {"name", *changes}
+    both = get_recipe("default", without=parse_without("smoothing, search"))
+    assert both.name == "default without smoothing, search" and not both.smoothing and both.search == "none"
+    assert get_recipe("default", without=parse_without(None)) is RECIPES["default"]
+    steps = {field for changes in STEPS.values() for field in changes}
+    assert {f.name for f in dataclasses.fields(Recipe)} - steps == {"name", "description", "clusters", "power_of_two", "state"}
+
+
+@pytest.mark.parametrize(
+    "name, step, sentence",
+    [
+        ("default", "smothing", "unknown step 'smothing'; the steps of a recipe are token_steps"),
+        ("naive", "smoothing", "the recipe naive has no step smoothing to leave out"),
+        ("paper", "bias_correction", "the recipe paper has no step bias_correction to leave out"),
+    ],
+)
+def test_a_step_that_is_not_there_cannot_be_left_out(name: str, step: str, sentence: str):
+    with pytest.raises(CalibrationError, match=sentence):
+        get_recipe(name, without=[step])
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_calibration_without_a_step_differs_and_says_so(step: str):
+    config, weights, images, norm = setup()
+    whole = calibrate(config, weights, images, get_recipe("default"), norm)
+    shorter = calibrate(config, weights, images, get_recipe("default", without=[step]), norm)
+    assert shorter.info.recipe == f"default without {step}"
+    assert any(not np.array_equal(shorter.tensors[k], whole.tensors[k]) for k in whole.tensors if k in shorter.tensors)
+    network_from_model(assemble(config, weights, shorter), "the assembled network")
 
 
 def test_get_recipe_replaces_what_is_given_and_nothing_else():

@@ -1,1 +1,1 @@
-"""NVIDIA's Polygraphy meets this package: runners, data, plugins and node references for `polygraphy run`. Needs the extra `compare`."""
+"""Comparing engines and models: how far answers lie apart and which tensors it costs; the options of `polygraphy run`."""

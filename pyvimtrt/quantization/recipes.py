@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pyvimtrt.errors import CalibrationError
 
@@ -73,8 +74,25 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def get_recipe(name: str, clusters: str | int | None = None, state: str | None = None) -> Recipe:
-    """Return a recipe by name, with K and the state's type replaced where given. Raises CalibrationError for unknown values."""
+# The steps of a recipe that can be switched off by name, and what takes their place.
+STEPS: dict[str, dict[str, Any]] = {
+    "token_steps": {"token_wise": frozenset()},  # one step for all tokens of a tensor
+    "channel_steps": {"channel_wise": frozenset()},
+    "weight_channels": {"weight_per_channel": False},
+    "tables": {"tables": 1},  # one table for all channels of a tensor
+    "asymmetric_tables": {"asymmetric_tables": False},
+    "reparameterization": {"reparameterization": "none"},
+    "search": {"search": "none"},  # min-max steps
+    "smoothing": {"smoothing": False},
+    "bias_correction": {"bias_correction": False},
+}
+
+
+def get_recipe(name: str, clusters: str | int | None = None, state: str | None = None, without: Sequence[str] = ()) -> Recipe:
+    """Return a recipe by name, with K and the state's type replaced where given, and without the named steps.
+
+    Raises CalibrationError for unknown values, and for a step that the recipe does not have: an ablation of nothing would look like a finding.
+    """
     if name not in RECIPES:
         raise CalibrationError(f"unknown recipe {name!r}; the recipes are {', '.join(RECIPES)}")
     recipe = RECIPES[name]
@@ -84,6 +102,13 @@ def get_recipe(name: str, clusters: str | int | None = None, state: str | None =
         if state not in ("int8", "fp32"):
             raise CalibrationError(f"the state must be int8 or fp32, got {state!r}")
         recipe = dataclasses.replace(recipe, state=state)  # type: ignore[arg-type]
+    for step in without:
+        if step not in STEPS:
+            raise CalibrationError(f"unknown step {step!r}; the steps of a recipe are {', '.join(STEPS)}")
+        shorter = dataclasses.replace(recipe, **STEPS[step])
+        if shorter == recipe:
+            raise CalibrationError(f"the recipe {recipe.name} has no step {step} to leave out")
+        recipe = dataclasses.replace(shorter, name=recipe.name + (", " if " without " in recipe.name else " without ") + step)
     return recipe
 
 
@@ -98,3 +123,8 @@ def parse_clusters(text: str | int) -> int | Literal["full"]:
     if not 1 <= clusters <= MAX_CLUSTERS:
         raise CalibrationError(f"k must be a number from 1 to {MAX_CLUSTERS}, or full; got {text!r}")
     return clusters
+
+
+def parse_without(text: str | None) -> tuple[str, ...]:
+    """Return the names of steps from a command line or a recipe file: separated by commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()

@@ -1,0 +1,142 @@
+"""What each means of quantization is worth: calibrate with it left out, run the int8 engine, compare with the fp32 model on the same images.
+
+    python tools/ablation.py                                                  # the demo model, 10,000 test images of Fashion-MNIST
+    python tools/ablation.py vim_tiny_patch16_224 --weights vim_t.pth --calibration train/ --data val/ --limit 5000 --csv table.csv
+    python tools/ablation.py --only "default" --only "default, state fp32"    # some rows
+
+Prints a Markdown table; --markdown and --csv write files. Differences of top-1 come with their 95 % interval; agreement, cosine and signal-to-noise ratio see
+smaller changes. Every row has the same calibration images (--count, --seed). Needs the extra ``torch``; a row of the demo model takes some ten seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.progress import track
+
+from pyvimtrt import api
+from pyvimtrt.compare.metrics import Comparison, compare_logits
+from pyvimtrt.data.datasets import open_dataset, sample_images
+from pyvimtrt.data.idx import FASHION_MNIST_PACKAGE
+from pyvimtrt.errors import VimTrtError
+from pyvimtrt.evaluate import Classifier, fp32_classifier
+from pyvimtrt.files import atomic_output, check_writable
+from pyvimtrt.graph.assemble import assemble
+from pyvimtrt.graph.network import network_from_model
+from pyvimtrt.model.checkpoint import load_weights
+from pyvimtrt.model.config import DEMO_MODEL, VimConfig, parse_model
+from pyvimtrt.model.defaults import model_defaults
+from pyvimtrt.quantization.calibrate import Normalization, calibrate
+from pyvimtrt.quantization.recipes import RECIPES, STEPS, Recipe, get_recipe
+from pyvimtrt.runtime.cpu import CpuEngine
+
+BATCH = 100
+CLUSTERS = (1, 4)  # of the tokens, beside the recipe's own
+
+
+def variants(tokens: int) -> Iterator[tuple[str, Recipe]]:
+    """Yield the rows of the table."""
+    for name in RECIPES:
+        yield name, get_recipe(name)
+        yield f"{name}, state fp32", get_recipe(name, state="fp32")
+    for step in STEPS:
+        recipe = get_recipe("default", without=[step])
+        yield recipe.name, recipe
+    for clusters in CLUSTERS:
+        if clusters <= tokens:
+            yield f"default, k = {clusters}", get_recipe("default", clusters)
+
+
+def run(classify: Classifier, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Return the logits of all images."""
+    return np.concatenate([classify(images[start : start + BATCH]) for start in range(0, len(images), BATCH)])
+
+
+def markdown(rows: dict[str, Comparison]) -> str:
+    """Return the table; percent, points and decibels."""
+    lines = ["| recipe | top-1, % | against fp32, points | 95 % interval | agreement, % | cosine | signal to noise, dB |", "|---|---|---|---|---|---|---|"]
+    for name, row in rows.items():
+        top1 = difference = interval = ""
+        if row.top1 is not None and row.difference is not None and row.low is not None and row.high is not None:
+            top1, difference = f"{100 * row.top1:.2f}", f"{100 * row.difference:+.2f}"
+            interval = f"{100 * row.low:+.2f} .. {100 * row.high:+.2f}"
+        lines.append(f"| {name} | {top1} | {difference} | {interval} | {100 * row.agreement:.2f} | {row.cosine:.5f} | {row.snr_db:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def comma_separated(rows: dict[str, Comparison]) -> str:
+    """Return the table with all digits, as fractions."""
+    text = io.StringIO()
+    entries = [{"recipe": name, **asdict(row)} for name, row in rows.items()]
+    writer = csv.DictWriter(text, list(entries[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(entries)
+    return text.getvalue()
+
+
+def measure(config: VimConfig, options: argparse.Namespace) -> dict[str, Comparison]:
+    """Return the comparison of every row."""
+    known = dict(variants(config.tokens))
+    unknown = [name for name in options.only if name not in known]
+    if unknown:
+        raise VimTrtError(f"there is no row {unknown[0]!r}; the rows are {'; '.join(known)}")
+    defaults = model_defaults(config)
+    mean, std = api.per_channel(options.mean, defaults.mean, config.channels, "mean"), api.per_channel(options.std, defaults.std, config.channels, "std")
+    weights = load_weights(config, api.resolve_weights(config, options.weights))
+    calibration = sample_images(options.calibration, config, options.count, options.seed)
+    dataset = open_dataset(options.data, config, labels=defaults.labels)
+    parts = list(dataset.batches(BATCH, options.limit))
+    images = np.concatenate([part for part, _ in parts])
+    labels = None if dataset.labels is None else dataset.labels[: len(images)]
+    original = run(fp32_classifier(options.model, options.weights, mean=mean, std=std), images)
+    rows = {}
+    for name in track(options.only or known, "rows", console=Console(stderr=True)):
+        cache = calibrate(config, weights, calibration, known[name], Normalization(mean, std), options.seed)
+        engine = CpuEngine(network_from_model(assemble(config, weights, cache), name))
+        rows[name] = compare_logits(run(engine.run, images), original, labels)
+    return rows
+
+
+def main() -> int:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default=DEMO_MODEL, help="a registered name or vim:img=28,patch=4,... (default: the demo model)")
+    parser.add_argument("--weights", type=Path, help="checkpoint; default: the bundled one")
+    parser.add_argument("--calibration", type=Path, default=FASHION_MNIST_PACKAGE, help="calibration images (of Fashion-MNIST's folder, the training ones)")
+    parser.add_argument("--data", type=Path, default=FASHION_MNIST_PACKAGE, help="images to compare on")
+    parser.add_argument("--count", type=int, default=256, help="calibration images")
+    parser.add_argument("--limit", type=int, help="compare on the first images only")
+    parser.add_argument("--seed", type=int, default=0, help="picks the calibration images")
+    parser.add_argument("--mean", type=float, nargs="+", help="of pixels in 0..1; default: the model's own")
+    parser.add_argument("--std", type=float, nargs="+")
+    parser.add_argument("--only", action="append", default=[], metavar="ROW", help="a row of the table; may be repeated")
+    parser.add_argument("--markdown", type=Path, help="file for the table")
+    parser.add_argument("--csv", type=Path, help="file for the table with all digits")
+    options = parser.parse_args()
+    try:
+        for file in filter(None, (options.markdown, options.csv)):
+            check_writable(file)
+        rows = measure(parse_model(options.model), options)
+        text = f"{markdown(rows)}\n{next(iter(rows.values())).images:,} images; calibrated with {options.count} (seed {options.seed}).\n"
+        for file, content in ((options.markdown, text), (options.csv, comma_separated(rows))):
+            if file is not None:
+                with atomic_output(file) as temporary:
+                    temporary.write_text(content, encoding="utf-8")
+    except VimTrtError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(text, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
