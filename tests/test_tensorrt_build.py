@@ -149,7 +149,7 @@ def test_a_bad_network_is_refused_before_tensorrt_sees_it(change: Callable[[onnx
     [
         (set_type, "KScaledLinear, weight: expected int8, got float32"),
         (set_field, "BidirectionalScan, attribute state: must be int8 or fp32"),
-        (set_output_type, "the network must have the int8 input images and the float32 output logits"),
+        (set_output_type, r"the network's outputs must be {'logits': 'float32'}, got {'logits': 'int8'}"),
     ],
 )
 def test_what_tensorrt_refuses_is_told_with_its_own_errors(

@@ -40,7 +40,7 @@ class CpuEngine(Engine):
     backend = "cpu"
 
     def __init__(self, network: Network, threads: int | None = None, isa: str | None = None) -> None:
-        super().__init__(network)
+        super().__init__(network.info, network.config)
         self.isa = isa or choose_isa()
         self.threads = threads if threads is not None else default_threads()
         if self.threads < 1:

@@ -6,15 +6,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pyvimtrt.data.images import load_image
-from pyvimtrt.errors import BackendError, DataError, NetworkError
+from pyvimtrt.errors import DataError, NetworkError, UsageError
 from pyvimtrt.graph.assemble import PIXEL_ZERO
-from pyvimtrt.graph.network import Network, load_network
+from pyvimtrt.graph.network import NetworkInfo, load_network
+from pyvimtrt.model.config import VimConfig
+from pyvimtrt.runtime.plan import PLAN_SUFFIX, read_plan
+
+if TYPE_CHECKING:
+    from typing import Self  # from Python 3.11 on
 
 BATCH = 16  # images read and run at a time by `classify`
 
@@ -29,13 +34,22 @@ class Prediction:
 
 
 class Engine(ABC):
-    """A quantized network ready to run."""
+    """A quantized network ready to run. Engines that hold more than memory of the process give it back by `close`, or at the end of a `with`."""
 
     backend: str
 
-    def __init__(self, network: Network) -> None:
-        self.info = network.info
-        self.config = network.config
+    def __init__(self, info: NetworkInfo, config: VimConfig) -> None:
+        self.info = info
+        self.config = config
+
+    def close(self) -> None:  # noqa: B027, an engine of memory alone has nothing to do
+        """Give back what the engine holds; it cannot run any more. Closing twice does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     @abstractmethod
     def run_pixels(self, pixels: npt.NDArray[np.int8]) -> npt.NDArray[np.float32]:
@@ -87,13 +101,18 @@ class Engine(ABC):
 
 
 def load_engine(path: str | Path, threads: int | None = None) -> Engine:
-    """Load an engine file. ``threads`` is the CPU engine's number of threads, by default all cores.
+    """Load an engine file: .onnx for the CPU, .engine for TensorRT. ``threads`` is the CPU engine's number of threads, by default all cores.
 
-    Raises NetworkError for a damaged or foreign file and BackendError where this machine cannot run it.
+    Raises NetworkError for a damaged or foreign file and BackendError where this machine cannot run it. A TensorRT engine with embedded plugins
+    holds code that runs in this process: load only what you built or trust.
     """
     path = Path(path)
-    if path.suffix == ".engine":
-        raise BackendError(f"{path} is a TensorRT plan, which this version cannot run; build with --backend cpu")
+    if path.suffix == PLAN_SUFFIX:
+        if threads is not None:
+            raise UsageError("threads are the CPU engine's, a TensorRT engine takes none")
+        from pyvimtrt.runtime.tensorrt import TensorRTEngine
+
+        return TensorRTEngine(*read_plan(path))
     from pyvimtrt.runtime.cpu import CpuEngine
 
     return CpuEngine(load_network(path), threads)

@@ -39,7 +39,7 @@ class ReferenceEngine(Engine):
     backend = "reference"
 
     def __init__(self, network: Network) -> None:
-        super().__init__(network)
+        super().__init__(network.info, network.config)
         self._network = network
 
     def run_pixels(self, pixels: npt.NDArray[np.int8]) -> npt.NDArray[np.float32]:

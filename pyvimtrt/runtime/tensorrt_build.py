@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,11 @@ class PlanOptions:
     timing_cache: Path | None = None
     separate_plugins: bool = False
 
+    @property
+    def workspace_bytes(self) -> int | None:
+        """The limit in bytes."""
+        return None if self.workspace_mib is None else self.workspace_mib * MIB
+
     def __post_init__(self) -> None:
         if len(self.batch) != 3 or not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2] <= MAX_BATCH:
             raise UsageError(
@@ -54,6 +59,15 @@ class PlanOptions:
             )
         if self.workspace_mib is not None and self.workspace_mib < 1:
             raise UsageError(f"the workspace takes at least 1 MiB, got {self.workspace_mib}")
+
+
+@dataclass(frozen=True)
+class PlanTensors:
+    """A network's tensors: type of each input and output, and for every input the least, most frequent and largest shape."""
+
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    shapes: dict[str, list[tuple[int, ...]]]
 
 
 def is_installed(backend: str) -> bool:
@@ -85,23 +99,10 @@ def build_plan(network_file: Path, output: Path, backend: str, options: PlanOpti
     network = load_network(network_file)  # says in one sentence what TensorRT's parser would not
     log = output.with_name(output.name + LOG_SUFFIX)
     check_writable(log)
-    workspace_bytes = None if options.workspace_mib is None else options.workspace_mib * MIB
-    with tempfile.TemporaryDirectory(prefix="pyvimtrt-") as folder:
-        work = Path(folder)
-        request = {
-            "package": PACKAGES[backend],
-            "network": str(network_file.resolve()),
-            "plan": str(work / "plan"),
-            "plugins": str(library),
-            "embed": not options.separate_plugins,
-            "batch": list(options.batch),
-            "workspace_bytes": workspace_bytes,
-            "timing_cache": None if options.timing_cache is None else str(options.timing_cache.resolve()),
-            "log": str(log.resolve()),
-            "result": str(work / "result.json"),
-        }
-        result = _run_worker(request, work, log)
-        plan = (work / "plan").read_bytes()
+    config = network.config
+    image = (config.channels, config.img, config.img)
+    tensors = PlanTensors({network.input: "int8"}, {network.output: "float32"}, {network.input: [(batch, *image) for batch in options.batch]})
+    plan, result = serialize(network_file, tensors, backend, library, options, log)
     library_bytes = library.read_bytes()
     info = PlanInfo(
         backend=backend,
@@ -115,11 +116,31 @@ def build_plan(network_file: Path, output: Path, backend: str, options: PlanOpti
         plugins="separate" if options.separate_plugins else "embedded",
         plugin_library_sha256=hashlib.sha256(library_bytes).hexdigest(),
         plugin_library_bytes=len(library_bytes),
-        workspace_bytes=workspace_bytes,
+        workspace_bytes=options.workspace_bytes,
         build_seconds=result["seconds"],
     )
     write_plan(output, plan, info)
     return info
+
+
+def serialize(network_file: Path, tensors: PlanTensors, backend: str, library: Path, options: PlanOptions, log: Path) -> tuple[bytes, dict[str, Any]]:
+    """Return the plan of an ONNX network of our operators, built in a process of its own, and what that process says of it."""
+    with tempfile.TemporaryDirectory(prefix="pyvimtrt-") as folder:
+        work = Path(folder)
+        request = {
+            "package": PACKAGES[backend],
+            "network": str(network_file.resolve()),
+            "plan": str(work / "plan"),
+            "plugins": str(library),
+            "embed": not options.separate_plugins,
+            "workspace_bytes": options.workspace_bytes,
+            "timing_cache": None if options.timing_cache is None else str(options.timing_cache.resolve()),
+            "log": str(log.resolve()),
+            "result": str(work / "result.json"),
+            **asdict(tensors),
+        }
+        result = _run_worker(request, work, log)
+        return (work / "plan").read_bytes(), result
 
 
 def _run_worker(request: dict[str, Any], work: Path, log: Path) -> dict[str, Any]:

@@ -12,32 +12,15 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from pyvimtrt import __version__
 from pyvimtrt.errors import BackendError
 from pyvimtrt.files import atomic_output
-from pyvimtrt.graph.network import INPUT_NAME, OUTPUT_NAME
 from pyvimtrt.runtime.plugin_library import last_plugin_error, plugin_library_version
+from pyvimtrt.runtime.tensorrt_log import make_logger
 
-MAX_ERRORS = 3  # TensorRT's last ones that are told
 CACHE_MAGIC_BYTES = 4
-
-
-def make_logger(trt: Any, log: TextIO) -> Any:
-    """Return a TensorRT logger that writes every message to ``log`` and keeps those of errors in ``errors``."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            print(f"[{severity.name}] {message}", file=log, flush=True)
-            if severity.name in ("ERROR", "INTERNAL_ERROR"):
-                self.errors.append(" ".join(message.split()))
-
-    return Logger()
 
 
 def build(request: dict[str, Any], trt: Any, logger: Any) -> dict[str, Any]:
@@ -55,14 +38,16 @@ def build(request: dict[str, Any], trt: Any, logger: Any) -> dict[str, Any]:
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(Path(request["network"]).read_bytes()):
         raise BackendError("the network cannot be parsed")
-    _check_tensors(trt, network)
+    _check_tensors(trt, network, request)
     config = builder.create_builder_config()
     profile = builder.create_optimization_profile()
-    image = tuple(network.get_input(0).shape)[1:]
-    profile.set_shape(INPUT_NAME, *((batch, *image) for batch in request["batch"]))
+    for name, shapes in request["shapes"].items():
+        profile.set_shape(name, *map(tuple, shapes))
     config.add_optimization_profile(profile)
     if request["embed"]:
         config.plugins_to_serialize = [request["plugins"]]
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT for RTX: without it the engine may not be captured in a CUDA graph
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if request["workspace_bytes"] is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_bytes"])
     cache_file = Path(request["timing_cache"]) if request["timing_cache"] else None
@@ -78,12 +63,15 @@ def build(request: dict[str, Any], trt: Any, logger: Any) -> dict[str, Any]:
     return {"tensorrt_version": trt.__version__, "seconds": time.perf_counter() - start, "layers": network.num_layers}
 
 
-def _check_tensors(trt: Any, network: Any) -> None:
-    """Check input and output: a plugin's type wins over the one the graph gives its output, without a word."""
-    inputs = [(t.name, t.dtype) for t in (network.get_input(i) for i in range(network.num_inputs))]
-    outputs = [(t.name, t.dtype) for t in (network.get_output(i) for i in range(network.num_outputs))]
-    if inputs != [(INPUT_NAME, trt.int8)] or outputs != [(OUTPUT_NAME, trt.float32)]:
-        raise BackendError(f"the network must have the int8 input {INPUT_NAME} and the float32 output {OUTPUT_NAME}, got {inputs} and {outputs}")
+def _check_tensors(trt: Any, network: Any, request: dict[str, Any]) -> None:
+    """Check inputs and outputs: a plugin's type wins over the one the graph gives its output, without a word."""
+    inputs = {t.name: t.dtype for t in (network.get_input(i) for i in range(network.num_inputs))}
+    outputs = {t.name: t.dtype for t in (network.get_output(i) for i in range(network.num_outputs))}
+    for kind, got in (("inputs", inputs), ("outputs", outputs)):
+        expected = {name: getattr(trt, dtype) for name, dtype in request[kind].items()}
+        if got != expected:
+            names = {name: dtype.name.lower() for name, dtype in got.items()}
+            raise BackendError(f"the network's {kind} must be {request[kind]}, got {names}")
 
 
 def _load_timing_cache(config: Any, path: Path) -> None:
@@ -113,6 +101,6 @@ def main() -> None:
         try:
             result = build(request, trt, logger)
         except (BackendError, RuntimeError, OSError) as error:
-            result = {"errors": [str(error), *_plugin_error(request), *logger.errors[-MAX_ERRORS:]]}
+            result = {"errors": [str(error), *_plugin_error(request), *logger.errors]}
             print(f"[pyvimtrt] {'; '.join(result['errors'])}", file=log, flush=True)
     Path(request["result"]).write_text(json.dumps(result), encoding="utf-8")
