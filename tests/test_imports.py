@@ -36,7 +36,8 @@ import pyvimtrt
 
 NEED_TORCH = {
     "pyvimtrt.model.vim", "pyvimtrt.model.scan", "pyvimtrt.model.registry",
-    "pyvimtrt.quantization.observe", "pyvimtrt.quantization.search", "pyvimtrt.quantization.calibrate",
+    "pyvimtrt.quantization.observe", "pyvimtrt.quantization.rounding", "pyvimtrt.quantization.cosine", "pyvimtrt.quantization.search",
+    "pyvimtrt.quantization.calibrate",
 }
 NEED_POLYGRAPHY = {f"pyvimtrt.compare.{name}" for name in ("data", "errors", "polygraphy_plugin", "references", "runners", "tensorrt_plugins")}
 names = {module.name for module in pkgutil.walk_packages(pyvimtrt.__path__, "pyvimtrt.")}

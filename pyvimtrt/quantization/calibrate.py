@@ -23,13 +23,13 @@ from pyvimtrt.model.config import VimConfig
 from pyvimtrt.model.scan import torch_scan
 from pyvimtrt.model.vim import DIRECTIONS, SUFFIX, Block, VisionMamba
 from pyvimtrt.model.weights import Weights
-from pyvimtrt.quantization import search
+from pyvimtrt.quantization import cosine, search
 from pyvimtrt.quantization.cache import Cache, CacheInfo, TableScales, pooled_tokens
 from pyvimtrt.quantization.kscale import F64, I64, cluster, group_max, power_of_two
 from pyvimtrt.quantization.observe import LayerRecord, StateStatistics, Statistics
 from pyvimtrt.quantization.recipes import Recipe
 from pyvimtrt.quantization.reparameterize import floored, log_rank1_factors, published_factors, unit_factors
-from pyvimtrt.quantization.search import LEVELS, SMALLEST_STEP, tensor
+from pyvimtrt.quantization.rounding import LEVELS, SMALLEST_STEP, fake_quantize, tensor
 
 BATCH_ELEMENTS = 1 << 21  # of [B, L, E]: bounds the memory of one batch's activations
 SAMPLE_ROWS = 4096  # images times tokens that steps are searched on
@@ -168,27 +168,27 @@ class _Calibrator:
         return cluster(magnitude, self.recipe.clusters if name in self.recipe.token_wise else 1)
 
     def _token_steps(self, largest: F64, groups: I64) -> F64:
-        """Return min-max steps per token, one per group, powers of two apart where the recipe has them."""
-        steps = group_max(np.maximum(largest, SMALLEST_STEP), groups) / LEVELS
-        return power_of_two(steps) if self.recipe.power_of_two else steps
+        """Return min-max steps per token, one per group."""
+        return group_max(np.maximum(largest, SMALLEST_STEP), groups) / LEVELS
 
     def _channel_steps(self, statistics: Statistics, name: str) -> tuple[F64, I64]:
-        """Return min-max steps per channel and their groups: a step per channel, K clusters of powers of two, or one step."""
-        clusters = (self.recipe.tables if self.recipe.power_of_two else "full") if name in self.recipe.channel_wise else 1
-        groups = cluster(statistics.mean_per_channel(), clusters)  # type: ignore[arg-type]
-        steps = group_max(floored(statistics.max_per_channel()), groups) / LEVELS
-        return (power_of_two(steps) if self.recipe.power_of_two else steps), groups
+        """Return min-max steps per channel and their groups: a step per channel, or one step."""
+        groups = cluster(statistics.mean_per_channel(), "full" if name in self.recipe.channel_wise else 1)
+        return group_max(floored(statistics.max_per_channel()), groups) / LEVELS, groups
 
     def _weight(self, name: str, weight: Tensor, rows: Tensor) -> F64:
         """Choose and store the steps of a weight [O, C] whose input's channel scales are folded in; rows [n, C] are its inputs."""
         steps = search.weight_steps(weight, self.recipe.weight_per_channel)
         if self.recipe.search == "output_error":
             steps = search.fit_weight(rows, weight, steps, self.recipe.weight_per_channel)
+        elif self.recipe.search == "cosine":
+            steps = cosine.weight_steps(rows, weight, steps)
         self._store(f"{name}.weight.scale", steps)
         return steps
 
-    def _bias(self, name: str, x: Tensor, x_steps: Tensor, weight: Tensor, weight_steps: F64) -> None:
-        correction = search.output_bias(x, x_steps, weight, weight_steps) if self.recipe.bias_correction else np.zeros(len(weight))
+    def _bias(self, name: str, x: Tensor, x_steps: Tensor, weight: Tensor, weight_steps: F64, has_bias: bool = False) -> None:
+        corrects = self.recipe.bias_correction == "all" or (has_bias and self.recipe.bias_correction == "biased")
+        correction = search.output_bias(x, x_steps, weight, weight_steps) if corrects else np.zeros(len(weight))
         self._store(f"{name}.bias", correction)
 
     def _layer(self, p: str, layer: Block, record: LayerRecord) -> None:
@@ -199,6 +199,8 @@ class _Calibrator:
         steps, groups = self._channel_steps(conv, "conv.input")
         if self.recipe.search == "output_error":
             steps = search.fit_channels(record.sample("conv.input"), np.ones(self.config.tokens), steps, groups)
+        elif self.recipe.search == "cosine":
+            steps = steps * cosine.one_step_clip(record.sample("conv.input").flatten(0, 1), float(steps[0]))
         self._store(p + "conv.input.scale_chan", steps)
         self._table(p + "gate", "gate", record, "gate.input", "gate", F.silu)
         for direction in DIRECTIONS:
@@ -221,11 +223,15 @@ class _Calibrator:
             steps = search.fit_tokens(x, folded, steps, groups)
             weight_steps = search.fit_weight(x.flatten(0, 1), folded, weight_steps, self.recipe.weight_per_channel)
         elif self.recipe.search == "cosine":
-            steps, weight_steps = search.cosine_search(x, folded, steps, weight_steps)
+            if key in self.recipe.token_wise:
+                steps = cosine.token_steps(x, steps, groups)
+            if key in self.recipe.power_of_two:
+                steps = power_of_two(steps)
+            weight_steps = cosine.weight_steps(fake_quantize(x, tensor(steps)[:, None]).flatten(0, 1), folded, weight_steps)
         self._store(f"{name}.input.scale_tok", steps)
         self._store(f"{name}.input.scale_chan", channel)
         self._store(f"{name}.weight.scale", weight_steps)
-        self._bias(name, x, tensor(steps)[:, None], folded, weight_steps)
+        self._bias(name, x, tensor(steps)[:, None], folded, weight_steps, has_bias=name == "head")
 
     def _table(
         self, name: str, key: str, record: LayerRecord, tap_in: str, tap_out: str, function: search.Function, inverse: search.Function | None = None
@@ -234,8 +240,9 @@ class _Calibrator:
         rows = record.sample(tap_in).flatten(0, 1)
         rows = rows[:: max(1, len(rows) // TABLE_ROWS)]
         magnitude = record.statistics[tap_out].mean_per_channel()
+        is_channel_wise, index_powers = key in self.recipe.channel_wise, key == "u" and "conv.output" in self.recipe.power_of_two
         scales = search.fit_tables(
-            rows, before.low_per_channel(), before.high_per_channel(), magnitude, function, inverse, self.recipe, key in self.recipe.channel_wise
+            rows, before.low_per_channel(), before.high_per_channel(), magnitude, function, inverse, self.recipe, is_channel_wise, index_powers
         )
         scales.write(self.tensors, name)
         return scales
@@ -257,10 +264,9 @@ class _Calibrator:
         dt = record.sample(f"x_proj.output.{direction}")[..., :R] / tensor(chan[:R])
         folded = dt_proj.weight * tensor(chan[:R])
         weight_steps = self._weight(q + "dt_proj", folded, dt.flatten(0, 1))
-        self._bias(q + "dt_proj", dt, tensor(tok)[:, None], folded, weight_steps)
+        self._bias(q + "dt_proj", dt, tensor(tok)[:, None], folded, weight_steps, has_bias=True)
         self._table(q + "delta", "delta", record, f"delta.input.{direction}", f"delta.{direction}", F.softplus, _inverse_softplus)
-        c_square = record.sample(f"x_proj.output.{direction}")[..., R + N :].square().mean(dim=(0, 1)).double().numpy()
-        self._state(q + "state", record.states[direction], len(self.images), c_square)
+        self._state(q + "state", record.states[direction], len(self.images), record.sample(f"x_proj.output.{direction}")[..., R + N :])
 
     def _x_proj_output(self, statistics: Statistics, sample: Tensor) -> tuple[F64, F64]:
         """Return steps per token and per channel whose product is the step: a rank-1 cover of the largest magnitudes."""
@@ -272,9 +278,12 @@ class _Calibrator:
         if self.recipe.search == "output_error":
             channel_groups = np.arange(len(chan)) if "x_proj.output" in self.recipe.channel_wise else np.zeros(len(chan), np.int64)
             chan = search.fit_channels(sample, tok, chan, channel_groups)
+        elif self.recipe.search == "cosine":
+            tok = tok * cosine.one_step_clip(sample.flatten(0, 1), float(tok[0]))
         return tok, chan
 
-    def _state(self, name: str, state: StateStatistics, images: int, c_square: F64) -> None:
+    def _state(self, name: str, state: StateStatistics, images: int, c: Tensor) -> None:
+        """Steps and factors of the hidden state; c [images, L, N] is a sample of C, which reads it."""
         largest = state.largest.numpy()
         if self.recipe.reparameterization == "log_rank1":
             r_L, r_C, r_D = log_rank1_factors(largest)
@@ -285,10 +294,13 @@ class _Calibrator:
             r_L, r_C, r_D = unit_factors(largest)
         scaled = floored(largest) / (r_L[:, None, None] * r_C[:, None] * r_D)
         per_token = scaled.max(axis=(1, 2))
-        groups = self._groups(scaled.mean(axis=(1, 2)), "state")
+        groups = np.arange(len(per_token)) if "state" in self.recipe.token_wise else np.zeros(len(per_token), np.int64)
         steps = self._token_steps(per_token, groups) * r_L
         if self.recipe.search == "output_error":
-            steps = search.fit_state(state.samples, steps, r_C, r_D, c_square, groups)
+            steps = search.fit_state(state.samples, steps, r_C, r_D, c.square().mean(dim=(0, 1)).double().numpy(), groups)
+        elif self.recipe.search == "cosine":
+            count = min(len(state.samples), len(c))
+            steps = cosine.state_steps(state.samples[:count], c[:count], r_C, r_D, steps)
         for suffix, values in (("tok", steps), ("chan", r_C), ("state", r_D)):
             self._store(f"{name}.scale_{suffix}", values)
 
@@ -315,7 +327,7 @@ class _Calibrator:
         step = tensor(pool)
         folded = model.head.weight * step
         weight_steps = self._weight("head", folded, (pooled / step).flatten(0, 1))
-        self._bias("head", pooled / step, torch.ones(1), folded, weight_steps)
+        self._bias("head", pooled / step, torch.ones(1), folded, weight_steps, has_bias=True)
 
 
 def _inverse_softplus(y: Tensor) -> Tensor:

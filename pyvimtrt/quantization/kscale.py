@@ -46,6 +46,6 @@ def group_max(values: F64, groups: I64) -> F64:
 
 
 def power_of_two(steps: F64) -> F64:
-    """Return s_0 * 2^round(log2(s / s_0)), s_0 the largest step: changing cluster is a shift (paper, power-of-two rule)."""
-    base = steps.max()
+    """Return s_0 * 2^round(log2(s / s_0)), s_0 the smallest step: changing cluster is a shift (paper, power-of-two rule)."""
+    base = steps.min()
     return np.asarray(base * np.exp2(np.round(np.log2(steps / base))))

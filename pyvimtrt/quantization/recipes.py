@@ -22,7 +22,9 @@ class Recipe:
     """Settings of a calibration.
 
     ``clusters`` is K of k-scaling for tokens: a number, or "full" for one step per token. ``tables`` is K for the channels of
-    tensors that pass through a table (u, gate, delta). Tensors outside ``token_wise`` and ``channel_wise`` have one step.
+    tensors that pass through a table (u, gate, delta). Tensors outside ``token_wise`` and ``channel_wise`` have one step. Where the state is
+    among ``token_wise`` it has a step per token whatever K is, as published. ``power_of_two`` names the tensors whose clusters' steps are powers
+    of two apart, "conv.output" being the index of u's tables. ``bias_correction`` takes all linear layers, or those that have a bias.
     """
 
     name: str
@@ -31,13 +33,13 @@ class Recipe:
     channel_wise: frozenset[str] = frozenset()
     clusters: int | Literal["full"] = 4
     tables: int = 4
-    power_of_two: bool = False
+    power_of_two: frozenset[str] = frozenset()
     weight_per_channel: bool = False
     reparameterization: Literal["none", "published", "log_rank1"] = "none"
     search: Literal["none", "cosine", "output_error"] = "none"
     smoothing: bool = False
     asymmetric_tables: bool = False
-    bias_correction: bool = False
+    bias_correction: Literal["none", "biased", "all"] = "none"
     state: Literal["int8", "fp32"] = "int8"
 
 
@@ -56,18 +58,19 @@ RECIPES: dict[str, Recipe] = {
             search="output_error",
             smoothing=True,
             asymmetric_tables=True,
-            bias_correction=True,
+            bias_correction="all",
         ),
         Recipe(
             "paper",
-            "as published: k-scaling with K = 4 and powers of two, published reparameterization, cosine search",
+            "as published: k-scaling with K = 4, powers of two where the paper has them, published reparameterization, cosine search",
             token_wise=frozenset({"out_proj.input", "state"}),
-            channel_wise=frozenset({"conv.input", "u", "gate", "delta"}),
+            channel_wise=frozenset({"u", "gate", "delta"}),
             clusters=4,
             tables=4,
-            power_of_two=True,
+            power_of_two=frozenset({"out_proj.input", "conv.output"}),
             reparameterization="published",
             search="cosine",
+            bias_correction="biased",
         ),
         Recipe("naive", "the baseline: one min-max step per tensor, no reparameterization", clusters=1, tables=1),
     )
@@ -78,13 +81,14 @@ RECIPES: dict[str, Recipe] = {
 STEPS: dict[str, dict[str, Any]] = {
     "token_steps": {"token_wise": frozenset()},  # one step for all tokens of a tensor
     "channel_steps": {"channel_wise": frozenset()},
+    "power_of_two": {"power_of_two": frozenset()},
     "weight_channels": {"weight_per_channel": False},
     "tables": {"tables": 1},  # one table for all channels of a tensor
     "asymmetric_tables": {"asymmetric_tables": False},
     "reparameterization": {"reparameterization": "none"},
     "search": {"search": "none"},  # min-max steps
     "smoothing": {"smoothing": False},
-    "bias_correction": {"bias_correction": False},
+    "bias_correction": {"bias_correction": "none"},
 }
 
 

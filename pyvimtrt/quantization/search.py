@@ -13,31 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyvimtrt.quantization import cosine
 from pyvimtrt.quantization.cache import TableScales
 from pyvimtrt.quantization.kscale import F64, I64, cluster, group_max, power_of_two
 from pyvimtrt.quantization.recipes import Recipe
+from pyvimtrt.quantization.rounding import LEVELS, SMALLEST_STEP, fake_quantize, tensor
 
 CLIPS = tuple(np.linspace(1.0, 0.35, 14))  # candidates, as shares of the min-max step
-COSINE_CANDIDATES = 100  # published: 100 candidates between 0.01 and 1.2 times the min-max step, three alternating rounds
-COSINE_RANGE = (0.01, 1.2)
-COSINE_ROUNDS = 3
-COSINE_ROWS = 512  # rows of the sample the cosine is measured on
 
-LEVELS = 127.0
 SILU_MINIMUM_AT = -1.2784645
-SMALLEST_STEP = 1e-30  # of anything: a dead tensor must not have the step 0
 
 Function = Callable[[Tensor], Tensor]
-
-
-def fake_quantize(x: Tensor, step: Tensor, low: float = -128.0, high: float = 127.0) -> Tensor:
-    """Return x rounded to multiples of ``step`` within the int8 range."""
-    return torch.clamp(torch.round(x / step), low, high) * step
-
-
-def tensor(values: F64) -> Tensor:
-    """Return float64 values as a float32 tensor."""
-    return torch.from_numpy(np.asarray(values, np.float32))
 
 
 def _best(errors: list[Tensor], groups: I64 | None = None) -> F64:
@@ -85,27 +71,6 @@ def fit_channels(x: Tensor, steps_tok: F64, steps_chan: F64, groups: I64) -> F64
     return steps_chan * _best(errors, groups)
 
 
-def cosine_search(x: Tensor, weight: Tensor, steps_tok: F64, steps_weight: F64) -> tuple[F64, F64]:
-    """Return token and weight steps by the published search: one multiplier each, alternately, the cosine of the outputs as score."""
-    images = max(1, COSINE_ROWS // x.shape[1])
-    x = x[:images]
-    target = (x @ weight.T).flatten().double()
-    candidates = np.linspace(*COSINE_RANGE, COSINE_CANDIDATES)
-    best_x, best_w = 1.0, 1.0
-    token, row = tensor(steps_tok)[:, None], tensor(steps_weight)[:, None]
-    for _ in range(COSINE_ROUNDS):
-        quantized = fake_quantize(weight, row * best_w, -LEVELS)
-        best_x = candidates[np.argmax([_cosine(fake_quantize(x, token * c) @ quantized.T, target) for c in candidates])]
-        activations = fake_quantize(x, token * best_x)
-        best_w = candidates[np.argmax([_cosine(activations @ fake_quantize(weight, row * c, -LEVELS).T, target) for c in candidates])]
-    return steps_tok * best_x, steps_weight * best_w
-
-
-def _cosine(y: Tensor, target: Tensor) -> float:
-    flat = y.flatten().double()
-    return float(flat @ target / (flat.norm() * target.norm() + 1e-300))
-
-
 def output_bias(x: Tensor, x_steps: Tensor, weight: Tensor, weight_step: F64) -> F64:
     """Return what quantization takes from the mean of each output: mean of x W^T - Q(x) Q(W)^T over the rows of x."""
     rounded = fake_quantize(x, x_steps).flatten(0, 1).mean(dim=0)
@@ -114,11 +79,22 @@ def output_bias(x: Tensor, x_steps: Tensor, weight: Tensor, weight_step: F64) ->
     return (weight @ exact - quantized @ rounded).double().numpy()
 
 
-def fit_tables(v: Tensor, low: F64, high: F64, magnitude: F64, function: Function, inverse: Function | None, recipe: Recipe, channel_wise: bool) -> TableScales:
+def fit_tables(
+    v: Tensor,
+    low: F64,
+    high: F64,
+    magnitude: F64,
+    function: Function,
+    inverse: Function | None,
+    recipe: Recipe,
+    channel_wise: bool,
+    index_powers: bool = False,
+) -> TableScales:
     """Return scales of a function applied by table to v [rows, E].
 
     ``low`` and ``high`` [E] bound v over all images, ``magnitude`` [E] is the mean of |function(v)|. Non-negative functions
-    (``inverse`` given) use 256 output levels, and inputs that give less than a quarter of an output step need no index.
+    (``inverse`` given) use 256 output levels, and inputs that give less than a quarter of an output step need no index. ``index_powers``: the
+    tables' index steps are powers of two apart.
     """
     groups = cluster(magnitude, recipe.tables if channel_wise else 1)
     tables = int(groups.max()) + 1
@@ -127,8 +103,8 @@ def fit_tables(v: Tensor, low: F64, high: F64, magnitude: F64, function: Functio
     levels = 255.0 if inverse is not None else LEVELS
     out = np.array([group_max(function(bounds).abs().amax(dim=0).double().numpy(), groups)[groups == k][0] for k in range(tables)])
     out = np.maximum(out, SMALLEST_STEP) / levels
-    if recipe.power_of_two:
-        out = power_of_two(out)
+    if recipe.search == "cosine":
+        out *= [cosine.output_clip(function(v[:, torch.from_numpy(groups == k)]), out[k], inverse is not None) for k in range(tables)]
     index_low = np.array([low[groups == k].min() for k in range(tables)])
     index_high = np.array([high[groups == k].max() for k in range(tables)])
     clips = (1.0, 0.85, 0.7, 0.55) if recipe.search == "output_error" else (1.0,)
@@ -141,8 +117,10 @@ def fit_tables(v: Tensor, low: F64, high: F64, magnitude: F64, function: Functio
             for shrink in clips
         ]
         chosen.append(min(options, key=lambda option: option[0])[1:])
-    index_scale, center, out_scale = (np.array(column, np.float32) for column in zip(*chosen, strict=True))
-    return TableScales(index_scale, center, out_scale, groups.astype(np.int32))
+    index_scale, center, out_scale = (np.array(column) for column in zip(*chosen, strict=True))
+    if index_powers:
+        index_scale = power_of_two(index_scale)
+    return TableScales(index_scale.astype(np.float32), center.astype(np.float32), out_scale.astype(np.float32), groups.astype(np.int32))
 
 
 def _table_option(

@@ -1,0 +1,76 @@
+"""The published step search: candidates between 0.01 and 1.2 times the min-max step, the cosine of what comes out as score.
+
+100 candidates; cosines are those of the vectors of one token (of one channel for the outputs of SiLU and
+softplus), averaged. From the published code's settings; what an integer engine does otherwise is in docs/method.md.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyvimtrt.quantization.kscale import F64, I64
+from pyvimtrt.quantization.rounding import LEVELS, fake_quantize, tensor
+
+CANDIDATES = 0.01 + np.arange(100) * (1.2 - 0.01) / 100
+TIE = 1e-7  # of cosines
+ROWS = 512  # rows of the sample that cosines are measured on
+
+
+def weight_steps(x: Tensor, weight: Tensor, steps: F64) -> F64:
+    """Return steps [O] of a weight [O, C], one multiplier for all, by the cosine of the rows of x W^T; x [rows, C] as the engine has it."""
+    x = x[:ROWS]
+    target = x @ weight.T
+    return steps * _best([_cosine(x @ fake_quantize(weight, tensor(steps * c)[:, None], -LEVELS).T, target) for c in CANDIDATES])
+
+
+def one_step_clip(x: Tensor, step: float) -> float:
+    """Return the multiplier of the one step of x [rows, C], by the cosine of its rows."""
+    x = x[:ROWS]
+    return _best([_cosine(_rounded(x, step * c), x) for c in CANDIDATES])
+
+
+def token_steps(x: Tensor, steps: F64, groups: I64) -> F64:
+    """Return token steps [L] of x [images, L, C]: one multiplier for each group of tokens, by the cosine of its tokens' vectors."""
+    images = max(1, ROWS // x.shape[1])
+    x = x[:images]
+    chosen = steps.copy()
+    for group in range(int(groups.max()) + 1):
+        members = np.flatnonzero(groups == group)
+        part = x[:, torch.from_numpy(members)]
+        chosen[members] *= _best([_cosine(fake_quantize(part, tensor(steps[members] * c)[:, None]), part) for c in CANDIDATES])
+    return chosen
+
+
+def output_clip(y: Tensor, step: float, is_positive: bool) -> float:
+    """Return the multiplier of a table's output step for y [rows, E], by the cosine of the channels' vectors."""
+    low, high = (0.0, 255.0) if is_positive else (-128.0, 127.0)
+    target = y.T
+    return _best([_cosine(fake_quantize(target, torch.tensor(step * c, dtype=torch.float32), low, high), target) for c in CANDIDATES])
+
+
+def state_steps(h: Tensor, c: Tensor, r_C: F64, r_D: F64, steps: F64) -> F64:
+    """Return the state's token steps [L] by the cosine of y[t] = C[t] h[t] over the channels; h [images, L, E, N], c [images, L, N] and y unscaled."""
+    factors = tensor(r_C)[:, None] * tensor(r_D)
+    chosen = steps.copy()
+    for t in range(h.shape[1]):
+        scaled, read = h[:, t] / factors, c[:, t, None, :] * tensor(r_D)  # y in units of r_C, as published
+        target = (scaled * read).sum(dim=-1)
+        chosen[t] *= _best([_cosine((fake_quantize(scaled, torch.tensor(steps[t] * m, dtype=torch.float32)) * read).sum(dim=-1), target) for m in CANDIDATES])
+    return chosen
+
+
+def _rounded(y: Tensor, step: float) -> Tensor:
+    return fake_quantize(y, torch.tensor(step, dtype=torch.float32))
+
+
+def _cosine(y: Tensor, target: Tensor) -> float:
+    return float(torch.nn.functional.cosine_similarity(y.double(), target.double(), dim=-1).mean())
+
+
+def _best(scores: list[float]) -> float:
+    """Return the best candidate; of those that are as good, up to rounding, the one nearest to min-max: the cosine of a constant does not see its size."""
+    table = np.array(scores)
+    equal = CANDIDATES[table >= table.max() - TIE]
+    return float(equal[np.abs(equal - 1.0).argmin()])

@@ -1,0 +1,22 @@
+"""Rounding to int8 in floating point: what every search tries out."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyvimtrt.quantization.kscale import F64
+
+LEVELS = 127.0
+SMALLEST_STEP = 1e-30  # of anything: a dead tensor must not have the step 0
+
+
+def fake_quantize(x: Tensor, step: Tensor, low: float = -128.0, high: float = 127.0) -> Tensor:
+    """Return x rounded to multiples of ``step`` within the int8 range."""
+    return torch.clamp(torch.round(x / step), low, high) * step
+
+
+def tensor(values: F64) -> Tensor:
+    """Return float64 values as a float32 tensor."""
+    return torch.from_numpy(np.asarray(values, np.float32))
