@@ -1,0 +1,132 @@
+"""What a comparison finds: plain data, which the command prints, `--json` gives and the report draws.
+
+A quantizer rounds one tensor to int8. Its name is the tensor's, ``layers.3.forward.u``; its kind is the name without the layer, ``forward.u``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pyvimtrt.compare.metrics import Comparison
+
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """How close logits are to those of the fp32 model, on the images of the attribution."""
+
+    snr_db: float
+    cosine: float
+    agreement: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the quantizers of a group cost: those of one kind in all layers, of one layer, or a single one.
+
+    ``alone``: these quantizers on, all others off. ``without``: these off, all others on.
+    """
+
+    name: str
+    group: Literal["kind", "layer", "tensor"]
+    quantizers: int
+    alone: Closeness
+    without: Closeness
+
+
+@dataclass(frozen=True)
+class TensorError:
+    """Signal-to-noise ratio of a tensor where everything is quantized, errors of earlier layers included; in decibels."""
+
+    name: str
+    layer: int | None
+    kind: str
+    snr_db: float
+
+
+@dataclass(frozen=True)
+class Range:
+    """Largest magnitudes of a tensor along one axis, and the magnitude up to which int8 reaches there, 127 steps.
+
+    ``largest`` and ``reach`` [tokens or channels]; ``groups`` [tokens or channels] numbers the steps: equal numbers, equal steps.
+    """
+
+    name: str
+    layer: int
+    kind: str
+    axis: Literal["token", "channel"]
+    largest: F32
+    reach: F32
+    groups: I32
+
+
+@dataclass(frozen=True)
+class StateRange:
+    """Largest magnitudes of a direction's hidden state h [L, E, N] over images, before and after it is divided by its factors r_L, r_C, r_D.
+
+    Each is the largest over the other two axes, divided by the largest of all: ``token`` [L], ``channel`` [E], ``state`` [N].
+    ``token_by_state`` [L, N]. ``used_bits``: mean over all entries of log2(127 x entry / the step's reach): the bits that int8 gives an entry.
+    """
+
+    layer: int
+    direction: Literal["forward", "backward"]
+    before: Mapping[str, F32]
+    after: Mapping[str, F32]
+    used_bits_before: float
+    used_bits_after: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One class of a model's answer."""
+
+    index: int
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class WorstImage:
+    """An image whose logits moved far: ``distance`` is 1 - cosine. ``pixels`` uint8 [C, H, W]; ``label`` is None where there are no labels."""
+
+    index: int
+    pixels: npt.NDArray[np.uint8]
+    label: str | None
+    original: tuple[Answer, ...]
+    quantized: tuple[Answer, ...]
+    distance: float
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Where accuracy is lost, measured on the first ``images`` images by a simulation whose quantizers can be switched.
+
+    ``simulation`` is how close the simulation with everything on is to the engine: a check of itself.
+    """
+
+    images: int
+    everything: Closeness
+    simulation: Closeness
+    costs: tuple[Cost, ...]
+    errors: tuple[TensorError, ...]
+    ranges: tuple[Range, ...]
+    states: tuple[StateRange, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole comparison. ``engine`` has what the engine says about itself, ready to print; ``warnings`` are sentences."""
+
+    engine: Mapping[str, Any]
+    data: str
+    comparison: Comparison
+    worst: tuple[WorstImage, ...]
+    warnings: tuple[str, ...]
+    attribution: Attribution | None = None
