@@ -267,7 +267,7 @@ def test_torch_scan_shows_every_state():
     for reverse in (False, True):
         seen: dict[int, torch.Tensor] = {}
         with torch.no_grad():
-            y = torch_scan(u, delta, A, B, C, D, reverse, on_state=lambda t, h, seen=seen: seen.__setitem__(t, h.clone()))
+            y = torch_scan(u, delta, A, B, C, D, reverse, on_state=lambda t, h, seen=seen: seen.__setitem__(t, h.clone()) or h)
         assert list(seen) == ([3, 2, 1, 0] if reverse else [0, 1, 2, 3])
         for t, h in seen.items():
             torch.testing.assert_close((h * C[:, t, None, :]).sum(-1) + D * u[:, t], y[:, t], rtol=1e-5, atol=1e-5)

@@ -662,9 +662,9 @@ def test_state_statistics_are_those_of_the_scan_step_by_step(wanted: int, revers
     with torch.no_grad():
         for start, stop in ((0, 2), (2, 4), (4, 5)):
 
-            def hook(t: int, h: torch.Tensor, start: int = start, stop: int = stop) -> None:
+            def hook(t: int, h: torch.Tensor, start: int = start, stop: int = stop) -> torch.Tensor:
                 seen[start:stop, t] = h
-                statistics.update(t, h, start)
+                return statistics.update(t, h, start)
 
             batch = slice(start, stop)
             torch_scan(f32(u[batch]), f32(delta[batch]), f32(A), f32(B[batch]), f32(C[batch]), f32(D), reverse, on_state=hook)
@@ -696,7 +696,7 @@ def observed(config: VimConfig, weights: Weights, images: Array, norm: Normaliza
         hidden, residual = model.embed((f32(images) / 255 - mean) / std), None
         for i, layer in enumerate(model.layers):
             assert isinstance(layer, Block)
-            hidden, residual = layer(hidden, residual, lambda name, x, i=i: seen.__setitem__(f"layers.{i}.{name}", exact(x)), torch_scan)
+            hidden, residual = layer(hidden, residual, lambda name, x, i=i: seen.__setitem__(f"layers.{i}.{name}", exact(x)) or x, torch_scan)
         assert residual is not None
         positions = list(config.cls_positions) or list(range(config.tokens))
         seen["head.input"] = exact(model.norm_f((residual + hidden)[:, positions]))

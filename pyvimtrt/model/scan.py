@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pyvimtrt.native import native_module
 
-StateHook = Callable[[int, Tensor], None]  # (token, h [B, E, N]) after each step
+StateHook = Callable[[int, Tensor], Tensor]  # (token, h [B, E, N]) after each step -> the state that the next token continues from
 
 
 def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, reverse: bool = False) -> Tensor:
@@ -42,8 +42,8 @@ def _native_supports(states: int) -> bool:
 def torch_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, reverse: bool = False, on_state: StateHook | None = None) -> Tensor:
     """Return y [B, L, E], one vectorized step per token over all images, channels and states; differentiable.
 
-    ``on_state(t, h)`` sees every hidden state h [B, E, N]; calibration observes through it. Without gradients the
-    state is updated in place, so memory is one state, not L of them.
+    ``on_state(t, h)`` sees every hidden state h [B, E, N] after y[t] is computed and returns the one to go on with: calibration
+    observes through it, the simulation rounds. Without gradients the state is updated in place, so memory is one state, not L of them.
     """
     length = u.shape[1]
     drive = delta * u
@@ -56,9 +56,9 @@ def torch_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Ten
             h.mul_(decay).addcmul_(drive[:, t, :, None], B[:, t, None, :])
         else:
             h = torch.addcmul(h * decay, drive[:, t, :, None], B[:, t, None, :])
-        if on_state is not None:
-            on_state(t, h)
         ys[t] = torch.bmm(h, C[:, t, :, None]).squeeze(-1)
+        if on_state is not None:
+            h = on_state(t, h)
     return torch.stack(ys, dim=1) + u * D
 
 

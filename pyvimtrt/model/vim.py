@@ -15,13 +15,14 @@ from pyvimtrt.model.scan import selective_scan
 DIRECTIONS = ("forward", "backward")
 SUFFIX = {"forward": "", "backward": "_b"}  # of the module names: conv1d, conv1d_b, x_proj, x_proj_b, ...
 
-# A tap sees named tensors of a layer as they are computed: tap(name, tensor).
-Tap = Callable[[str, Tensor], None]
+# A tap sees named tensors of a layer as they are computed, and returns what the layer goes on with: x = tap(name, x).
+Tap = Callable[[str, Tensor], Tensor]
 Scan = Callable[..., Tensor]
 
 
-def _no_tap(name: str, tensor: Tensor) -> None:
-    """Ignore a tensor."""
+def _no_tap(name: str, tensor: Tensor) -> Tensor:
+    """Leave a tensor as it is."""
+    return tensor
 
 
 class RMSNorm(nn.Module):
@@ -81,22 +82,16 @@ class BidirectionalMamba(nn.Module):
 
     def forward(self, x: Tensor, tap: Tap = _no_tap, scan: Scan = selective_scan) -> Tensor:
         """[B, L, D] -> [B, L, D]. ``scan`` is called as scan(u, delta, A, B, C, D, reverse)."""
-        tap("in_proj.input", x)
-        x, z = self.in_proj(x).chunk(2, dim=-1)
-        tap("conv.input", x)
-        tap("gate.input", z)
-        gate = F.silu(z)
-        tap("gate", gate)
+        x, z = self.in_proj(tap("in_proj.input", x)).chunk(2, dim=-1)
+        x = tap("conv.input", x)
+        gate = tap("gate", F.silu(tap("gate.input", z)))
         merged = None
         for direction in DIRECTIONS:
             y = self._direction(x, direction, tap, scan)
             merged = y if merged is None else merged + y
         assert merged is not None
-        out = merged * gate * 0.5
-        tap("out_proj.input", out)
-        result: Tensor = self.out_proj(out)
-        tap("out_proj.output", result)
-        return result
+        result: Tensor = self.out_proj(tap("out_proj.input", merged * gate * 0.5))
+        return tap("out_proj.output", result)
 
     def _direction(self, x: Tensor, direction: str, tap: Tap, scan: Scan) -> Tensor:
         s, length, reverse = SUFFIX[direction], x.shape[1], direction == "backward"
@@ -108,20 +103,12 @@ class BidirectionalMamba(nn.Module):
         pre = conv.bias.expand_as(x)
         for shift, j in enumerate(taps):
             pre = torch.addcmul(pre, padded[:, shift : shift + length], weight[:, j])
-        tap(f"conv.output.{direction}", pre)
-        u = F.silu(pre)
-        tap(f"u.{direction}", u)
-        dbc = x_proj(u)
-        tap(f"x_proj.output.{direction}", dbc)
-        dt, B, C = dbc.split([self.rank, self.state, self.state], dim=-1)
-        pre_delta = dt_proj(dt)
-        tap(f"delta.input.{direction}", pre_delta)
-        delta = F.softplus(pre_delta)
-        tap(f"delta.{direction}", delta)
+        u = tap(f"u.{direction}", F.silu(tap(f"conv.output.{direction}", pre)))
+        dbc: Tensor = tap(f"x_proj.output.{direction}", x_proj(u))
+        dt, B, C = torch.split(dbc, [self.rank, self.state, self.state], dim=-1)
+        delta = tap(f"delta.{direction}", F.softplus(tap(f"delta.input.{direction}", dt_proj(dt))))
         A = -torch.exp(getattr(self, f"A{s}_log").float())
-        y = scan(u, delta, A, B, C, getattr(self, f"D{s}"), reverse)
-        tap(f"scan.output.{direction}", y)
-        return y
+        return tap(f"scan.output.{direction}", scan(u, delta, A, B, C, getattr(self, f"D{s}"), reverse))
 
 
 class Block(nn.Module):

@@ -69,8 +69,8 @@ class StateStatistics:
         shape = (tokens, channels, states)
         return cls(torch.zeros(shape), torch.zeros(shape) if with_mean else None, torch.zeros((samples, *shape)))
 
-    def update(self, t: int, h: Tensor, first_image: int) -> None:
-        """Take in the state of token t of a batch of images, h [B, E, N]; ``first_image`` is the batch's place in the set."""
+    def update(self, t: int, h: Tensor, first_image: int) -> Tensor:
+        """Take in the state of token t of a batch of images, h [B, E, N], and return it; ``first_image`` is the batch's place in the set."""
         magnitude = h.abs()
         torch.maximum(self.largest[t], magnitude.amax(dim=0), out=self.largest[t])
         if self.total is not None:
@@ -78,6 +78,7 @@ class StateStatistics:
         wanted = len(self.samples) - first_image
         if wanted > 0:
             self.samples[first_image : first_image + len(h), t] = h[:wanted]
+        return h
 
 
 @dataclass
@@ -91,8 +92,8 @@ class LayerRecord:
     _samples: dict[str, list[Tensor]] = field(default_factory=dict)
     _seen: dict[str, int] = field(default_factory=dict)
 
-    def tap(self, name: str, x: Tensor) -> None:
-        """Observe a tensor [B, L, C] of one batch. Raises CalibrationError where it is not finite."""
+    def tap(self, name: str, x: Tensor) -> Tensor:
+        """Observe a tensor [B, L, C] of one batch and return it. Raises CalibrationError where it is not finite."""
         if not bool(torch.isfinite(x).all()):
             raise CalibrationError(f"{self.layer}: {name} is NaN or infinite for some image; check the weights, --mean and --std")
         if name in self.statistics:
@@ -103,6 +104,7 @@ class LayerRecord:
         if seen < self.sample_images:
             self._samples.setdefault(name, []).append(x[: self.sample_images - seen].clone())
         self._seen[name] = seen + len(x)
+        return x
 
     def sample(self, name: str) -> Tensor:
         """Return a tensor [images, L, C] of the first images, those the steps are searched on."""
