@@ -222,7 +222,7 @@ def evaluate(
       pyvimtrt eval engines/vim_demo_fashion_mnist.onnx /usr/share/datasets/fashion-mnist
       pyvimtrt eval vim_tiny_patch16_224 --weights vim_t.pth val/ --limit 1000 --json
     """
-    from pyvimtrt.cli_output import print_fields, print_json, progress_bar
+    from pyvimtrt.cli_output import print_fields, print_json, print_warnings, progress_bar
     from pyvimtrt.evaluate import evaluate as run
 
     with progress_bar("evaluating") as progress:
@@ -238,6 +238,7 @@ def evaluate(
             progress=progress,
         )
     rate = round(accuracy.images_per_second, 1)
+    print_warnings(accuracy.warnings)
     if as_json:
         print_json({**dataclasses.asdict(accuracy), "images_per_second": rate})
     else:
@@ -249,6 +250,46 @@ def evaluate(
                 "images per second": rate,
             }
         )
+
+
+@app.command()
+def compare(
+    engine: Annotated[Path, typer.Argument(help="Engine file made by pyvimtrt build.")],
+    data: Annotated[Path, typer.Option(help="Images, with or without labels: a folder, an .npz, or Fashion-MNIST.")],
+    weights: Weights = None,
+    calib: Annotated[Path | None, typer.Option(help="Cache the engine was built from, for what costs how much; default: the bundled one.")] = None,
+    report: Annotated[Path | None, typer.Option(help="HTML file for the report with plots.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first images.")] = None,
+    attribution: Annotated[str, typer.Option(help="What to measure the cost of: kinds, tensors (every single one), or none.")] = "kinds",
+    attribution_images: Annotated[int, typer.Option(min=1, help="Images that costs are measured on.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Images run at a time.")] = 32,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Compare an engine with the fp32 model on the same images: accuracy, and where it is lost. Needs the extras torch and compare.
+
+    \b
+    Examples:
+      pyvimtrt compare engines/vim_demo_fashion_mnist.onnx --data /usr/share/datasets/fashion-mnist --report report.html
+      pyvimtrt compare vim_t.onnx --weights vim_t.pth --calib vim_t.calib.safetensors --data val/ --limit 1000 --attribution tensors
+    """
+    from pyvimtrt.cli_output import print_comparison, print_json, print_warnings, progress_bars
+    from pyvimtrt.compare.results import to_json
+    from pyvimtrt.compare.run import Settings
+    from pyvimtrt.compare.run import compare as run
+    from pyvimtrt.files import check_writable
+
+    if report is not None:
+        check_writable(report)
+    settings = Settings(limit, batch, threads, attribution, attribution_images)
+    with progress_bars() as progress:
+        found = run(engine, data, weights, calib, settings, progress)
+    print_warnings(found.warnings)
+    if report is not None:
+        from pyvimtrt.compare.report import save_report
+
+        save_report(found, report)
+    (print_json(to_json(found)) if as_json else print_comparison(found))
 
 
 @app.command()

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from pyvimtrt.compare.results import Attribution, Report
     from pyvimtrt.runtime.engine import Prediction
+
+COSTS_SHOWN = 8  # of each table of what costs most
 
 
 def print_json(value: Any) -> None:
@@ -75,14 +78,67 @@ def print_doctor(found: Mapping[str, Any]) -> None:
     print_table("", ("package", "version", "for", "to install"), rows)
 
 
+def print_comparison(report: Report) -> None:
+    """Print what `compare` found: the figures, then what costs most."""
+    found = report.comparison
+    fields: dict[str, object] = {"images": found.images}
+    if found.top1 is not None and found.difference is not None:
+        fields |= {
+            "top-1, fp32": _percent(found.original_top1),
+            "top-1, int8": f"{_percent(found.top1)} ({100 * found.difference:+.2f}, 95 % interval {_points(found.low)} .. {_points(found.high)})",
+            "top-5, fp32": _percent(found.original_top5),
+            "top-5, int8": _percent(found.top5),
+        }
+    fields |= {"same class": _percent(found.agreement), "cosine of logits": f"{found.cosine:.5f}", "signal to noise": f"{found.snr_db:.1f} dB"}
+    print_fields(fields)
+    if report.attribution is not None:
+        _print_attribution(report.attribution)
+
+
+def _print_attribution(found: Attribution) -> None:
+    for group, title in (("kind", "cost by tensor, of all layers"), ("layer", "cost by layer"), ("tensor", "cost by single tensor")):
+        costs = sorted((cost for cost in found.costs if cost.group == group), key=lambda cost: cost.alone.snr_db)[:COSTS_SHOWN]
+        rows = [
+            (cost.name, f"{cost.alone.snr_db:.1f}", f"{cost.alone.agreement:.2%}", f"{cost.without.snr_db - found.everything.snr_db:+.1f}") for cost in costs
+        ]
+        if rows:
+            print_table(f"{title} ({found.images} images)", ("tensor", "alone, dB", "alone, same class", "left out, dB gained"), rows)
+
+
+def _percent(fraction: float | None) -> str:
+    return "" if fraction is None else f"{fraction:.2%}"
+
+
+def _points(fraction: float | None) -> str:
+    return "" if fraction is None else f"{100 * fraction:+.2f}"
+
+
+def print_warnings(sentences: Sequence[str]) -> None:
+    """Print warnings on stderr, one a line."""
+    for sentence in sentences:
+        print("warning:", sentence, file=sys.stderr)
+
+
 @contextlib.contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a function (done, total) that shows a bar with the time remaining on stderr, where that is a terminal."""
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(title, total=None, visible=False)
-        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+    with progress_bars() as show:
+        yield lambda done, total: show(title, done, total)
+
+
+@contextlib.contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a function (title, done, total) that shows a bar for every title, as `progress_bar` does."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
+
+        def show(title: str, done: int, total: int) -> None:
+            if title not in tasks:
+                tasks[title] = bars.add_task(title, total=total)
+            bars.update(tasks[title], completed=done, total=total)
+
+        yield show
 
 
 def _text(value: object) -> str:

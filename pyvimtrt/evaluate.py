@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from pyvimtrt.api import load_model, per_channel
 from pyvimtrt.data.datasets import Dataset, open_dataset
+from pyvimtrt.data.statistics import Likeness
 from pyvimtrt.errors import DataError, UsageError
 from pyvimtrt.model.config import parse_model
 from pyvimtrt.model.defaults import model_defaults
@@ -26,12 +27,13 @@ Progress = Callable[[int, int], None]  # (images done, images in all)
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Fractions of images whose class is the most probable one, or among the five most probable; seconds of running."""
+    """Fractions of images whose class is the most probable one, or among the five most probable; seconds of running; sentences of warning."""
 
     top1: float
     top5: float
     images: int
     seconds: float
+    warnings: tuple[str, ...] = ()
 
     @property
     def images_per_second(self) -> float:
@@ -66,7 +68,7 @@ def evaluate(
             raise UsageError("an engine holds its weights, mean and std; --weights, --mean and --std go with a MODEL")
         engine = load_engine(engine_or_model, threads)
         dataset = open_dataset(data, engine.config, labels=engine.info.labels)
-        return measure(engine.run, dataset, str(data), limit, batch, progress)
+        return measure(engine.run, dataset, str(data), limit, batch, progress, Likeness(engine.info.calibration_statistics))
     config = parse_model(engine_or_model)
     dataset = open_dataset(data, config, labels=model_defaults(config).labels)
     classify = fp32_classifier(engine_or_model, weights, threads, mean, std)
@@ -109,8 +111,12 @@ def measure(
     limit: int | None = None,
     batch: int = 32,
     progress: Progress | None = None,
+    likeness: Likeness | None = None,
 ) -> Accuracy:
-    """Return a classifier's accuracy; equal logits rank in order of the classes. Raises DataError without labels."""
+    """Return a classifier's accuracy; equal logits rank in order of the classes. Raises DataError without labels.
+
+    ``likeness`` compares the images with the engine's calibration images.
+    """
     if dataset.labels is None:
         raise DataError(f"{source} has no labels; give a folder with a folder per class, or an .npz with images and labels")
     total = min(len(dataset), limit or len(dataset))
@@ -123,6 +129,8 @@ def measure(
         assert labels is not None
         hits = np.argsort(-logits, axis=1, kind="stable")[:, :TOP] == labels[:, None]
         first, among, done = first + int(hits[:, 0].sum()), among + int(hits.sum()), done + len(images)
+        if likeness is not None:
+            likeness.update(images)
         if progress is not None:
             progress(done, total)
-    return Accuracy(first / done, among / done, done, seconds)
+    return Accuracy(first / done, among / done, done, seconds, tuple(likeness.warnings()) if likeness is not None else ())

@@ -80,10 +80,15 @@ def paired_interval(quantized: npt.NDArray[np.bool_], exact: npt.NDArray[np.bool
 
 
 def mean_cosine(logits: F32, original: F32) -> float:
-    """Return the mean over images of the cosine between logits, each less its mean (which classification does not see)."""
+    """Return the mean over images of `cosines`."""
+    return float(cosines(logits, original).mean())
+
+
+def cosines(logits: F32, original: F32) -> npt.NDArray[np.float64]:
+    """Return for each image the cosine between logits, each less its mean (which classification does not see)."""
     a, b = (x.astype(np.float64) - x.astype(np.float64).mean(axis=1, keepdims=True) for x in (logits, original))
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return float(np.where(norms > 0, (a * b).sum(axis=1) / np.where(norms > 0, norms, 1), (a == b).all(axis=1)).mean())
+    return np.asarray(np.where(norms > 0, (a * b).sum(axis=1) / np.where(norms > 0, norms, 1), (a == b).all(axis=1)))
 
 
 def snr_db(logits: F32, original: F32) -> float:

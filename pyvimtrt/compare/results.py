@@ -5,8 +5,9 @@ A quantizer rounds one tensor to int8. Its name is the tensor's, ``layers.3.forw
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -130,3 +131,19 @@ class Report:
     worst: tuple[WorstImage, ...]
     warnings: tuple[str, ...]
     attribution: Attribution | None = None
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """Return a report as JSON can hold it: without arrays (pixels, profiles of ranges), and null for what is not finite."""
+    found: dict[str, Any] = _plain(report)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value) if not isinstance(getattr(value, field.name), np.ndarray)}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items() if not isinstance(item, np.ndarray)}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -27,9 +27,11 @@ from pyvimtrt.compare.errors import in_one_sentence
 from pyvimtrt.errors import ModelError, UsageError, missing_extra
 from pyvimtrt.files import hash_arrays
 from pyvimtrt.graph.assemble import PIXEL_ZERO
-from pyvimtrt.graph.network import Network, load_network
+from pyvimtrt.graph.network import INPUT_NAME, OUTPUT_NAME, Network, load_network
 from pyvimtrt.model.checkpoint import load_model, load_weights
+from pyvimtrt.model.config import parse_model
 from pyvimtrt.runtime.cpu import CpuEngine, build_program
+from pyvimtrt.runtime.engine import load_engine, read_engine_info
 from pyvimtrt.runtime.reference import ReferenceEngine
 
 Array = npt.NDArray[Any]
@@ -37,33 +39,37 @@ Infer = Callable[[npt.NDArray[np.int8]], dict[str, Array]]  # pixels -> outputs 
 
 
 class NetworkRunner(BaseRunner):  # type: ignore[misc]
-    """A runner of a quantized network's file. Subclasses say how it is run; metadata, time and errors are alike for all."""
+    """A runner of an engine's file. Subclasses say how it is run; metadata, time and errors are alike for all."""
 
     prefix: str
 
     def __init__(self, network: str | Path, name: str | None = None, variant: str = "") -> None:
-        """``network``: a file made by `pyvimtrt build` with the backend cpu, read on activation. ``name``: in reports, by default the kind and ``variant``."""
+        """``network``: a file that `pyvimtrt build` made with the backend cpu, read on activation; of any backend, where a subclass says so.
+
+        ``name``: in reports, by default the kind and ``variant``.
+        """
         super().__init__(name=name, prefix=self.prefix + variant)
         self._path = Path(network)
 
     @abstractmethod
-    def prepare(self, network: Network) -> Infer:
+    def prepare(self) -> Infer:
         """Return the function that runs the network. May raise VimTrtError."""
 
     @util.check_called_by("activate")  # type: ignore[untyped-decorator]
     def activate_impl(self) -> None:
         with in_one_sentence():
-            self._network = load_network(self._path)
-            self._infer = self.prepare(self._network)
+            self.info = read_engine_info(self._path)
+            self.config = parse_model(self.info.model)
+            self._infer = self.prepare()
 
     @util.check_called_by("get_input_metadata")  # type: ignore[untyped-decorator]
     def get_input_metadata_impl(self) -> Any:
-        value = self._network.values[self._network.input]
-        return TensorMetadata().add(self._network.input, np.dtype(value.dtype), (None, *value.shape[1:]))  # None: any batch
+        c = self.config
+        return TensorMetadata().add(INPUT_NAME, np.dtype(np.int8), (None, c.channels, c.img, c.img))  # None: any batch
 
     @util.check_called_by("infer")  # type: ignore[untyped-decorator]
     def infer_impl(self, feed_dict: Mapping[str, Any]) -> OrderedDict[str, Array]:
-        pixels = np.ascontiguousarray(feed_dict[self._network.input])
+        pixels = np.ascontiguousarray(feed_dict[INPUT_NAME])
         start = time.perf_counter()
         with in_one_sentence():
             outputs = self._infer(pixels)
@@ -72,7 +78,27 @@ class NetworkRunner(BaseRunner):  # type: ignore[misc]
 
     @util.check_called_by("deactivate")  # type: ignore[untyped-decorator]
     def deactivate_impl(self) -> None:
-        del self._network, self._infer
+        del self._infer
+
+
+class EngineRunner(NetworkRunner):
+    """Any engine, as `pyvimtrt.load_engine` loads it: a network on the CPU, or a TensorRT engine."""
+
+    prefix = "vimtrt-engine"
+
+    def __init__(self, engine: str | Path, threads: int | None = None, name: str | None = None) -> None:
+        """``threads`` are the CPU engine's, by default all cores; a TensorRT engine takes none."""
+        super().__init__(engine, name)
+        self._threads = threads
+
+    def prepare(self) -> Infer:
+        self._engine = load_engine(self._path, self._threads)
+        return lambda pixels: {OUTPUT_NAME: self._engine.run_pixels(pixels)}
+
+    @util.check_called_by("deactivate")  # type: ignore[untyped-decorator]
+    def deactivate_impl(self) -> None:
+        del self._infer
+        self._engine.close()
 
 
 class CpuRunner(NetworkRunner):
@@ -95,7 +121,8 @@ class CpuRunner(NetworkRunner):
         super().__init__(network, name, f"-{isa}" if isa else "")
         self._outputs, self._isa, self._threads = outputs, isa, threads
 
-    def prepare(self, network: Network) -> Infer:
+    def prepare(self) -> Infer:
+        network = load_network(self._path)
         engine = CpuEngine(network, self._threads, self._isa)
         if self._outputs is None:
             return lambda pixels: {network.output: engine.run_pixels(pixels)}
@@ -124,7 +151,8 @@ class ReferenceRunner(NetworkRunner):
         super().__init__(network, name)
         self._outputs = outputs
 
-    def prepare(self, network: Network) -> Infer:
+    def prepare(self) -> Infer:
+        network = load_network(self._path)
         engine = ReferenceEngine(network)
         names = [network.output] if self._outputs is None else select_outputs(network, self._outputs)
 
@@ -145,26 +173,26 @@ class TorchRunner(NetworkRunner):
         super().__init__(network, name)
         self._weights, self._threads = weights, threads
 
-    def prepare(self, network: Network) -> Infer:
-        path = resolve_weights(network.config, self._weights)
-        weights = load_weights(network.config, path)
-        if hash_arrays(weights) != network.info.weights_sha256:
+    def prepare(self) -> Infer:
+        path = resolve_weights(self.config, self._weights)
+        weights = load_weights(self.config, path)
+        if hash_arrays(weights) != self.info.weights_sha256:
             raise ModelError(f"{path} holds other weights than those that {self._path} was built from; give those")
         try:
             import torch
 
             from pyvimtrt.quantization.calibrate import Normalization
 
-            model = load_model(network.config, weights)
+            model = load_model(self.config, weights)
         except ImportError as error:
             raise missing_extra("torch", "torch", "the fp32 model") from error
         if self._threads is not None:
             torch.set_num_threads(self._threads)
-        normalization = Normalization(network.info.mean, network.info.std)
+        normalization = Normalization(self.info.mean, self.info.std)
 
         def infer(pixels: npt.NDArray[np.int8]) -> dict[str, Array]:
             with torch.no_grad():
-                return {network.output: model(normalization.apply(pixels.view(np.uint8) ^ np.uint8(PIXEL_ZERO))).numpy()}
+                return {OUTPUT_NAME: model(normalization.apply(pixels.view(np.uint8) ^ np.uint8(PIXEL_ZERO))).numpy()}
 
         return infer
 

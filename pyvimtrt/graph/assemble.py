@@ -135,6 +135,7 @@ def assemble(config: VimConfig, weights: Weights, cache: Cache, labels: Sequence
         weights_sha256=cache.info.weights_sha256,
         calibration_sha256=cache.sha256(),
         calibration_images=cache.info.images,
+        calibration_statistics=cache.info.image_statistics,
     )
     return _finish(graph, config, info)
 

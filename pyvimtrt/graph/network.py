@@ -14,6 +14,8 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from pyvimtrt.data import statistics
+from pyvimtrt.data.statistics import Moments
 from pyvimtrt.errors import ModelError, NetworkError
 from pyvimtrt.graph.operators import DOMAIN, OPERATORS, OPSET, Value, check_node
 from pyvimtrt.model.config import VimConfig, parse_model
@@ -43,6 +45,7 @@ class NetworkInfo:
     weights_sha256: str
     calibration_sha256: str
     calibration_images: int
+    calibration_statistics: Moments = ()  # of the calibration images; empty where the cache has none
     format_version: int = FORMAT_VERSION
 
     def to_metadata(self) -> dict[str, str]:
@@ -66,6 +69,7 @@ class NetworkInfo:
                 raise NetworkError(f"{source}: metadata {key} is missing; build the network again")
             values[key] = tuple(values[key])
         try:
+            values["calibration_statistics"] = statistics.parse(values.get("calibration_statistics", ()))
             info = cls(**values)
         except TypeError as error:
             raise NetworkError(f"{source}: metadata does not match this package ({error}); build the network again") from error

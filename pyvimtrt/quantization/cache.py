@@ -16,6 +16,8 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
+from pyvimtrt.data import statistics
+from pyvimtrt.data.statistics import Moments
 from pyvimtrt.errors import CalibrationError
 from pyvimtrt.files import atomic_output, hash_arrays
 from pyvimtrt.model.config import VimConfig
@@ -42,6 +44,7 @@ class CacheInfo:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     seed: int
+    image_statistics: Moments = ()  # of the calibration images; empty in caches of packages before they were kept
     format_version: int = CACHE_FORMAT_VERSION
 
 
@@ -153,7 +156,8 @@ def load_cache(path: Path) -> Cache:
         version = values.get("format_version")
         if version != CACHE_FORMAT_VERSION:
             raise CalibrationError(f"{path} has format version {version}, this package reads version {CACHE_FORMAT_VERSION}; run pyvimtrt calibrate again")
-        info = CacheInfo(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+        lists = {"mean": tuple(values["mean"]), "std": tuple(values["std"]), "image_statistics": statistics.parse(values.get("image_statistics", ()))}
+        info = CacheInfo(**{**values, **lists})
         plausible = _plausible(info)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise CalibrationError(f"{path} holds damaged metadata ({error}); run pyvimtrt calibrate again") from error

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyvimtrt.data.statistics import LOOKED_AT, moments
 from pyvimtrt.errors import CalibrationError
 from pyvimtrt.files import hash_arrays
 from pyvimtrt.model.checkpoint import load_model
@@ -84,6 +85,7 @@ def calibrate(
         mean=normalization.mean,
         std=normalization.std,
         seed=seed,
+        image_statistics=moments(images[:LOOKED_AT]),
     )
     return Cache(info, tensors)
 

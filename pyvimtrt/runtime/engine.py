@@ -16,7 +16,7 @@ from pyvimtrt.errors import DataError, NetworkError, UsageError
 from pyvimtrt.graph.assemble import PIXEL_ZERO
 from pyvimtrt.graph.network import NetworkInfo, load_network
 from pyvimtrt.model.config import VimConfig
-from pyvimtrt.runtime.plan import PLAN_SUFFIX, read_plan
+from pyvimtrt.runtime.plan import PLAN_SUFFIX, read_plan, read_plan_info
 
 if TYPE_CHECKING:
     from typing import Self  # from Python 3.11 on
@@ -98,6 +98,12 @@ class Engine(ABC):
     def label(self, index: int) -> str:
         """Return the label of a class, or its index as text."""
         return self.info.labels[index] if self.info.labels else str(index)
+
+
+def read_engine_info(path: str | Path) -> NetworkInfo:
+    """Return what an engine file says about itself, without loading the engine. Raises NetworkError for a damaged or foreign file."""
+    path = Path(path)
+    return read_plan_info(path).network if path.suffix == PLAN_SUFFIX else load_network(path).info
 
 
 def load_engine(path: str | Path, threads: int | None = None) -> Engine:

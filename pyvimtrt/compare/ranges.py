@@ -1,0 +1,94 @@
+"""The ranges that a model's tensors and hidden states have, beside what the steps of a calibration cache reach."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pyvimtrt.compare.results import F32, Range, StateRange
+from pyvimtrt.model.config import VimConfig
+from pyvimtrt.model.vim import DIRECTIONS
+from pyvimtrt.quantization.cache import Cache, TableScales
+from pyvimtrt.quantization.reparameterize import floored
+from pyvimtrt.quantization.rounding import LEVELS
+
+STEPS_OF_TOKENS = ("in_proj.input", "out_proj.input", *(f"{d}.x_proj.output" for d in DIRECTIONS))  # steps per token times factors per channel
+TABLES = {"gate": LEVELS, **{f"{d}.u": LEVELS for d in DIRECTIONS}, **{f"{d}.delta": 255.0 for d in DIRECTIONS}}  # entries per channel, and how many steps
+STATE_BITS = 7.0  # of a magnitude, beside the sign
+
+
+class RangeRecord:
+    """Largest magnitudes of a fp32 model's tensors per token and channel, and of its states; batch by batch."""
+
+    def __init__(self, config: VimConfig, cache: Cache) -> None:
+        self._config, self._cache = config, cache.tensors
+        self._largest: dict[tuple[int, str], Tensor] = {}  # [L, C]
+        self._states: dict[tuple[int, str], Tensor] = {}  # [L, E, N]
+
+    def tap(self, layer: int, kind: str, x: Tensor) -> None:
+        """Take in a tensor [B, L, C] of a layer."""
+        if kind in STEPS_OF_TOKENS or kind in TABLES or kind == "conv.input":
+            _take_largest(self._largest, (layer, kind), x.abs().amax(dim=0))
+
+    def state(self, layer: int, direction: str, t: int, h: Tensor) -> Tensor:
+        """Take in the state of token t, h [B, E, N], and return it."""
+        key = layer, direction
+        if key not in self._states:
+            self._states[key] = torch.zeros(self._config.tokens, *h.shape[1:])
+        torch.maximum(self._states[key][t], h.abs().amax(dim=0), out=self._states[key][t])
+        return h
+
+    def ranges(self) -> tuple[Range, ...]:
+        """Return the ranges along axes that may have steps of their own; along the tokens the channels' factors are divided out, and the other way round."""
+        found = []
+        for (layer, kind), largest in self._largest.items():
+            prefix, x = f"layers.{layer}.{kind}", largest.numpy()
+            if kind in STEPS_OF_TOKENS:
+                mean_chan = _geometric_mean(self._cache[f"{prefix}.scale_chan"])
+                tok, chan = self._cache[f"{prefix}.scale_tok"] * mean_chan, self._cache[f"{prefix}.scale_chan"] / mean_chan
+                mean_tok = _geometric_mean(tok)
+                found.append(_range(prefix, layer, kind, "token", (x / chan).max(axis=1), tok * LEVELS))
+                found.append(_range(prefix, layer, kind, "channel", (x / (tok / mean_tok)[:, None]).max(axis=0), chan * mean_tok * LEVELS))
+            elif kind in TABLES:
+                reach = TableScales.read(self._cache, prefix).out_scale_chan() * TABLES[kind]
+                found.append(_range(prefix, layer, kind, "channel", x.max(axis=0), reach))
+            else:
+                found.append(_range(prefix, layer, kind, "channel", x.max(axis=0), self._cache[f"{prefix}.scale_chan"] * LEVELS))
+        return tuple(found)
+
+    def states(self) -> tuple[StateRange, ...]:
+        """Return the states' ranges before and after reparameterization."""
+        found = []
+        for (layer, direction), largest in self._states.items():
+            name, before = f"layers.{layer}.{direction}.state", floored(largest.numpy())
+            tok, chan, state = (self._cache[f"{name}.scale_{axis}"].astype(np.float64) for axis in ("tok", "chan", "state"))
+            after = before / (tok[:, None, None] * chan[:, None] * state) / LEVELS
+            one_step = before / before.max()
+            found.append(StateRange(layer, direction, _profiles(one_step), _profiles(after / after.max()), _used_bits(one_step), _used_bits(after)))  # type: ignore[arg-type]
+        return tuple(found)
+
+
+def _take_largest(store: dict[tuple[int, str], Tensor], key: tuple[int, str], largest: Tensor) -> None:
+    store[key] = torch.maximum(store[key], largest) if key in store else largest
+
+
+def _geometric_mean(x: npt.NDArray[np.floating]) -> float:
+    return float(np.exp(np.log(x.astype(np.float64)).mean()))
+
+
+def _range(name: str, layer: int, kind: str, axis: str, largest: npt.NDArray[np.floating], reach: npt.NDArray[np.floating]) -> Range:
+    groups = np.unique(reach.astype(np.float32), return_inverse=True)[1]
+    return Range(name, layer, kind, axis, largest.astype(np.float32), reach.astype(np.float32), groups.astype(np.int32))  # type: ignore[arg-type]
+
+
+def _profiles(x: npt.NDArray[np.float64]) -> dict[str, F32]:
+    """Return the largest values of [L, E, N] along each axis, and per token and state."""
+    axes: dict[str, int | tuple[int, int]] = {"token": (1, 2), "channel": (0, 2), "state": (0, 1), "token_by_state": 1}
+    return {name: x.max(axis=axis).astype(np.float32) for name, axis in axes.items()}
+
+
+def _used_bits(x: npt.NDArray[np.float64]) -> float:
+    """Return the mean bits of a magnitude that int8 gives entries, x in units of the largest that it reaches."""
+    return float(np.clip(np.log2(np.maximum(x, 1e-30) * LEVELS), 0.0, STATE_BITS).mean())

@@ -1,0 +1,190 @@
+"""The fp32 model and the int8 engine on the same images, through Polygraphy's runners."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyvimtrt.api import resolve_weights
+from pyvimtrt.compare.metrics import compare_logits, cosines
+from pyvimtrt.compare.results import Answer, Attribution, Report, WorstImage
+from pyvimtrt.data.datasets import Dataset, open_dataset
+from pyvimtrt.data.statistics import Likeness
+from pyvimtrt.errors import UsageError, VimTrtError, missing_extra
+from pyvimtrt.graph.assemble import PIXEL_ZERO
+from pyvimtrt.graph.network import INPUT_NAME, OUTPUT_NAME, NetworkInfo
+from pyvimtrt.model.checkpoint import load_weights
+from pyvimtrt.model.config import VimConfig, parse_model
+from pyvimtrt.model.defaults import model_defaults
+from pyvimtrt.quantization.cache import Cache, check_cache, load_cache
+from pyvimtrt.runtime.engine import read_engine_info
+
+BATCH = 32
+ATTRIBUTION_IMAGES = 64
+WORST = 12
+TOP = 3  # classes of an image's answers
+SILENT = 1000  # of Polygraphy's logger: errors are told once, by the command
+
+F32 = npt.NDArray[np.float32]
+Progress = Callable[[str, int, int], None]  # (what, images or steps done, in all)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to compare. ``detail``: kinds, tensors, or none to leave the attribution out."""
+
+    limit: int | None = None
+    batch: int = BATCH
+    threads: int | None = None
+    detail: str = "kinds"
+    attribution_images: int = ATTRIBUTION_IMAGES
+    worst: int = WORST
+
+
+def compare(
+    engine: str | Path,
+    data: str | Path,
+    weights: str | Path | None = None,
+    calibration: str | Path | None = None,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Compare an engine with the fp32 model that it was built from, on a data set with or without labels.
+
+    ``weights`` and ``calibration`` are the checkpoint and the cache that the engine was built from, by default the bundled ones. Without a cache
+    there is no attribution. Raises VimTrtError for anything a user can cause.
+    """
+    settings, engine = settings or Settings(), Path(engine)
+    for what, number in (("images of the attribution", settings.attribution_images), ("worst images", settings.worst)):
+        if number < 0:
+            raise UsageError(f"the number of {what} must not be negative, got {number}")
+    info = read_engine_info(engine)
+    config = parse_model(info.model)
+    weights = resolve_weights(config, weights)
+    cache = None if settings.detail == "none" or settings.attribution_images == 0 else _cache(config, info, weights, calibration)
+    dataset = open_dataset(data, config, labels=info.labels)
+    collected = _run(engine, weights, dataset, settings, progress, Likeness(info.calibration_statistics), _Worst(settings.worst))
+    attribution = None if cache is None else _attribute(config, weights, cache, dataset, collected.quantized, settings, progress)
+    labels = None if dataset.labels is None else dataset.labels[: len(collected.quantized)]
+    return Report(
+        engine=_facts(engine, info),
+        data=str(data),
+        comparison=compare_logits(collected.quantized, collected.original, labels),
+        worst=collected.worst.images(info, labels),
+        warnings=tuple(collected.likeness.warnings()),
+        attribution=attribution,
+    )
+
+
+@dataclass
+class _Collected:
+    original: F32
+    quantized: F32
+    likeness: Likeness
+    worst: _Worst
+
+
+def _run(engine: Path, weights: Path, dataset: Dataset, settings: Settings, progress: Progress | None, likeness: Likeness, worst: _Worst) -> _Collected:
+    try:
+        from polygraphy.exception import PolygraphyException
+        from polygraphy.logger import G_LOGGER
+
+        from pyvimtrt.compare.runners import EngineRunner, TorchRunner
+    except ImportError as error:
+        raise missing_extra("polygraphy", "compare", "comparing") from error
+    total = min(len(dataset), settings.limit or len(dataset))
+    parts: list[tuple[F32, F32]] = []
+    done = 0
+    try:
+        with G_LOGGER.verbosity(SILENT), EngineRunner(engine, settings.threads) as quantized, TorchRunner(engine, weights, settings.threads) as original:
+            for images, _ in dataset.batches(settings.batch, settings.limit):
+                feed = {INPUT_NAME: (images ^ np.uint8(PIXEL_ZERO)).view(np.int8)}
+                parts.append((original.infer(feed)[OUTPUT_NAME].copy(), quantized.infer(feed)[OUTPUT_NAME].copy()))
+                likeness.update(images)
+                worst.update(images, *parts[-1], first=done)
+                done += len(images)
+                if progress is not None:
+                    progress("comparing", done, total)
+    except PolygraphyException as error:
+        if isinstance(error.__context__, VimTrtError):  # one of this package's errors, as runners give them to Polygraphy
+            raise error.__context__ from None
+        raise
+    original_logits, quantized_logits = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return _Collected(original_logits, quantized_logits, likeness, worst)
+
+
+class _Worst:
+    """Keeps the images whose logits moved furthest, those with different answers first."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._heap: list[tuple[tuple[bool, float], int, npt.NDArray[np.uint8], F32, F32]] = []
+
+    def update(self, images: npt.NDArray[np.uint8], original: F32, quantized: F32, first: int) -> None:
+        distances = 1.0 - cosines(quantized, original)
+        differ = original.argmax(axis=1) != quantized.argmax(axis=1)
+        for i in range(len(images)):
+            key = bool(differ[i]), float(distances[i])
+            if len(self._heap) < self._count or (self._heap and key > self._heap[0][0]):
+                entry = (key, first + i, images[i].copy(), original[i], quantized[i])
+                heapq.heappush(self._heap, entry) if len(self._heap) < self._count else heapq.heapreplace(self._heap, entry)
+
+    def images(self, info: NetworkInfo, labels: npt.NDArray[np.int64] | None) -> tuple[WorstImage, ...]:
+        found = []
+        for (_, distance), index, pixels, original, quantized in sorted(self._heap, key=lambda entry: entry[0], reverse=True):
+            label = None if labels is None else _label(info.labels, int(labels[index]))
+            found.append(WorstImage(index, pixels, label, answers(original, info.labels), answers(quantized, info.labels), distance))
+        return tuple(found)
+
+
+def answers(logits: F32, labels: Sequence[str], count: int = TOP) -> tuple[Answer, ...]:
+    """Return the most probable classes of one row of logits."""
+    exponentials = np.exp(logits.astype(np.float64) - logits.max())
+    order = np.argsort(-logits, kind="stable")[:count]
+    return tuple(Answer(int(i), _label(labels, int(i)), float(exponentials[i] / exponentials.sum())) for i in order)
+
+
+def _label(labels: Sequence[str], index: int) -> str:
+    return labels[index] if labels else str(index)
+
+
+def _attribute(config: VimConfig, weights: Path, cache: Cache, dataset: Dataset, logits: F32, settings: Settings, progress: Progress | None) -> Attribution:
+    from pyvimtrt.compare.attribution import attribute
+
+    count = min(settings.attribution_images, len(logits))
+    images = np.concatenate([part for part, _ in dataset.batches(settings.batch, count)])
+    steps = None if progress is None else lambda done, total: progress("finding where accuracy is lost", done, total)
+    return attribute(config, load_weights(config, weights), cache, images, logits[:count], settings.detail, steps)
+
+
+def _cache(config: VimConfig, info: NetworkInfo, weights: Path, path: str | Path | None) -> Cache | None:
+    """Return the cache that the engine was built from, or None where none is known. Raises CalibrationError for another one."""
+    bundled = model_defaults(config).calibration
+    if path is None and bundled is None:
+        return None
+    chosen = Path(path) if path is not None else bundled
+    assert chosen is not None
+    cache = load_cache(chosen)
+    if cache.sha256() != info.calibration_sha256:
+        if path is None:
+            return None  # an engine of the bundled model, calibrated anew
+        raise UsageError(f"{chosen} is not the calibration cache that the engine was built from; give that with --calib, or leave it out")
+    check_cache(cache, config, load_weights(config, weights), str(chosen))
+    return cache
+
+
+def _facts(engine: Path, info: NetworkInfo) -> dict[str, Any]:
+    return {
+        "engine": engine.name,
+        "model": info.name,
+        "recipe": info.recipe,
+        "hidden state": info.state,
+        "calibration images": info.calibration_images,
+        "weights": info.weights_sha256,
+    }
