@@ -26,6 +26,7 @@ from pyvimtrt.quantization.cache import Cache, check_cache, load_cache
 from pyvimtrt.runtime.engine import read_engine_info
 
 BATCH = 32
+DETAILS = ("kinds", "tensors", "none")
 ATTRIBUTION_IMAGES = 64
 WORST = 12
 TOP = 3  # classes of an image's answers
@@ -61,23 +62,28 @@ def compare(
     there is no attribution. Raises VimTrtError for anything a user can cause.
     """
     settings, engine = settings or Settings(), Path(engine)
-    for what, number in (("images of the attribution", settings.attribution_images), ("worst images", settings.worst)):
-        if number < 0:
-            raise UsageError(f"the number of {what} must not be negative, got {number}")
+    if settings.detail not in DETAILS:
+        raise UsageError(f"the attribution is one of {', '.join(DETAILS)}, got {settings.detail!r}")
+    for what, number, least in (("images of the attribution", settings.attribution_images, 1), ("worst images", settings.worst, 0)):
+        if number < least:
+            raise UsageError(f"the number of {what} must be at least {least}, got {number}")
     info = read_engine_info(engine)
     config = parse_model(info.model)
     weights = resolve_weights(config, weights)
-    cache = None if settings.detail == "none" or settings.attribution_images == 0 else _cache(config, info, weights, calibration)
+    cache = None if settings.detail == "none" else _cache(config, info, weights, calibration)
     dataset = open_dataset(data, config, labels=info.labels)
     collected = _run(engine, weights, dataset, settings, progress, Likeness(info.calibration_statistics), _Worst(settings.worst))
     attribution = None if cache is None else _attribute(config, weights, cache, dataset, collected.quantized, settings, progress)
     labels = None if dataset.labels is None else dataset.labels[: len(collected.quantized)]
+    warnings = collected.likeness.warnings()
+    if cache is None and settings.detail != "none":
+        warnings.append("what costs how much is left out, as no calibration cache of this engine is known: give it with --calib")
     return Report(
         engine=_facts(engine, info),
         data=str(data),
         comparison=compare_logits(collected.quantized, collected.original, labels),
         worst=collected.worst.images(info, labels),
-        warnings=tuple(collected.likeness.warnings()),
+        warnings=tuple(warnings),
         attribution=attribution,
     )
 
