@@ -39,6 +39,7 @@ NEED_TORCH = {
     "pyvimtrt.quantization.observe", "pyvimtrt.quantization.rounding", "pyvimtrt.quantization.cosine", "pyvimtrt.quantization.search",
     "pyvimtrt.quantization.calibrate",
 }
+NEED_TORCH |= {f"pyvimtrt.compare.{name}" for name in ("attribution", "ranges", "simulation")}
 NEED_POLYGRAPHY = {f"pyvimtrt.compare.{name}" for name in ("data", "errors", "polygraphy_plugin", "references", "runners", "tensorrt_plugins")}
 names = {module.name for module in pkgutil.walk_packages(pyvimtrt.__path__, "pyvimtrt.")}
 optional = NEED_TORCH | NEED_POLYGRAPHY
@@ -110,7 +111,7 @@ def test_an_engine_is_built_and_run_without_optional_packages(
     files = (tiny_weights_file, tiny_cache_file, tmp_path / "images.npy", tmp_path / "data.npz", tmp_path / "a.onnx")
     result = run(script, *files)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-1].split() == [*("build", "calibrate", "infer", "eval", "inspect", "models", "doctor")]
+    assert result.stdout.splitlines()[-1].split() == [*("build", "calibrate", "infer", "eval", "compare", "inspect", "models", "doctor")]
     assert result.stderr.splitlines() == [
         "error: calibration needs the package torch, which is not installed; run: pip install 'pyvimtrt[torch]'",
         "error: the fp32 model needs the package torch, which is not installed; run: pip install 'pyvimtrt[torch]'",

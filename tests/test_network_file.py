@@ -94,6 +94,7 @@ def test_metadata_says_what_the_network_is(tmp_path: Path):
         weights_sha256=cache.info.weights_sha256,
         calibration_sha256=cache.sha256(),
         calibration_images=CALIBRATION_IMAGES,
+        calibration_statistics=cache.info.image_statistics,
     )
 
 
@@ -330,6 +331,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "model that is a number": (metadata("model", "5"), r"damaged metadata; build the network again"),
     "recipe that is a list": (metadata("recipe", "[]"), r"damaged metadata; build the network again"),
     "images that are text": (metadata("calibration_images", '"many"'), r"damaged metadata; build the network again"),
+    "statistics that are text": (metadata("calibration_statistics", '"dark"'), r"image statistics are no pairs of numbers\); build the network again"),
     "unknown model": (metadata("model", '"vim_huge"'), r"unknown model 'vim_huge'"),
     "other model": (metadata("model", json.dumps(TINY.replace("classes=3", "classes=4"))), r"the output must be float32 \[B, 4\]"),
     "model of other channels": (metadata("model", json.dumps(TINY.replace("channels=1", "channels=3"))), r"node patches"),

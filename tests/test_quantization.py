@@ -23,6 +23,7 @@ from helpers import normalization, random_images, varied_weights
 from tiny import TINY
 
 import pyvimtrt
+from pyvimtrt.data.statistics import moments
 from pyvimtrt.errors import CalibrationError
 from pyvimtrt.graph.assemble import assemble
 from pyvimtrt.graph.network import network_from_model
@@ -941,7 +942,7 @@ def test_the_cache_says_what_it_belongs_to():
     of_weights = hashlib.sha256()
     for name in sorted(weights):
         of_weights.update(f"{name}:<f4:{weights[name].shape}\n".encode() + weights[name].tobytes())
-    expected = CacheInfo(config.spec(), of_weights.hexdigest(), "paper", "2", "fp32", 12, digest, norm.mean, norm.std, 7, 1)
+    expected = CacheInfo(config.spec(), of_weights.hexdigest(), "paper", "2", "fp32", 12, digest, norm.mean, norm.std, 7, moments(images), 1)
     assert info == expected
 
 

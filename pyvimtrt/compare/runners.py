@@ -78,7 +78,7 @@ class NetworkRunner(BaseRunner):  # type: ignore[misc]
 
     @util.check_called_by("deactivate")  # type: ignore[untyped-decorator]
     def deactivate_impl(self) -> None:
-        del self._infer
+        del self.info, self.config, self._infer  # Polygraphy compares the object with what it was before
 
 
 class EngineRunner(NetworkRunner):
@@ -97,8 +97,8 @@ class EngineRunner(NetworkRunner):
 
     @util.check_called_by("deactivate")  # type: ignore[untyped-decorator]
     def deactivate_impl(self) -> None:
-        del self._infer
         self._engine.close()
+        del self.info, self.config, self._infer, self._engine
 
 
 class CpuRunner(NetworkRunner):
