@@ -277,17 +277,20 @@ def compare(
     from pyvimtrt.compare.results import to_json
     from pyvimtrt.compare.run import Settings
     from pyvimtrt.compare.run import compare as run
+    from pyvimtrt.errors import missing_extra
     from pyvimtrt.files import check_writable
 
     if report is not None:
         check_writable(report)
+        try:
+            from pyvimtrt.compare.report import save_report
+        except ImportError as error:
+            raise missing_extra("matplotlib", "compare", "the report") from error
     settings = Settings(limit, batch, threads, attribution, attribution_images)
     with progress_bars() as progress:
         found = run(engine, data, weights, calib, settings, progress)
     print_warnings(found.warnings)
     if report is not None:
-        from pyvimtrt.compare.report import save_report
-
         save_report(found, report)
     (print_json(to_json(found)) if as_json else print_comparison(found))
 

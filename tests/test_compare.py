@@ -203,3 +203,11 @@ def test_worst_images_are_as_many_as_there_are(tiny_images: U8) -> None:
     for first in (0, 1):
         worst.update(tiny_images[first : first + 1], *(rng.normal(size=(1, 3)).astype(np.float32) for _ in range(2)), first=first)
     assert len(worst._heap) == 2
+
+
+def test_without_matplotlib_the_extra_is_named_before_anything_is_run(tiny_engine_file: Path, data: Path, tmp_path: Path) -> None:
+    code = "import sys; sys.modules['matplotlib'] = None; from pyvimtrt.cli import main; sys.exit(main())"
+    arguments = ["compare", str(tiny_engine_file), "--data", str(data), "--report", str(tmp_path / "a.html")]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    sentence = "error: the report needs the package matplotlib, which is not installed; run: pip install 'pyvimtrt[compare]'\n"
+    assert (done.returncode, done.stderr) == (2, sentence) and not list(tmp_path.iterdir())

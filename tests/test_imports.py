@@ -15,7 +15,7 @@ import pyvimtrt
 BLOCK = """
 import sys
 
-BLOCKED = {"torch", "timm", "tensorrt", "tensorrt_rtx", "onnxruntime", "kserve", "polygraphy", "mamba_ssm"}
+BLOCKED = {"torch", "timm", "tensorrt", "tensorrt_rtx", "onnxruntime", "kserve", "polygraphy", "matplotlib", "mamba_ssm"}
 
 
 class Blocker:
@@ -40,9 +40,10 @@ NEED_TORCH = {
     "pyvimtrt.quantization.calibrate",
 }
 NEED_TORCH |= {f"pyvimtrt.compare.{name}" for name in ("attribution", "ranges", "simulation")}
+NEED_MATPLOTLIB = {"pyvimtrt.compare.charts", "pyvimtrt.compare.report"}
 NEED_POLYGRAPHY = {f"pyvimtrt.compare.{name}" for name in ("data", "errors", "polygraphy_plugin", "references", "runners", "tensorrt_plugins")}
 names = {module.name for module in pkgutil.walk_packages(pyvimtrt.__path__, "pyvimtrt.")}
-optional = NEED_TORCH | NEED_POLYGRAPHY
+optional = NEED_TORCH | NEED_POLYGRAPHY | NEED_MATPLOTLIB
 assert optional <= names, optional - names
 for name in sorted(names - optional):
     importlib.import_module(name)

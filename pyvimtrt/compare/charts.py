@@ -12,17 +12,11 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-
-from pyvimtrt.errors import missing_extra
-
-try:
-    import matplotlib as mpl
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-except ImportError as error:
-    raise missing_extra("matplotlib", "compare", "the report") from error
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 VARIABLES = {"#010203": "--ink", "#010204": "--faint", "#010205": "--first", "#010206": "--second"}  # what is drawn in -> what the page shows
 INK, FAINT, FIRST, SECOND = VARIABLES
@@ -60,9 +54,9 @@ def bars(names: Sequence[str], alone: Sequence[float], without: Sequence[float])
         axes.set_xlabel("signal to noise of the logits, dB")
         axes.grid(axis="x", linewidth=0.5)
         axes.set_axisbelow(True)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2 * 6 / (len(names) + 3)), ncols=2)
+        _legend(axes)
 
-    return _svg(draw, 0.9 + 0.3 * len(names), "cost of groups of quantizers")
+    return _svg(draw, 1.0 + 0.3 * len(names), "cost of groups of quantizers")
 
 
 def error_map(kinds: Sequence[str], layers: Sequence[int], snr_db: npt.NDArray[np.float64]) -> str:
@@ -96,7 +90,7 @@ def reach(axis: str, largest: F32, limit: F32, groups: npt.NDArray[np.int32]) ->
         axes.set_yscale("log")
         axes.set_xlabel(axis)
         axes.set_ylabel("magnitude")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=2)
+        _legend(axes)
 
     return _svg(draw, 2.2, f"range by {axis}")
 
@@ -143,6 +137,10 @@ def _positive(values: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
     """Return values that a logarithm takes: a dead channel is drawn at the lower end."""
     largest = float(values.max()) if values.size else 1.0
     return np.asarray(np.maximum(values, 1e-8 * largest if largest > 0 else 1e-8))
+
+
+def _legend(axes: Axes) -> None:
+    axes.get_figure().legend(loc="outside upper center", ncols=2)  # type: ignore[union-attr]
 
 
 def _plain(text: str) -> str:
