@@ -16,6 +16,7 @@ import io
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +49,10 @@ def variants(tokens: int) -> Iterator[tuple[str, Recipe]]:
     for name in RECIPES:
         yield name, get_recipe(name)
         yield f"{name}, state fp32", get_recipe(name, state="fp32")
-    for step in STEPS:
-        recipe = get_recipe("default", without=[step])
-        yield recipe.name, recipe
+    for name, step in product(("default", "paper"), STEPS):
+        if any(getattr(RECIPES[name], field) != value for field, value in STEPS[step].items()):
+            recipe = get_recipe(name, without=[step])
+            yield recipe.name, recipe
     for clusters in CLUSTERS:
         if clusters <= tokens:
             yield f"default, k = {clusters}", get_recipe("default", clusters)
