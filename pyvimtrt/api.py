@@ -74,10 +74,12 @@ def calibrate(
     seed: int = 0,
     output: str | Path | None = None,
     progress: Any = None,
+    device: str = "auto",
 ) -> Cache:
     """Return the calibration cache of a model for uint8 images [N, C, H, W], and write it to ``output`` where given.
 
-    ``without`` names steps of the recipe to leave out. ``progress(done, total)`` is called after every step. Raises VimTrtError for anything a user can cause.
+    ``without`` names steps of the recipe to leave out. ``progress(done, total)`` is called after every step. ``device`` is PyTorch's: cpu, cuda, cuda:1, or
+    auto, a GPU where there is one. Raises VimTrtError for anything a user can cause.
     """
     config = parse_model(model)
     settings = get_recipe(recipe, k, state, without)
@@ -91,7 +93,7 @@ def calibrate(
         raise missing_extra("torch", "torch", "calibration") from error
     normalization = Normalization(per_channel(mean, defaults.mean, config.channels, "mean"), per_channel(std, defaults.std, config.channels, "std"))
     loaded = load_weights(config, resolve_weights(config, weights))
-    cache = run(config, loaded, images, settings, normalization, seed, progress)
+    cache = run(config, loaded, images, settings, normalization, seed, progress, device)
     if output is not None:
         save_cache(cache, Path(output))
     return cache

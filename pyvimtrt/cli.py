@@ -126,6 +126,7 @@ def calibrate(
     mean: Mean = None,
     std: Std = None,
     seed: Annotated[int, typer.Option(min=0, help="Picks the images; same seed, same cache.")] = 0,
+    device: Annotated[str, typer.Option(help="Where to calibrate: auto, a GPU where PyTorch has one; cpu; cuda; cuda:1.")] = "auto",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -164,6 +165,7 @@ def calibrate(
             seed=seed,
             output=output,
             progress=progress,
+            device=device,
         )
     result = {
         "cache": str(output),

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import safetensors.numpy
+from hostile import DATA
 from tiny import TINY, random_weights
 
 import pyvimtrt
@@ -96,7 +97,7 @@ def test_without_a_cache_it_says_what_is_left_out(tiny_engine_file: Path, tiny_w
 
 
 def test_the_bundled_model_needs_no_files(demo_engine: Path) -> None:
-    found = compare(demo_engine, "/usr/share/datasets/fashion-mnist", settings=Settings(limit=64, attribution_images=2))
+    found = compare(demo_engine, DATA / "fashion_mnist_1000.npz", settings=Settings(limit=64, attribution_images=2))
     assert found.attribution is not None and found.comparison.agreement > 0.9 and found.warnings == ()
 
 

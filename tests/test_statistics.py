@@ -5,12 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hostile import fashion_mnist
 
 from pyvimtrt.data import statistics
-from pyvimtrt.data.datasets import open_dataset
-from pyvimtrt.data.idx import FASHION_MNIST_PACKAGE
 from pyvimtrt.data.statistics import Likeness, image_statistics, moments, parse
-from pyvimtrt.model.config import DEMO_MODEL, parse_model
 
 U8 = npt.NDArray[np.uint8]
 
@@ -104,8 +102,7 @@ def test_moments_survive_a_file():
 
 
 def test_fashion_mnist_is_like_itself_and_unlike_its_negative():
-    config = parse_model(DEMO_MODEL)
-    train, test = (next(open_dataset(FASHION_MNIST_PACKAGE, config, split).batches(256))[0] for split in ("train", "test"))
+    train, test = fashion_mnist("calibration")["images"], fashion_mnist("test")["images"][:256]
     assert warnings(train, test) == []
     (sentence,) = warnings(train, 255 - test)
     assert "brightness" in sentence

@@ -30,7 +30,7 @@ from pyvimtrt.quantization.kscale import F64, I64, cluster, group_max, power_of_
 from pyvimtrt.quantization.observe import LayerRecord, StateStatistics, Statistics
 from pyvimtrt.quantization.recipes import Recipe
 from pyvimtrt.quantization.reparameterize import floored, log_rank1_factors, published_factors, unit_factors
-from pyvimtrt.quantization.rounding import LEVELS, SMALLEST_STEP, fake_quantize, tensor
+from pyvimtrt.quantization.rounding import LEVELS, SMALLEST_STEP, array, fake_quantize, tensor
 
 BATCH_ELEMENTS = 1 << 21  # of [B, L, E]: bounds the memory of one batch's activations
 SAMPLE_ROWS = 4096  # images times tokens that steps are searched on
@@ -53,7 +53,7 @@ class Normalization:
     def apply(self, images: npt.NDArray[np.uint8]) -> Tensor:
         """Return normalized fp32 images [B, C, H, W]."""
         mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
-        return (torch.from_numpy(np.array(images)).float() / 255.0 - mean) / std
+        return (torch.tensor(images).float() / 255.0 - mean) / std
 
 
 def calibrate(
@@ -64,16 +64,21 @@ def calibrate(
     normalization: Normalization,
     seed: int = 0,
     progress: Progress | None = None,
+    device: str = "auto",
 ) -> Cache:
-    """Return the calibration cache of a model for uint8 images [N, C, H, W]. Same inputs and seed, same bytes.
+    """Return the calibration cache of a model for uint8 images [N, C, H, W]. Same inputs, seed and device, same bytes.
 
-    ``seed`` picks the order of the images, and so which of them the steps are searched on. Raises CalibrationError for
-    unusable images, K larger than the number of tokens, or activations that are not finite.
+    ``seed`` picks the order of the images, and so which of them the steps are searched on. ``device`` is that of the model and of the
+    search: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``, a GPU where PyTorch has one. Raises CalibrationError for unusable images, K
+    larger than the number of tokens, a device that is not there, or activations that are not finite.
     """
     _check(config, images, recipe, normalization)
+    chosen = pick_device(device)
     order = np.random.default_rng(seed).permutation(len(images))
-    with torch.no_grad():
-        tensors = _Calibrator(config, load_model(config, weights), images[order], recipe, normalization, progress).run()
+    model = load_model(config, weights).to(chosen)
+    # Sums in full fp32 there too: cuDNN would take TF32 for the patches' convolution.
+    with torch.no_grad(), chosen, torch.backends.cudnn.flags(allow_tf32=False):
+        tensors = _Calibrator(config, model, images[order], recipe, normalization, progress, chosen).run()
     info = CacheInfo(
         model=config.spec(),
         weights_sha256=hash_arrays(weights),
@@ -88,6 +93,21 @@ def calibrate(
         image_statistics=moments(images[:LOOKED_AT]),
     )
     return Cache(info, tensors)
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Return PyTorch's device of a name, ``auto`` the first GPU or else the CPU. Raises CalibrationError where there is none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise CalibrationError(f"unknown device {name!r}; take auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise CalibrationError(f"PyTorch finds {torch.cuda.device_count()} CUDA devices here, so {name} is not one of them; take --device auto or cpu")
+    return device
 
 
 def _check(config: VimConfig, images: npt.NDArray[np.uint8], recipe: Recipe, normalization: Normalization) -> None:
@@ -111,8 +131,10 @@ class _Calibrator:
         recipe: Recipe,
         normalization: Normalization,
         progress: Progress | None,
+        device: torch.device,
     ) -> None:
         self.config, self.model, self.images, self.recipe, self.normalization = config, model, images, recipe, normalization
+        self.device = device
         self.tensors: Tensors = {}
         self.batch = max(1, min(len(images), BATCH_ELEMENTS // (config.tokens * config.inner)))
         self.samples = max(1, min(len(images), SAMPLE_ROWS // config.tokens))
@@ -126,7 +148,8 @@ class _Calibrator:
         weight = self.model.patch_embed.proj.weight.flatten(1) / torch.tensor(self.normalization.std).repeat_interleave(self.config.patch**2)
         # The engine folds 1 / (255 std) into these weights before it quantizes them.
         self._store("patch_embed.weight.scale", search.weight_steps(weight / 255.0, self.recipe.weight_per_channel))
-        hidden = torch.cat([self.model.embed(self.normalization.apply(self.images[s : s + self.batch])) for s in self.starts])
+        # The residual stream of all images stays in the host's memory, batches of it visit the device.
+        hidden = torch.cat([self.model.embed(self.normalization.apply(self.images[s : s + self.batch])).cpu() for s in self.starts])
         residual: Tensor | None = None
         for i, layer in enumerate(self.model.layers):
             assert isinstance(layer, Block)
@@ -161,8 +184,9 @@ class _Calibrator:
                 statistics = record.states[DIRECTIONS[int(reverse)]]
                 return torch_scan(u, delta, A, B, C, D, reverse, on_state=lambda t, h: statistics.update(t, h, start))
 
-            y, r = layer(hidden[rows], None if residual is None else residual[rows], record.tap, scan)
-            out[rows], new_residual[rows] = y, r
+            before = None if residual is None else residual[rows].to(self.device)
+            y, r = layer(hidden[rows].to(self.device), before, record.tap, scan)
+            out[rows], new_residual[rows] = y.cpu(), r.cpu()
             self._step()
         return out, new_residual
 
@@ -212,13 +236,13 @@ class _Calibrator:
         """Steps of a linear layer whose input [images, L, C] has steps per token, and per channel where factors fold for free."""
         channel = np.ones(weight.shape[1])
         if self.recipe.smoothing:
-            activation, column = floored(statistics.max_per_channel()), floored(weight.abs().amax(dim=0).numpy())
+            activation, column = floored(statistics.max_per_channel()), floored(array(weight.abs().amax(dim=0)))
             channel = activation**SMOOTHING_STRENGTH / column ** (1 - SMOOTHING_STRENGTH)
             channel /= np.exp(np.log(channel).mean())
         factors = tensor(channel)
         x, folded = sample / factors, weight * factors
-        largest = (statistics.largest / factors).amax(dim=1).double().numpy()
-        groups = self._groups((statistics.total / factors).mean(dim=1).double().numpy(), key)
+        largest = array((statistics.largest / factors).amax(dim=1))
+        groups = self._groups(array((statistics.total / factors).mean(dim=1)), key)
         steps = self._token_steps(largest, groups)
         weight_steps = search.weight_steps(folded, self.recipe.weight_per_channel)
         if self.recipe.search == "output_error":
@@ -272,7 +296,7 @@ class _Calibrator:
 
     def _x_proj_output(self, statistics: Statistics, sample: Tensor) -> tuple[F64, F64]:
         """Return steps per token and per channel whose product is the step: a rank-1 cover of the largest magnitudes."""
-        largest = floored(statistics.largest.numpy())
+        largest = floored(array(statistics.largest))
         log = np.log(largest)
         chan = np.exp(log.mean(axis=0)) if "x_proj.output" in self.recipe.channel_wise else np.ones(largest.shape[1])
         groups = self._groups(statistics.mean_per_token(), "x_proj.output")
@@ -286,12 +310,12 @@ class _Calibrator:
 
     def _state(self, name: str, state: StateStatistics, images: int, c: Tensor) -> None:
         """Steps and factors of the hidden state; c [images, L, N] is a sample of C, which reads it."""
-        largest = state.largest.numpy()
+        largest = state.largest.cpu().numpy()
         if self.recipe.reparameterization == "log_rank1":
             r_L, r_C, r_D = log_rank1_factors(largest)
         elif self.recipe.reparameterization == "published":
             assert state.total is not None
-            r_L, r_C, r_D = published_factors((state.total / images).numpy())
+            r_L, r_C, r_D = published_factors((state.total / images).cpu().numpy())
         else:
             r_L, r_C, r_D = unit_factors(largest)
         scaled = floored(largest) / (r_L[:, None, None] * r_C[:, None] * r_D)
@@ -299,7 +323,7 @@ class _Calibrator:
         groups = np.arange(len(per_token)) if "state" in self.recipe.token_wise else np.zeros(len(per_token), np.int64)
         steps = self._token_steps(per_token, groups) * r_L
         if self.recipe.search == "output_error":
-            steps = search.fit_state(state.samples, steps, r_C, r_D, c.square().mean(dim=(0, 1)).double().numpy(), groups)
+            steps = search.fit_state(state.samples, steps, r_C, r_D, array(c.square().mean(dim=(0, 1))), groups)
         elif self.recipe.search == "cosine":
             count = min(len(state.samples), len(c))
             steps = cosine.state_steps(state.samples[:count], c[:count], r_C, r_D, steps)
@@ -309,8 +333,9 @@ class _Calibrator:
     def _head(self, hidden: Tensor, residual: Tensor) -> None:
         """Steps of the final norm's output, of pooling over several tokens, and of the classifier."""
         model, positions = self.model, list(self.config.cls_positions)
-        x = residual + hidden
-        x = model.norm_f(x[:, positions] if positions else x)
+        if positions:
+            hidden, residual = hidden[:, positions], residual[:, positions]
+        x = model.norm_f((residual + hidden).to(self.device))
         if not bool(torch.isfinite(x).all()):
             raise CalibrationError("the final norm is NaN or infinite for some image; check the weights, --mean and --std")
         statistics = Statistics.of(x)

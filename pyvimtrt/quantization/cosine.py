@@ -47,22 +47,24 @@ def output_clip(y: Tensor, step: float, is_positive: bool) -> float:
     """Return the multiplier of a table's output step for y [rows, E], by the cosine of the channels' vectors."""
     low, high = (0.0, 255.0) if is_positive else (-128.0, 127.0)
     target = y.T
-    return _best([_cosine(fake_quantize(target, torch.tensor(step * c, dtype=torch.float32), low, high), target) for c in CANDIDATES])
+    return _best([_cosine(fake_quantize(target, tensor(step * c), low, high), target) for c in CANDIDATES])
 
 
 def state_steps(h: Tensor, c: Tensor, r_C: F64, r_D: F64, steps: F64) -> F64:
     """Return the state's token steps [L] by the cosine of y[t] = C[t] h[t] over the channels; h [images, L, E, N], c [images, L, N] and y unscaled."""
+    images = max(1, ROWS // h.shape[1])
+    h, c = h[:images], c[:images]
     factors = tensor(r_C)[:, None] * tensor(r_D)
     chosen = steps.copy()
     for t in range(h.shape[1]):
         scaled, read = h[:, t] / factors, c[:, t, None, :] * tensor(r_D)  # y in units of r_C, as published
         target = (scaled * read).sum(dim=-1)
-        chosen[t] *= _best([_cosine((fake_quantize(scaled, torch.tensor(steps[t] * m, dtype=torch.float32)) * read).sum(dim=-1), target) for m in CANDIDATES])
+        chosen[t] *= _best([_cosine((fake_quantize(scaled, tensor(steps[t] * m)) * read).sum(dim=-1), target) for m in CANDIDATES])
     return chosen
 
 
 def _rounded(y: Tensor, step: float) -> Tensor:
-    return fake_quantize(y, torch.tensor(step, dtype=torch.float32))
+    return fake_quantize(y, tensor(step))
 
 
 def _cosine(y: Tensor, target: Tensor) -> float:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from pyvimtrt.errors import CalibrationError
-
-F64 = npt.NDArray[np.float64]
+from pyvimtrt.quantization.kscale import F64
+from pyvimtrt.quantization.rounding import array
 
 
 @dataclass
@@ -38,22 +36,22 @@ class Statistics:
         self.images += new.images
 
     def max_per_token(self) -> F64:
-        return self.largest.amax(dim=1).double().numpy()
+        return array(self.largest.amax(dim=1))
 
     def max_per_channel(self) -> F64:
-        return self.largest.amax(dim=0).double().numpy()
+        return array(self.largest.amax(dim=0))
 
     def mean_per_token(self) -> F64:
-        return (self.total.mean(dim=1) / self.images).double().numpy()
+        return array(self.total.mean(dim=1) / self.images)
 
     def mean_per_channel(self) -> F64:
-        return (self.total.mean(dim=0) / self.images).double().numpy()
+        return array(self.total.mean(dim=0) / self.images)
 
     def low_per_channel(self) -> F64:
-        return self.low.amin(dim=0).double().numpy()
+        return array(self.low.amin(dim=0))
 
     def high_per_channel(self) -> F64:
-        return self.high.amax(dim=0).double().numpy()
+        return array(self.high.amax(dim=0))
 
 
 @dataclass

@@ -17,6 +17,11 @@ def fake_quantize(x: Tensor, step: Tensor, low: float = -128.0, high: float = 12
     return torch.clamp(torch.round(x / step), low, high) * step
 
 
-def tensor(values: F64) -> Tensor:
-    """Return float64 values as a float32 tensor."""
-    return torch.from_numpy(np.asarray(values, np.float32))
+def tensor(values: F64 | float) -> Tensor:
+    """Return float64 values as a float32 tensor on PyTorch's default device, which calibration sets to its own."""
+    return torch.tensor(np.asarray(values, np.float32))
+
+
+def array(values: Tensor) -> F64:
+    """Return a tensor of any device as a float64 array."""
+    return np.asarray(values.double().cpu().numpy())

@@ -17,7 +17,7 @@ from pyvimtrt.quantization import cosine
 from pyvimtrt.quantization.cache import TableScales
 from pyvimtrt.quantization.kscale import F64, I64, cluster, group_max, power_of_two
 from pyvimtrt.quantization.recipes import Recipe
-from pyvimtrt.quantization.rounding import LEVELS, SMALLEST_STEP, fake_quantize, tensor
+from pyvimtrt.quantization.rounding import LEVELS, SMALLEST_STEP, array, fake_quantize, tensor
 
 CLIPS = tuple(np.linspace(1.0, 0.35, 14))  # candidates, as shares of the min-max step
 
@@ -28,7 +28,7 @@ Function = Callable[[Tensor], Tensor]
 
 def _best(errors: list[Tensor], groups: I64 | None = None) -> F64:
     """Return for each position the clip of CLIPS with the smallest error, summed over the position's group."""
-    table = torch.stack(errors).double().numpy()  # [candidates, positions]
+    table = array(torch.stack(errors))  # [candidates, positions]
     if groups is not None:
         sums = np.zeros((len(table), int(groups.max()) + 1))
         np.add.at(sums.T, groups, table.T)
@@ -38,7 +38,7 @@ def _best(errors: list[Tensor], groups: I64 | None = None) -> F64:
 
 def weight_steps(weight: Tensor, per_channel: bool) -> F64:
     """Return min-max steps [O] of a weight [O, C]."""
-    largest = weight.abs().amax(dim=1).double().numpy()
+    largest = array(weight.abs().amax(dim=1))
     return np.asarray(np.maximum(largest if per_channel else np.full_like(largest, largest.max()), SMALLEST_STEP) / LEVELS)
 
 
@@ -76,7 +76,7 @@ def output_bias(x: Tensor, x_steps: Tensor, weight: Tensor, weight_step: F64) ->
     rounded = fake_quantize(x, x_steps).flatten(0, 1).mean(dim=0)
     exact = x.flatten(0, 1).mean(dim=0)
     quantized = fake_quantize(weight, tensor(weight_step)[:, None], -LEVELS)
-    return (weight @ exact - quantized @ rounded).double().numpy()
+    return array(weight @ exact - quantized @ rounded)
 
 
 def fit_tables(
@@ -101,7 +101,7 @@ def fit_tables(
     # |function| is largest at a bound, or for SiLU at its least value, -0.278 at -1.278, where that lies between them.
     bounds = torch.stack([tensor(low), tensor(high), tensor(np.clip(SILU_MINIMUM_AT, low, high))])
     levels = 255.0 if inverse is not None else LEVELS
-    out = np.array([group_max(function(bounds).abs().amax(dim=0).double().numpy(), groups)[groups == k][0] for k in range(tables)])
+    out = np.array([group_max(array(function(bounds).abs().amax(dim=0)), groups)[groups == k][0] for k in range(tables)])
     out = np.maximum(out, SMALLEST_STEP) / levels
     if recipe.search == "cosine":
         out *= [cosine.output_clip(function(v[:, torch.from_numpy(groups == k)]), out[k], inverse is not None) for k in range(tables)]
@@ -135,8 +135,8 @@ def _table_option(
         step = max((high - low) / 255.0, SMALLEST_STEP, abs(center) * 1e-6)
     else:
         center, step = 0.0, max(abs(low), abs(high), SMALLEST_STEP) / LEVELS
-    index = fake_quantize(v - center, torch.tensor(step, dtype=torch.float32)) + center
-    y = fake_quantize(function(index), torch.tensor(out, dtype=torch.float32), *((0.0, 255.0) if inverse is not None else (-128.0, 127.0)))
+    index = fake_quantize(v - center, tensor(step)) + center
+    y = fake_quantize(function(index), tensor(out), *((0.0, 255.0) if inverse is not None else (-128.0, 127.0)))
     return float((y - function(v)).double().square().sum()), step, center, out
 
 
@@ -152,8 +152,7 @@ def fit_state(h: Tensor, steps_tok: F64, r_C: F64, r_D: F64, c_square: F64, grou
     for t in range(h.shape[1]):
         scaled = h[:, t] / (factors * float(steps_tok[t]))  # in units of the min-max step
         per_token.append(
-            torch.stack([((scaled - fake_quantize(scaled, torch.tensor(clip, dtype=torch.float32))).square().sum(dim=0) * weight).sum() for clip in CLIPS])
-            * float(steps_tok[t]) ** 2
+            torch.stack([((scaled - fake_quantize(scaled, tensor(clip))).square().sum(dim=0) * weight).sum() for clip in CLIPS]) * float(steps_tok[t]) ** 2
         )
     errors = list(torch.stack(per_token, dim=1))
     return steps_tok * _best(errors, groups)
