@@ -19,8 +19,10 @@ inline __m256 quantized(__m256 x) { return _mm256_round_ps(clamped(x, -128.0f, 1
 
 inline __m256 coefficient(int k) { return _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(kExp2CoefficientBits[k]))); }
 
+// kBounded: x is known to lie in exp2c's range.
+template <bool kBounded>
 inline __m256 exp2c_lanes(__m256 x) {
-  x = clamped(x, -kExp2Limit, kExp2Limit);
+  if constexpr (!kBounded) x = clamped(x, -kExp2Limit, kExp2Limit);
   const __m256 whole = _mm256_round_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   const __m256 f = _mm256_sub_ps(x, whole);
   __m256 p = _mm256_fmadd_ps(coefficient(5), f, coefficient(4));
@@ -73,8 +75,8 @@ void scale_bc(const BidirectionalScanParams& p, int64_t image, float* bcf) {
 }
 
 // One direction of one block of channels. sink(t, y) is called once per token, in the direction's order.
-template <int N, bool kStateInt8, class Sink>
-inline void scan_block(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, int lanes, const float* packed,
+template <int N, bool kStateInt8, bool kBounded, class Sink>
+inline void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, int lanes, const float* packed,
                        const float* bcf, const Sink& sink) {
   const int L = p.tokens;
   const int64_t E = p.channels;
@@ -97,7 +99,7 @@ inline void scan_block(const BidirectionalScanParams& p, int d, int64_t image, i
     __m256 chain[N / 4];
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) {
-      const __m256 a = exp2c_lanes(_mm256_fmadd_ps(delta, _mm256_load_ps(packed + n * kLanes), decay));
+      const __m256 a = exp2c_lanes<kBounded>(_mm256_fmadd_ps(delta, _mm256_load_ps(packed + n * kLanes), decay));
       const __m256 b = _mm256_mul_ps(g, _mm256_set1_ps(bf[n]));
       const __m256 h = _mm256_fmadd_ps(a, state[n], b);
       state[n] = kStateInt8 ? quantized(h) : h;
@@ -107,6 +109,16 @@ inline void scan_block(const BidirectionalScanParams& p, int d, int64_t image, i
     __m256 y_sum = _mm256_add_ps(chain[0], chain[1]);
     if constexpr (N == 16) y_sum = _mm256_add_ps(y_sum, _mm256_add_ps(chain[2], chain[3]));
     sink(t, _mm256_fmadd_ps(u, _mm256_load_ps(skip_scale), _mm256_mul_ps(y_sum, _mm256_load_ps(y_scale))));
+  }
+}
+
+template <int N, bool kStateInt8, class Sink>
+inline void scan_block(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, int lanes, const float* packed,
+                       const float* bcf, const Sink& sink) {
+  if (packed[(N + 3) * kLanes] != 0.0f) {
+    scan_tokens<N, kStateInt8, true>(p, d, image, first_channel, lanes, packed, bcf, sink);
+  } else {
+    scan_tokens<N, kStateInt8, false>(p, d, image, first_channel, lanes, packed, bcf, sink);
   }
 }
 
@@ -126,14 +138,14 @@ void run_items(const BidirectionalScanParams& p, const float* packed, float* scr
       scaled_image = image;
     }
     const int lanes = E - first_channel >= kLanes ? kLanes : static_cast<int>(E - first_channel);
-    const float* block = packed + (item % blocks) * kLanes * (2 * (N + 3) + 1);
+    const float* block = packed + (item % blocks) * kLanes * bidirectional_scan_block_rows(N);
     scan_block<N, kStateInt8>(p, 0, image, first_channel, lanes, block, bcf,
                               [&](int t, __m256 y) { _mm256_store_ps(y_forward + static_cast<int64_t>(t) * kLanes, y); });
 
     const int8_t* gate = p.gate + image * L * p.gate_stride + first_channel;
     int8_t* out = p.y + image * L * E + first_channel;
-    const __m256 gate_scale = _mm256_load_ps(block + 2 * (N + 3) * kLanes);
-    scan_block<N, kStateInt8>(p, 1, image, first_channel, lanes, block + (N + 3) * kLanes, bcf + L * (2 * N), [&](int t, __m256 y) {
+    const __m256 gate_scale = _mm256_load_ps(block + 2 * bidirectional_scan_direction_rows(N) * kLanes);
+    scan_block<N, kStateInt8>(p, 1, image, first_channel, lanes, block + bidirectional_scan_direction_rows(N) * kLanes, bcf + L * (2 * N), [&](int t, __m256 y) {
       const __m256 y_both = _mm256_add_ps(_mm256_load_ps(y_forward + static_cast<int64_t>(t) * kLanes), y);
       const __m256 o = _mm256_mul_ps(y_both, _mm256_mul_ps(load_s8(gate + t * p.gate_stride, lanes), gate_scale));
       store_s8(out + t * E, lanes, quantized(_mm256_mul_ps(o, _mm256_set1_ps(p.out_inv_scale_tok[t]))));

@@ -27,8 +27,10 @@ constexpr int kSmallerMagnitude = 0b0010;
 
 // The polynomial lies in [1, 2 + 2^-20] and the exponent in [-126, 126], so p * 2^i is a normal number: scalef gives the bits that the
 // contract's integer add gives.
+// kBounded: x is known to lie in exp2c's range.
+template <bool kBounded>
 inline __m512 exp2c_lanes(__m512 x) {
-  x = _mm512_range_ps(x, _mm512_set1_ps(kExp2Limit), kSmallerMagnitude);
+  if constexpr (!kBounded) x = _mm512_range_ps(x, _mm512_set1_ps(kExp2Limit), kSmallerMagnitude);
   const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   const __m512 f = _mm512_sub_ps(x, whole);
   __m512 p = _mm512_fmadd_ps(coefficient(5), f, coefficient(4));
@@ -67,8 +69,8 @@ void scale_bc(const BidirectionalScanParams& p, int64_t image, float* bcf) {
 }
 
 // One direction of one block of channels. sink(t, y) is called once per token, in the direction's order.
-template <int N, bool kStateInt8, class Sink>
-inline void scan_block(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, __mmask16 mask, const float* packed,
+template <int N, bool kStateInt8, bool kBounded, class Sink>
+inline void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, __mmask16 mask, const float* packed,
                        const float* bcf, const Sink& sink) {
   const int L = p.tokens;
   const int64_t E = p.channels;
@@ -92,7 +94,7 @@ inline void scan_block(const BidirectionalScanParams& p, int d, int64_t image, i
     __m512 chain[N / 4];
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) {
-      const __m512 a = exp2c_lanes(_mm512_fmadd_ps(delta, _mm512_load_ps(packed + n * kLanes), decay));
+      const __m512 a = exp2c_lanes<kBounded>(_mm512_fmadd_ps(delta, _mm512_load_ps(packed + n * kLanes), decay));
       const __m512 b = _mm512_mul_ps(g, _mm512_set1_ps(bf[n]));
       const __m512 h = _mm512_fmadd_ps(a, state[n], b);
       state[n] = kStateInt8 ? quantized(h) : h;
@@ -102,6 +104,16 @@ inline void scan_block(const BidirectionalScanParams& p, int d, int64_t image, i
     __m512 y_sum = _mm512_add_ps(chain[0], chain[1]);
     if constexpr (N == 16) y_sum = _mm512_add_ps(y_sum, _mm512_add_ps(chain[2], chain[3]));
     sink(t, _mm512_fmadd_ps(u, skip_scale, _mm512_mul_ps(y_sum, y_scale)));
+  }
+}
+
+template <int N, bool kStateInt8, class Sink>
+inline void scan_block(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, __mmask16 mask, const float* packed,
+                       const float* bcf, const Sink& sink) {
+  if (packed[(N + 3) * kLanes] != 0.0f) {
+    scan_tokens<N, kStateInt8, true>(p, d, image, first_channel, mask, packed, bcf, sink);
+  } else {
+    scan_tokens<N, kStateInt8, false>(p, d, image, first_channel, mask, packed, bcf, sink);
   }
 }
 
@@ -122,14 +134,14 @@ void run_items(const BidirectionalScanParams& p, const float* packed, float* scr
     }
     const int64_t left = E - first_channel;
     const __mmask16 mask = static_cast<__mmask16>(left >= kLanes ? 0xffff : (1 << left) - 1);
-    const float* block = packed + (item % blocks) * kLanes * (2 * (N + 3) + 1);
+    const float* block = packed + (item % blocks) * kLanes * bidirectional_scan_block_rows(N);
     scan_block<N, kStateInt8>(p, 0, image, first_channel, mask, block, bcf,
                               [&](int t, __m512 y) { _mm512_store_ps(y_forward + static_cast<int64_t>(t) * kLanes, y); });
 
     const int8_t* gate = p.gate + image * L * p.gate_stride + first_channel;
     int8_t* out = p.y + image * L * E + first_channel;
-    const __m512 gate_scale = _mm512_load_ps(block + 2 * (N + 3) * kLanes);
-    scan_block<N, kStateInt8>(p, 1, image, first_channel, mask, block + (N + 3) * kLanes, bcf + L * (2 * N), [&](int t, __m512 y) {
+    const __m512 gate_scale = _mm512_load_ps(block + 2 * bidirectional_scan_direction_rows(N) * kLanes);
+    scan_block<N, kStateInt8>(p, 1, image, first_channel, mask, block + bidirectional_scan_direction_rows(N) * kLanes, bcf + L * (2 * N), [&](int t, __m512 y) {
       const __m512 y_both = _mm512_add_ps(_mm512_load_ps(y_forward + static_cast<int64_t>(t) * kLanes), y);
       const __m512 o = _mm512_mul_ps(y_both, _mm512_mul_ps(load_s8(mask, gate + t * p.gate_stride), gate_scale));
       const __m512 q = quantized(_mm512_mul_ps(o, _mm512_set1_ps(p.out_inv_scale_tok[t])));

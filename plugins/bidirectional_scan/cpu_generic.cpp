@@ -68,9 +68,22 @@ void run(const BidirectionalScanParams& p, const void*, void* scratch, int threa
 
 }  // namespace
 
+// Whether no delta and token of a direction takes the exponents of channels first..last - 1 outside exp2c's range: fma is monotonic in each of its
+// operands, rounded or not, so its extremes are at theirs.
+static bool exponents_are_bounded(const BidirectionalScanParams& p, int d, int first, int last) {
+  const float* decay = p.decay_tok + static_cast<int64_t>(d) * p.tokens;
+  const auto [low, high] = std::minmax_element(decay, decay + p.tokens);
+  bool bounded = std::fabs(*low) <= kExp2Limit && std::fabs(*high) <= kExp2Limit;
+  const float* a_log2 = p.a_log2 + static_cast<int64_t>(d) * p.channels * p.states;
+  for (int64_t i = static_cast<int64_t>(first) * p.states; i < static_cast<int64_t>(last) * p.states; ++i) {
+    for (const float c : {*low, *high}) bounded = bounded && std::fabs(std::fma(255.0f, a_log2[i], c)) <= kExp2Limit;
+  }
+  return bounded;
+}
+
 size_t bidirectional_scan_packed_bytes(const BidirectionalScanParams& p, int lanes) {
   const size_t blocks = (p.channels + lanes - 1) / lanes;
-  return sizeof(float) * blocks * lanes * (2 * (p.states + 3) + 1);
+  return sizeof(float) * blocks * lanes * bidirectional_scan_block_rows(p.states);
 }
 
 void bidirectional_scan_pack(const BidirectionalScanParams& p, int lanes, float* packed) {
@@ -84,6 +97,7 @@ void bidirectional_scan_pack(const BidirectionalScanParams& p, int lanes, float*
       row(p.input_scale + d * E, 1);
       row(p.y_scale + d * E, 1);
       row(p.skip_scale + d * E, 1);
+      packed = std::fill_n(packed, lanes, exponents_are_bounded(p, d, first, std::min(E, first + lanes)) ? 1.0f : 0.0f);
     }
     row(p.gate_scale, 1);
   }
@@ -98,7 +112,7 @@ const BidirectionalScanCpu kBidirectionalScanGeneric = {no_packed_bytes, no_pack
 
 const BidirectionalScanCpu& bidirectional_scan_cpu(Isa isa) {
 #if VIMTRT_X86
-  if (isa == Isa::kAvx512) return kBidirectionalScanAvx512;
+  if (isa == Isa::kAvx512 || isa == Isa::kAmx) return kBidirectionalScanAvx512;
   if (isa == Isa::kAvx2) return kBidirectionalScanAvx2;
 #endif
   (void)isa;

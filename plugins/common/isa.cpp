@@ -2,15 +2,39 @@
 
 #include <stdexcept>
 
+#if VIMTRT_X86
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace vimtrt {
 
 #if VIMTRT_X86
+
+namespace {
+
+// Linux keeps the tiles' registers from a process until it asks for them (Documentation/arch/x86/xstate.rst). The answer holds for all its threads,
+// and for processes forked from it.
+bool has_amx() {
+  static const bool granted = [] {
+    unsigned a, b, c, d;
+    constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;  // of CPUID 7.0 EDX
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kTile) == 0 || (d & kInt8) == 0) return false;
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  }();
+  return granted;
+}
+
+}  // namespace
 
 // __builtin_cpu_supports also asks whether the operating system saves the wide registers (XGETBV).
 std::vector<Isa> available_isas() {
   std::vector<Isa> isas;
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni")) {
+    if (has_amx()) isas.push_back(Isa::kAmx);
     isas.push_back(Isa::kAvx512);
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) isas.push_back(Isa::kAvx2);
@@ -30,6 +54,8 @@ bool has_avx512_vbmi() { return false; }
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::kAmx:
+      return "amx";
     case Isa::kAvx512:
       return "avx512";
     case Isa::kAvx2:

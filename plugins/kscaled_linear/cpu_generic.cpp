@@ -48,6 +48,7 @@ const KScaledLinearCpu kKScaledLinearGeneric = {no_bytes, no_pack, no_scratch, r
 
 const KScaledLinearCpu& kscaled_linear_cpu(Isa isa) {
 #if VIMTRT_X86
+  if (isa == Isa::kAmx) return kKScaledLinearAmx;
   if (isa == Isa::kAvx512) return kKScaledLinearAvx512;
   if (isa == Isa::kAvx2) return kKScaledLinearAvx2;
 #endif

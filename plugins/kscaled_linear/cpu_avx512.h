@@ -1,0 +1,179 @@
+// What the AVX-512 and the AMX kernel of KScaledLinear share: the weights' layout, the epilogue, the table lookup. Internal linkage, as in threads.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "plugins/common/threads.h"
+#include "plugins/common/unroll.h"
+#include "plugins/kscaled_linear/cpu.h"
+
+namespace vimtrt {
+namespace {
+
+constexpr int kOutputs = 64;  // of a block
+constexpr int kMaxRows = 16;  // of a tile of results
+
+struct Packed {
+  int64_t quads;              // C / 4, rounded up
+  int64_t blocks;             // O / 64, rounded up
+  const int8_t* weight;       // [blocks, quads, 64, 4]
+  const int32_t* correction;  // [blocks * 64]: -128 * sum of the output's weights
+  const float* channel_scale;
+  const float* bias;
+};
+
+int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+// `columns`: what C is rounded up to, a multiple of 4.
+Packed layout(const KScaledLinearParams& p, const void* memory, int64_t columns) {
+  Packed packed;
+  packed.quads = round_up(p.in_features, columns) / 4;
+  packed.blocks = round_up(p.out_features, kOutputs) / kOutputs;
+  packed.weight = static_cast<const int8_t*>(memory);
+  packed.correction = reinterpret_cast<const int32_t*>(packed.weight + packed.blocks * packed.quads * kOutputs * 4);
+  packed.channel_scale = reinterpret_cast<const float*>(packed.correction + packed.blocks * kOutputs);
+  packed.bias = packed.channel_scale + packed.blocks * kOutputs;
+  return packed;
+}
+
+size_t packed_size(const Packed& packed) { return static_cast<size_t>(packed.blocks * kOutputs * (packed.quads * 4 + 3 * 4)); }
+
+void pack_weights(const KScaledLinearParams& p, void* memory, int64_t columns) {
+  const Packed packed = layout(p, memory, columns);
+  std::memset(memory, 0, packed_size(packed));
+  int8_t* weight = static_cast<int8_t*>(memory);
+  int32_t* correction = const_cast<int32_t*>(packed.correction);
+  for (int64_t o = 0; o < p.out_features; ++o) {
+    const int8_t* source = p.weight + o * p.in_features;
+    int8_t* target = weight + (o / kOutputs * packed.quads * kOutputs + o % kOutputs) * 4;
+    int32_t sum = 0;
+    for (int64_t c = 0; c < p.in_features; ++c) {
+      target[c / 4 * kOutputs * 4 + c % 4] = source[c];
+      sum += source[c];
+    }
+    correction[o] = -128 * sum;
+  }
+  std::memcpy(const_cast<float*>(packed.channel_scale), p.channel_scale, static_cast<size_t>(p.out_features) * sizeof(float));
+  std::memcpy(const_cast<float*>(packed.bias), p.bias, static_cast<size_t>(p.out_features) * sizeof(float));
+}
+
+__mmask16 lanes(int64_t count) { return count >= 16 ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1); }
+
+// The first `count` floats; masked stores are slower, even with every bit set.
+void store_floats(float* y, int64_t count, __m512 value) {
+  if (count >= 16) {
+    _mm512_storeu_ps(y, value);
+  } else {
+    _mm512_mask_storeu_ps(y, lanes(count), value);
+  }
+}
+
+void store_bytes(int8_t* y, int64_t count, __m512i value) {
+  if (count >= 64) {
+    _mm512_storeu_si512(y, value);
+  } else {
+    _mm512_mask_storeu_epi8(y, (1ull << count) - 1, value);
+  }
+}
+
+using Lookup = void (*)(const KScaledLinearParams& p, int64_t first_output, int64_t outputs, int rows, int8_t* tile);
+
+// Table lookup of a tile of `rows` by 64 outputs in place.
+void lookup_scalar(const KScaledLinearParams& p, int64_t first_output, int64_t outputs, int rows, int8_t* tile) {
+  for (int64_t o = 0; o < outputs; ++o) {
+    const int32_t id = p.table_id[first_output + o];
+    if (id < 0) continue;
+    const int8_t* table = p.table + static_cast<int64_t>(id) * 256 + 128;
+    for (int r = 0; r < rows; ++r) tile[r * kOutputs + o] = table[tile[r * kOutputs + o]];
+  }
+}
+
+// The same, one pass over the tile for each distinct table of the block: a table is four registers, indexed by q's low 7 bits in the
+// half that q's sign chooses.
+__attribute__((target("avx512vbmi"))) void lookup_vbmi(const KScaledLinearParams& p, int64_t first_output, int64_t outputs, int rows, int8_t* tile) {
+  __m512i ids[4];
+  for (int v = 0; v < 4; ++v) {
+    ids[v] = _mm512_mask_loadu_epi32(_mm512_set1_epi32(-1), lanes(outputs - 16 * v), p.table_id + first_output + 16 * v);
+  }
+  const __m512i none = _mm512_set1_epi32(-1);
+  __mmask64 left = 0;
+  for (int v = 0; v < 4; ++v) left |= static_cast<__mmask64>(_mm512_cmpgt_epi32_mask(ids[v], none)) << (16 * v);
+  while (left != 0) {
+    const int32_t id = p.table_id[first_output + __builtin_ctzll(left)];
+    __mmask64 mine = 0;
+    for (int v = 0; v < 4; ++v) mine |= static_cast<__mmask64>(_mm512_cmpeq_epi32_mask(ids[v], _mm512_set1_epi32(id))) << (16 * v);
+    left &= ~mine;
+    const int8_t* table = p.table + static_cast<int64_t>(id) * 256;
+    const __m512i t0 = _mm512_loadu_si512(table);
+    const __m512i t1 = _mm512_loadu_si512(table + 64);
+    const __m512i t2 = _mm512_loadu_si512(table + 128);
+    const __m512i t3 = _mm512_loadu_si512(table + 192);
+    for (int r = 0; r < rows; ++r) {
+      const __m512i q = _mm512_load_si512(tile + r * kOutputs);
+      const __m512i if_negative = _mm512_permutex2var_epi8(t0, q, t1);
+      const __m512i if_positive = _mm512_permutex2var_epi8(t2, q, t3);
+      const __m512i found = _mm512_mask_mov_epi8(if_positive, _mm512_movepi8_mask(q), if_negative);
+      _mm512_store_si512(tile + r * kOutputs, _mm512_mask_mov_epi8(q, mine, found));
+    }
+  }
+}
+
+Lookup find_lookup(const KScaledLinearParams& p) { return p.table == nullptr ? nullptr : has_avx512_vbmi() ? lookup_vbmi : lookup_scalar; }
+
+// The epilogue of one row: sum(v) is the int32 sum of outputs first_output + 16 v.. for v < V. Writes y, or its int8 values before the lookup to `tile`.
+template <int V, class Sum>
+VIMTRT_ALWAYS_INLINE inline void finish_row(const KScaledLinearParams& p, const Packed& packed, int64_t row, int64_t token, int64_t first_output,
+                                            int64_t outputs, int8_t* tile, const Sum& sum) {
+  const __m512 token_scale = _mm512_set1_ps(p.token_scale[token]);
+  const __m512 out_scale = _mm512_set1_ps(p.out_token_scale[token]);
+  const int64_t at = row * p.out_features + first_output;
+  __m512i q[4] = {};
+  unroll<V>([&](auto v) VIMTRT_ALWAYS_INLINE {
+    const __m512 a = _mm512_load_ps(packed.channel_scale + first_output + 16 * v);
+    const __m512 b = _mm512_load_ps(packed.bias + first_output + 16 * v);
+    const __m512 value = _mm512_mul_ps(_mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum(v)), token_scale), a, b), out_scale);
+    if (p.y_float != nullptr) {
+      store_floats(p.y_float + at + 16 * v, outputs - 16 * v, value);
+    } else {
+      // What is far below -128 converts to INT_MIN and packs to -128; above 127 it would convert to INT_MIN too, hence the min, which
+      // hands on its second operand where that is NaN: INT_MIN again.
+      q[v] = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_set1_ps(127.0f), value));
+    }
+  });
+  if (p.y_float != nullptr) return;
+  // The packs work within 128-bit lanes and leave 4-byte pieces in the order 0 4 8 12, 1 5 9 13, ...
+  const __m512i pieces = _mm512_packs_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3]));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i result = _mm512_permutexvar_epi32(order, pieces);
+  if (tile != nullptr) {
+    _mm512_store_si512(tile, result);
+  } else {
+    store_bytes(p.y_int8 + at, outputs, result);
+  }
+}
+
+// Looks a tile's rows up and writes them to y.
+void finish_tile(const KScaledLinearParams& p, Lookup lookup, int64_t row, int rows, int64_t first_output, int64_t outputs, int8_t* tile) {
+  lookup(p, first_output, outputs, rows, tile);
+  for (int r = 0; r < rows; ++r) {
+    store_bytes(p.y_int8 + (row + r) * p.out_features + first_output, outputs, _mm512_load_si512(tile + r * kOutputs));
+  }
+}
+
+// Calls body(rows, outputs of the block, block) for each panel of rows and block of outputs of the worker, panel by panel.
+template <class Body>
+VIMTRT_ALWAYS_INLINE inline void each_block(const KScaledLinearParams& p, int64_t row_block, int64_t panel_rows, int worker, int workers,
+                                            const Body& body) {
+  const WorkTile tile = work_tile(p.rows, row_block, p.out_features, kOutputs, worker, workers);
+  for (int64_t begin = tile.rows.begin; begin < tile.rows.end; begin += panel_rows) {
+    const WorkRange rows = {begin, begin + panel_rows < tile.rows.end ? begin + panel_rows : tile.rows.end};
+    for (int64_t o = tile.columns.begin; o < tile.columns.end; o += kOutputs) {
+      body(rows, tile.columns.end - o < kOutputs ? tile.columns.end - o : kOutputs, o / kOutputs);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace vimtrt
