@@ -8,6 +8,7 @@
 
 #include "plugins/common/numerics.h"
 #include "plugins/common/threads.h"
+#include "plugins/common/unroll.h"
 
 namespace vimtrt {
 namespace {
@@ -25,20 +26,31 @@ inline __m512 coefficient(int k) { return _mm512_castsi512_ps(_mm512_set1_epi32(
 // vrangeps: the smaller magnitude with the first operand's sign, which clamps to a symmetric range in one instruction.
 constexpr int kSmallerMagnitude = 0b0010;
 
-// The polynomial lies in [1, 2 + 2^-20] and the exponent in [-126, 126], so p * 2^i is a normal number: scalef gives the bits that the
-// contract's integer add gives.
-// kBounded: x is known to lie in exp2c's range.
-template <bool kBounded>
-inline __m512 exp2c_lanes(__m512 x) {
-  if constexpr (!kBounded) x = _mm512_range_ps(x, _mm512_set1_ps(kExp2Limit), kSmallerMagnitude);
-  const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-  const __m512 f = _mm512_sub_ps(x, whole);
-  __m512 p = _mm512_fmadd_ps(coefficient(5), f, coefficient(4));
-  p = _mm512_fmadd_ps(p, f, coefficient(3));
-  p = _mm512_fmadd_ps(p, f, coefficient(2));
-  p = _mm512_fmadd_ps(p, f, coefficient(1));
-  p = _mm512_fmadd_ps(p, f, coefficient(0));
-  return _mm512_scalef_ps(p, whole);
+// A load that the compiler does not turn into a copy of a register: a fused multiply-add overwrites one of its operands, and a copy of one that is
+// needed again would take a slot of the very units that are busy, a load does not.
+VIMTRT_ALWAYS_INLINE inline __m512 loaded(const float* source) {
+  __m512 value = _mm512_load_ps(source);
+  asm("" : "+v"(value));
+  return value;
+}
+
+// exp2c of several registers, step by step side by side: one after the other, the instructions of a few exponentials would fill the processor's
+// scheduler, most of them waiting, and the units would idle. kBounded: x is known to lie in exp2c's range.
+template <bool kBounded, int G>
+VIMTRT_ALWAYS_INLINE inline void exp2c_lanes(__m512 (&x)[G], const float* first) {
+  __m512 f[G], p[G];
+  if constexpr (!kBounded) {
+    unroll<G>([&](auto i) VIMTRT_ALWAYS_INLINE { x[i] = _mm512_range_ps(x[i], _mm512_set1_ps(kExp2Limit), kSmallerMagnitude); });
+  }
+  unroll<G>([&](auto i) VIMTRT_ALWAYS_INLINE { p[i] = _mm512_roundscale_ps(x[i], _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); });
+  unroll<G>([&](auto i) VIMTRT_ALWAYS_INLINE { f[i] = _mm512_sub_ps(x[i], p[i]); });
+  unroll<G>([&](auto i) VIMTRT_ALWAYS_INLINE { p[i] = _mm512_fmadd_ps(loaded(first), f[i], coefficient(4)); });
+  unroll<4>([&](auto k) VIMTRT_ALWAYS_INLINE {
+    unroll<G>([&](auto i) VIMTRT_ALWAYS_INLINE { p[i] = _mm512_fmadd_ps(p[i], f[i], coefficient(3 - k)); });
+  });
+  // The polynomial lies in [1, 2 + 2^-20] and the exponent in [-126, 126], so p * 2^i is a normal number: scalef, which takes the floor of x itself, gives
+  // the bits that the contract's integer add gives.
+  unroll<G>([&](auto i) VIMTRT_ALWAYS_INLINE { x[i] = _mm512_scalef_ps(p[i], x[i]); });
 }
 
 inline __m512 load_s8(__mmask16 mask, const int8_t* source) {
@@ -81,6 +93,8 @@ inline void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, 
   const __m512 y_scale = _mm512_load_ps(packed + (N + 1) * kLanes);
   const __m512 skip_scale = _mm512_load_ps(packed + (N + 2) * kLanes);
 
+  alignas(64) float first_coefficient[kLanes];
+  _mm512_store_ps(first_coefficient, coefficient(5));
   __m512 state[N];  // h, or hq as a float
 #pragma GCC unroll 16
   for (int n = 0; n < N; ++n) state[n] = _mm512_setzero_ps();
@@ -91,16 +105,22 @@ inline void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, 
     const __m512 g = _mm512_mul_ps(_mm512_mul_ps(delta, u), input_scale);
     const __m512 decay = _mm512_set1_ps(decay_tok[t]);
     const float* bf = bcf + static_cast<int64_t>(t) * (2 * N);
+    // Four states at a time, one of each chain (N = 16), or two of each (N = 8).
     __m512 chain[N / 4];
-#pragma GCC unroll 16
-    for (int n = 0; n < N; ++n) {
-      const __m512 a = exp2c_lanes<kBounded>(_mm512_fmadd_ps(delta, _mm512_load_ps(packed + n * kLanes), decay));
-      const __m512 b = _mm512_mul_ps(g, _mm512_set1_ps(bf[n]));
-      const __m512 h = _mm512_fmadd_ps(a, state[n], b);
-      state[n] = kStateInt8 ? quantized(h) : h;
-      const __m512 c = _mm512_set1_ps(bf[N + n]);
-      chain[n / 4] = n % 4 == 0 ? _mm512_mul_ps(h, c) : _mm512_fmadd_ps(h, c, chain[n / 4]);
-    }
+    unroll<N / 4>([&](auto i) VIMTRT_ALWAYS_INLINE {
+      __m512 a[4], h[4];
+      const auto state_of = [&](auto j) VIMTRT_ALWAYS_INLINE { return N == 16 ? 4 * j + i : j / 2 * 4 + 2 * i + j % 2; };
+      unroll<4>([&](auto j) VIMTRT_ALWAYS_INLINE { a[j] = _mm512_fmadd_ps(loaded(packed + state_of(j) * kLanes), delta, decay); });
+      exp2c_lanes<kBounded>(a, first_coefficient);
+      unroll<4>([&](auto j) VIMTRT_ALWAYS_INLINE { h[j] = _mm512_mul_ps(g, _mm512_set1_ps(bf[state_of(j)])); });
+      unroll<4>([&](auto j) VIMTRT_ALWAYS_INLINE { h[j] = _mm512_fmadd_ps(a[j], state[state_of(j)], h[j]); });
+      unroll<4>([&](auto j) VIMTRT_ALWAYS_INLINE { state[state_of(j)] = kStateInt8 ? quantized(h[j]) : h[j]; });
+      unroll<4>([&](auto j) VIMTRT_ALWAYS_INLINE {
+        const int n = state_of(j);
+        const __m512 c = _mm512_set1_ps(bf[N + n]);
+        chain[n / 4] = n % 4 == 0 ? _mm512_mul_ps(h[j], c) : _mm512_fmadd_ps(h[j], c, chain[n / 4]);
+      });
+    });
     __m512 y_sum = _mm512_add_ps(chain[0], chain[1]);
     if constexpr (N == 16) y_sum = _mm512_add_ps(y_sum, _mm512_add_ps(chain[2], chain[3]));
     sink(t, _mm512_fmadd_ps(u, skip_scale, _mm512_mul_ps(y_sum, y_scale)));

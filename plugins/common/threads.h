@@ -1,9 +1,13 @@
 // Running one function on several threads, each in the contract's floating point mode.
 //
-// Everything here has internal linkage: this header is compiled into files of different instruction sets, and an inline function with
+// A program keeps one team of threads for all its operators: every thread of the team calls the operators one after the other, and run_workers, which
+// starts threads elsewhere, only gives each its share there and lets them wait for each other. That costs a fraction of starting them.
+//
+// Everything here but the team has internal linkage: this header is compiled into files of different instruction sets, and an inline function with
 // external linkage would let the linker keep one copy, perhaps the AVX-512 one, for all of them.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 #ifdef _OPENMP
@@ -14,6 +18,29 @@
 #endif
 
 namespace vimtrt {
+
+// Threads that run the same calls of run_workers. The owner starts them, each with a TeamScope.
+class Team {
+ public:
+  void wait();  // until all threads of the team are here
+
+ private:
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<unsigned> round_{0};
+};
+
+class TeamScope {
+ public:
+  TeamScope(Team& team, int worker, int workers);  // for the calling thread, one of `workers`
+  ~TeamScope();
+  TeamScope(const TeamScope&) = delete;
+  TeamScope& operator=(const TeamScope&) = delete;
+};
+
+Team* current_team();  // of the calling thread; null: none
+int team_worker();
+int team_workers();
+
 namespace {
 
 // Round to nearest even, subnormals kept, exceptions masked, until the end of the scope. A host process (PyTorch's set_flush_denormal,
@@ -47,11 +74,20 @@ class DefaultFloatMode {
 #endif
 };
 
-// Calls body(worker, workers) once on each of `workers` threads: at most `useful`, and perhaps fewer than `threads`. A team always has all
-// `threads`, even where some have nothing to do: OpenMP would end the threads that a smaller team leaves over, and make them again for the
-// next operator.
+// Calls body(worker, workers) once on each of `workers` threads: at most `useful`, and perhaps fewer than `threads`; returns when all are done. In a team
+// every thread must make the call. Outside of one, always `threads` are started, even where some have nothing to do: OpenMP would end the threads that
+// a smaller number leaves over, and make them again for the next operator.
 template <class Body>
 void run_workers(int threads, int useful, const Body& body) {
+  if (Team* team = current_team()) {
+    const int worker = team_worker(), size = team_workers(), workers = useful < size ? useful : size;
+    if (worker < workers) {
+      const DefaultFloatMode mode;
+      body(worker, workers);
+    }
+    team->wait();
+    return;
+  }
 #ifdef _OPENMP
   if (threads > 1 && useful > 1) {
 #pragma omp parallel num_threads(threads)

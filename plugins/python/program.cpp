@@ -14,6 +14,7 @@
 
 #include "plugins/add_rms_norm_quant/cpu.h"
 #include "plugins/bidirectional_scan/cpu.h"
+#include "plugins/common/threads.h"
 #include "plugins/kscaled_linear/cpu.h"
 #include "plugins/python/copy_cpu.h"
 #include "plugins/quant_conv1d_silu/cpu.h"
@@ -612,13 +613,27 @@ void Program::run(int64_t batch, const std::vector<const void*>& inputs, const s
 }
 
 void Program::run_steps(int64_t batch, std::vector<double>* seconds) {
-  const int threads = threads_;
   if (seconds != nullptr) seconds->assign(steps_.size(), 0.0);
-  for (size_t i = 0; i < steps_.size(); ++i) {
-    const auto begin = std::chrono::steady_clock::now();
-    steps_[i].run(batch, pointers_.data(), scratch_.data(), threads);
-    if (seconds != nullptr) (*seconds)[i] = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  const int threads = threads_;
+  const auto run_all = [this, batch, threads](std::vector<double>* times) {
+    for (size_t i = 0; i < steps_.size(); ++i) {
+      const auto begin = std::chrono::steady_clock::now();
+      steps_[i].run(batch, pointers_.data(), scratch_.data(), threads);
+      if (times != nullptr) (*times)[i] = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    }
+  };
+#ifdef _OPENMP
+  if (threads > 1) {
+    Team team;
+#pragma omp parallel num_threads(threads)
+    {
+      const TeamScope scope(team, omp_get_thread_num(), omp_get_num_threads());
+      run_all(omp_get_thread_num() == 0 ? seconds : nullptr);
+    }
+    return;
   }
+#endif
+  run_all(seconds);
 }
 
 std::vector<std::string> Program::step_names() const {
