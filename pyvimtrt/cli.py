@@ -298,6 +298,75 @@ def compare(
 
 
 @app.command()
+def bench(
+    engine: Annotated[Path, typer.Argument(help="CPU engine, .onnx, made by pyvimtrt build.")],
+    vs: Annotated[str | None, typer.Option("--vs", metavar="PEER,..", help="Runtimes to measure beside it: all, or some of the names below.")] = None,
+    weights: Weights = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images of one run.")] = 1,
+    threads: Annotated[str | None, typer.Option(metavar="N,..", help="Numbers of threads to try for each peer; default: 1 and all cores.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each peer, taking turns.")] = 30,
+    plot: Annotated[Path | None, typer.Option(help="File for a picture, .svg, .png or .pdf.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure an engine's speed, beside other runtimes in the same run, and against what the machine can do.
+
+    \b
+    Peers: torch-loop, torch, torch-compile, onnxruntime, onnxruntime-int8, openvino, openvino-int8. Each runs in a process of its own, is checked for
+    the right answer first, and is timed at its best number of threads. They need the extras torch and bench.
+
+    \b
+    Examples:
+      pyvimtrt bench engines/vim_demo_fashion_mnist.onnx
+      pyvimtrt bench vim_t.onnx --weights vim_t.pth --vs all --batch 16 --plot bench.svg
+    """
+    from pyvimtrt.bench.plot import check_plot, save_plot
+    from pyvimtrt.bench.run import Settings, parse_peers
+    from pyvimtrt.bench.run import bench as run
+    from pyvimtrt.cli_output import print_bench, print_json, progress_bar
+
+    settings = Settings(parse_peers(vs), batch, _counts("--threads", threads), rounds)
+    if plot is not None:
+        check_plot(plot)
+    with progress_bar("measuring") as progress:
+        found = run(engine, weights, settings, progress)
+    if plot is not None:
+        save_plot(found, plot)
+    if as_json:
+        print_json(dataclasses.asdict(found))
+    else:
+        print_bench(found)
+
+
+export_app = typer.Typer(help="Write a model for other systems.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(export_app, name="export")
+
+
+@export_app.command("onnx")
+def export_onnx(
+    model: Annotated[str, typer.Argument(help="Registered name, or vim:img=32,patch=4,dim=128,depth=8,classes=10,channels=3")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write, .onnx.")],
+    weights: Weights = None,
+    labels: Annotated[Path | None, typer.Option(help="Text file with the label of each class, one a line.")] = None,
+    mean: Mean = None,
+    std: Std = None,
+    as_json: Json = False,
+) -> None:
+    """Write the fp32 model as plain ONNX, for any runtime. Input: normalized fp32 images [batch, C, H, W]; output: logits.
+
+    \b
+    Example:
+      pyvimtrt export onnx vim_tiny_patch16_224 --weights vim_t.pth -o vim_t_fp32.onnx
+    """
+    from pyvimtrt.cli_output import print_fields, print_json
+    from pyvimtrt.export.onnx_fp32 import export_model
+    from pyvimtrt.recipe_file import read_labels
+
+    export_model(model, weights, output, _numbers("--mean", mean), _numbers("--std", std), read_labels(labels) if labels else None)
+    result = {"file": str(output), "bytes": output.stat().st_size}
+    (print_json if as_json else print_fields)(result)
+
+
+@app.command()
 def inspect(file: Annotated[Path, typer.Argument(help="Engine, calibration cache or weights.")], as_json: Json = False) -> None:
     """Show what is in a file: an engine (.onnx), a calibration cache or weights (.safetensors).
 
@@ -356,6 +425,16 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"{option} takes one number, or one per channel as 0.5,0.4,0.4; got {text!r}") from None
+
+
+def _counts(option: str, text: str | None) -> tuple[int, ...]:
+    """Return the comma separated counts of an option."""
+    if text is None:
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and 1 <= int(part) <= MAX_THREADS for part in parts):
+        raise UsageError(f"{option} takes numbers from 1 to {MAX_THREADS} with commas between them; got {text!r}")
+    return tuple(dict.fromkeys(int(part) for part in parts))
 
 
 def _batch(text: str | None) -> tuple[int, ...] | None:

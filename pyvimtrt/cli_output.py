@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from pyvimtrt.bench.results import Bench
     from pyvimtrt.compare.results import Attribution, Report
     from pyvimtrt.runtime.engine import Prediction
 
@@ -54,6 +55,33 @@ def print_predictions(paths: Sequence[str], predictions: Sequence[Sequence[Predi
     for path, found in zip(paths, predictions, strict=True):
         rows = [(p.index, p.label, f"{p.probability:.2%}") for p in found]
         print_table(path, ("class", "label", "probability"), rows)
+
+
+def print_bench(found: Bench) -> None:
+    """Print the peers, and where the engine's time goes."""
+    columns = ("peer", "threads", "ms", "p10", "p90", "img/s", "MB", "load s", "cosine", "ratio")
+    rows = []
+    for p in found.peers:
+        if p.problem is None:
+            times = [f"{ms:.4g}" for ms in (p.median_ms, p.p10_ms, p.p90_ms)]
+            rest = [f"{p.images_per_second:.4g}", f"{p.memory_bytes / 1e6:.0f}", f"{p.load_s:.2f}", f"{p.cosine:.4f}", f"{p.ratio:.2f}"]
+            rows.append([p.peer, p.threads, *times, *rest])
+    print_table(f"{found.model}, batch {found.batch}, {found.isa}, {found.cores} cores, {found.rounds} rounds", columns, rows)
+    for peer in found.peers:
+        if peer.problem is not None:
+            Console().print(Text(f"{peer.peer}: {peer.problem}"), soft_wrap=True)
+    units = {"int8 multiply-adds": "MAC", "state updates": "updates"}
+    operators = [
+        (
+            o.operator,
+            f"{o.milliseconds:.3f}",
+            f"{o.share:.1%}",
+            f"{o.per_second / 1e9:.1f} G {units[o.unit]}" if o.unit else "",
+            f"{o.share_of_limit:.0%}" if o.limit else "",
+        )
+        for o in found.operators
+    ]
+    print_table("where its time goes, on one thread", ("operator", "ms", "share", "a second", "of the measured limit"), operators)
 
 
 def print_file(description: Mapping[str, Any]) -> None:

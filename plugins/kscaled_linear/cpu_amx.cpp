@@ -45,6 +45,7 @@ struct TileConfig {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 static_assert(sizeof(TileConfig) == 64, "as the processor reads it");
+const TileConfig kTileConfig;  // in memory: GCC 12 believes that the instruction reads eight bytes of it
 
 // sums [4, 16, 16] = 16 rows of x times 64 outputs of the weights; the last V tiles of outputs exist.
 template <int V>
@@ -113,8 +114,7 @@ void run(const KScaledLinearParams& p, const void* memory, void* scratch, int th
   run_workers(threads, [&](int worker, int workers) {
     int8_t* tiles = static_cast<int8_t*>(scratch) + worker * worker_bytes(p);
     int64_t filled = -1;
-    const TileConfig config;
-    _tile_loadconfig(&config);
+    _tile_loadconfig(&kTileConfig);
     each_block(p, kRows, kPanelRows, worker, workers, [&](WorkRange rows, int64_t outputs, int64_t block) {
       if (filled != rows.begin) fill_tiles(p, rows, tiles);
       filled = rows.begin;

@@ -3,6 +3,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -15,6 +16,7 @@
 
 #include "plugins/common/isa.h"
 #include "plugins/python/program.h"
+#include "plugins/python/rates.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -293,6 +295,13 @@ NB_MODULE(_native, m) {
 
   m.doc() = "The native CPU engine.";
   bind_scan_fp32(m);
+  m.def(
+      "measure_rates",
+      [](const std::string& isa) {
+        const Rates rates = measure_rates(isa_from_name(isa));
+        return std::make_pair(rates.int8_multiply_adds, rates.fp32_operations);
+      },
+      "isa"_a, NoGil(), "int8 multiply-adds and fp32 operations a second of one thread; 0: not known.");
   m.def("available_isas", &isa_names, "Instruction sets that can run here, best first.");
 
   nb::class_<Program>(m, "Program", "A list of operators over values, run on the CPU.")

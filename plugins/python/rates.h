@@ -1,0 +1,16 @@
+// What this machine's units can do, measured: the limits that the kernels are compared with.
+#pragma once
+
+#include "plugins/common/isa.h"
+
+namespace vimtrt {
+
+// Of one thread, with all operands in registers. 0 where the instruction set has no such instruction.
+struct Rates {
+  double int8_multiply_adds = 0;  // a second, by the instruction set's dot product: AMX tiles, vpdpbusd, vpmaddwd with vpaddd
+  double fp32_operations = 0;     // lanes times vector instructions a second, by independent fused multiply-adds
+};
+
+Rates measure_rates(Isa isa);
+
+}  // namespace vimtrt

@@ -1,0 +1,71 @@
+"""Where an engine's time goes, operator by operator, and what the machine's units would allow."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import numpy.typing as npt
+
+from pyvimtrt.bench.results import OperatorTime
+from pyvimtrt.graph.network import Network
+from pyvimtrt.native import require_native
+from pyvimtrt.runtime.cpu import CpuEngine
+
+# Vector operations of one state update that no kernel of the contract can do without: fma of the exponent, floor (two where the processor splits it), subtract,
+# five fma, scale, g B, fma; for an int8 state maximum, minimum and rounding (two again); fma of y.
+SCAN_OPERATIONS = {
+    ("amx", "int8"): 17,
+    ("avx512", "int8"): 17,
+    ("amx", "fp32"): 13,
+    ("avx512", "fp32"): 13,
+    ("avx2", "int8"): 20,
+    ("avx2", "fp32"): 16,
+}
+RUNS = 15
+
+
+def work(network: Network, batch: int) -> dict[str, tuple[str, int]]:
+    """Return, by name of node, the unit and amount of its work: multiply-adds of matrix products, state updates of scans."""
+    found = {}
+    for node in network.nodes:
+        if node.op == "KScaledLinear":
+            tokens, (outputs, inputs) = network.values[node.outputs[0]].shape[1], network.values[node.inputs[1]].shape
+            found[node.name] = ("int8 multiply-adds", batch * tokens * outputs * inputs)
+        elif node.op == "BidirectionalScan":
+            _, tokens, channels = network.values[node.outputs[0]].shape
+            found[node.name] = ("state updates", batch * 2 * tokens * channels * network.values[node.inputs[7]].shape[2])
+    return found
+
+
+def kind(name: str) -> str:
+    """Return a step's operator: the end of its name, without its layer and direction."""
+    return name.rsplit(".", 1)[-1]
+
+
+def operator_times(network: Network, pixels: npt.NDArray[np.int8], isa: str | None = None) -> tuple[OperatorTime, ...]:
+    """Return the kinds of operators by time, slowest first, of one thread: medians over runs."""
+    engine = CpuEngine(network, 1, isa)
+    dot, vector = require_native().measure_rates(engine.isa)
+    amounts = work(network, len(pixels))
+    totals: dict[str, tuple[str, int]] = {}
+    for name, (unit, amount) in amounts.items():
+        totals[kind(name)] = (unit, totals.get(kind(name), (unit, 0))[1] + amount)
+    states = {node.attributes["state"] for node in network.nodes if node.op == "BidirectionalScan"}
+    operations = SCAN_OPERATIONS.get((engine.isa, next(iter(states), "")), 0)
+    limits = {"int8 multiply-adds": dot, "state updates": vector / operations if operations else 0.0}
+    times: dict[str, list[float]] = defaultdict(list)
+    engine.profile(pixels)
+    for _ in range(RUNS):
+        run: dict[str, float] = defaultdict(float)
+        for name, seconds in engine.profile(pixels):
+            run[kind(name)] += seconds
+        for name, seconds in run.items():
+            times[name].append(seconds)
+    medians = {name: float(np.median(seconds)) for name, seconds in times.items()}
+    whole = sum(medians.values())
+    found = []
+    for name, seconds in sorted(medians.items(), key=lambda item: -item[1]):
+        unit, amount = totals.get(name, ("", 0))
+        found.append(OperatorTime(name, 1e3 * seconds, seconds / whole, unit, amount / seconds if seconds else 0.0, limits.get(unit, 0.0)))
+    return tuple(found)

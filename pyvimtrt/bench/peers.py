@@ -1,0 +1,164 @@
+"""The runtimes that an engine is measured beside. Each loads a model once and returns a function that runs one batch.
+
+All but the engine run the fp32 model, from the same weights; they are given normalized images, so their preprocessing is not counted. Every
+load function imports what it needs itself: a runtime that is not installed is missing, the others run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+F32 = npt.NDArray[np.float32]
+Run = Callable[[], F32]  # one batch -> logits [B, classes]
+
+ENGINE = "pyvimtrt"
+CALIBRATION_IMAGES = 8  # of NNCF's quantization: its speed does not depend on them
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a peer loads: files, and the images it runs."""
+
+    peer: str
+    engine: str  # .onnx of this package
+    model: str
+    weights: str | None
+    fp32_onnx: str | None
+    images: str  # .npz with pixels uint8 and normalized fp32 [B, C, H, W]
+    threads: int
+    folder: str  # for temporary files
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A runtime: what it is, how it loads a model, what it imports, and whether it computes in fp32."""
+
+    description: str
+    load: Callable[[Request, F32], Run]
+    modules: tuple[str, ...]  # imported before the load is timed
+    is_fp32: bool = True
+
+
+def _engine(request: Request, images: F32) -> Run:
+    from pyvimtrt.graph.network import load_network
+    from pyvimtrt.runtime.cpu import CpuEngine
+
+    engine = CpuEngine(load_network(Path(request.engine)), request.threads)
+    with np.load(request.images) as arrays:
+        pixels = arrays["pixels"]
+    return lambda: engine.run(pixels)
+
+
+def check_bits(request: Request, logits: F32) -> None:
+    """Raise RuntimeError where the engine's first logits are not those of the kernels in portable C++."""
+    from pyvimtrt.graph.network import load_network
+    from pyvimtrt.runtime.cpu import CpuEngine
+
+    with np.load(request.images) as arrays:
+        expected = CpuEngine(load_network(Path(request.engine)), request.threads, "generic").run(arrays["pixels"][:1])
+    if not np.array_equal(logits[:1], expected):
+        raise RuntimeError("its kernels give other logits than those of portable C++; please report it")
+
+
+def _torch_model(request: Request) -> Any:
+    import torch
+
+    from pyvimtrt.api import load_model
+
+    torch.set_num_threads(request.threads)
+    torch._C._set_grad_enabled(False)  # for the whole process, which runs nothing else
+    return load_model(request.model, request.weights)
+
+
+def _torch_loop(request: Request, images: F32) -> Run:
+    import torch
+
+    from pyvimtrt.model.scan import torch_scan
+
+    model, x = _torch_model(request), torch.from_numpy(images)
+    return lambda: model(x, torch_scan).numpy()
+
+
+def _torch(request: Request, images: F32) -> Run:
+    import torch
+
+    model, x = _torch_model(request), torch.from_numpy(images)
+    return lambda: model(x).numpy()
+
+
+def _torch_compile(request: Request, images: F32) -> Run:
+    import torch
+
+    model, x = torch.compile(_torch_model(request)), torch.from_numpy(images)
+    return lambda: model(x).numpy()
+
+
+def _onnxruntime_session(path: str, threads: int, images: F32) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, {"images": images})[0]
+
+
+def _onnxruntime(request: Request, images: F32) -> Run:
+    assert request.fp32_onnx is not None
+    return _onnxruntime_session(request.fp32_onnx, request.threads, images)
+
+
+def _onnxruntime_int8(request: Request, images: F32) -> Run:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    path = str(Path(request.folder) / f"dynamic_int8_{request.threads}.onnx")
+    quantize_dynamic(request.fp32_onnx, path, weight_type=QuantType.QInt8)
+    return _onnxruntime_session(path, request.threads, images)
+
+
+def _openvino_model(request: Request, images: F32) -> Any:
+    import openvino
+
+    model = openvino.Core().read_model(request.fp32_onnx)
+    model.reshape(list(images.shape))
+    return model
+
+
+def _openvino_run(model: Any, request: Request, images: F32) -> Run:
+    import openvino
+
+    hints = {"INFERENCE_NUM_THREADS": request.threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(model, "CPU", hints)
+    return lambda: np.array(compiled([images])[0])
+
+
+def _openvino(request: Request, images: F32) -> Run:
+    return _openvino_run(_openvino_model(request, images), request, images)
+
+
+def _openvino_int8(request: Request, images: F32) -> Run:
+    import nncf
+
+    samples = nncf.Dataset([images + np.float32(0.1 * i) for i in range(CALIBRATION_IMAGES)])
+    model = nncf.quantize(_openvino_model(request, images), samples, subset_size=CALIBRATION_IMAGES)
+    return _openvino_run(model, request, images)
+
+
+_TORCH = ("torch", "pyvimtrt.api", "pyvimtrt.model.scan")
+
+PEERS: dict[str, Peer] = {
+    ENGINE: Peer("this engine, int8", _engine, ("pyvimtrt.runtime.cpu",), is_fp32=False),
+    "torch-loop": Peer("PyTorch fp32, the scan a loop of its operations over the tokens, as the published code without CUDA", _torch_loop, _TORCH),
+    "torch": Peer("PyTorch fp32, the scan this package's vectorized fp32 kernel", _torch, _TORCH),
+    "torch-compile": Peer("the same under torch.compile", _torch_compile, _TORCH),
+    "onnxruntime": Peer("ONNX Runtime fp32 on `pyvimtrt export onnx`, whose scan is an ONNX Scan", _onnxruntime, ("onnxruntime",)),
+    "onnxruntime-int8": Peer("ONNX Runtime, its dynamic int8 of the same export", _onnxruntime_int8, ("onnxruntime.quantization",), is_fp32=False),
+    "openvino": Peer("OpenVINO fp32 on the same export", _openvino, ("openvino",)),
+    "openvino-int8": Peer("OpenVINO int8 by NNCF on the same export", _openvino_int8, ("openvino", "nncf"), is_fp32=False),
+}

@@ -1,0 +1,59 @@
+"""What a benchmark found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class PeerResult:
+    """One peer at its best number of threads; milliseconds are of one batch. ``problem`` says why there are no figures.
+
+    ``ratio``: the median, over rounds, of this peer's time by the engine's in the same round. ``memory_bytes``: the most memory held, without what
+    the interpreter took before the model was loaded.
+    """
+
+    peer: str
+    description: str
+    problem: str | None = None
+    threads: int = 0
+    median_ms: float = 0.0
+    p10_ms: float = 0.0
+    p90_ms: float = 0.0
+    images_per_second: float = 0.0
+    load_s: float = 0.0
+    memory_bytes: int = 0
+    cosine: float = 0.0
+    ratio: float = 1.0
+    median_ms_by_threads: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OperatorTime:
+    """One kind of operator, of one thread: share of the time, what it does a second, and the measured limit of that; 0: not counted."""
+
+    operator: str
+    milliseconds: float
+    share: float
+    unit: str = ""
+    per_second: float = 0.0
+    limit: float = 0.0
+
+    @property
+    def share_of_limit(self) -> float:
+        """Return what is reached of the limit, 0 where none is known."""
+        return self.per_second / self.limit if self.limit else 0.0
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A run of the benchmark."""
+
+    engine: str
+    model: str
+    isa: str
+    cores: int
+    batch: int
+    rounds: int
+    peers: tuple[PeerResult, ...]
+    operators: tuple[OperatorTime, ...]

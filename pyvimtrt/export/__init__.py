@@ -1,0 +1,1 @@
+"""Files for other systems: the fp32 model as plain ONNX."""
