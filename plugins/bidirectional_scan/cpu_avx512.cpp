@@ -14,6 +14,7 @@ namespace vimtrt {
 namespace {
 
 constexpr int kLanes = 16;
+constexpr int kPrefetch = 16;  // tokens: their rows may be in another processor's cache
 
 // sat8(rne(x)) as floats.
 inline __m512 quantized(__m512 x) {
@@ -95,13 +96,17 @@ inline void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, 
 
   alignas(64) float first_coefficient[kLanes];
   _mm512_store_ps(first_coefficient, coefficient(5));
+  const auto token = [&](int step) VIMTRT_ALWAYS_INLINE { return d == 0 ? step : L - 1 - step; };
   __m512 state[N];  // h, or hq as a float
 #pragma GCC unroll 16
   for (int n = 0; n < N; ++n) state[n] = _mm512_setzero_ps();
   for (int step = 0; step < L; ++step) {
-    const int t = d == 0 ? step : L - 1 - step;
+    const int t = token(step);
     const __m512 u = load_s8(mask, u_base + t * E);
     const __m512 delta = load_delta(mask, delta_base + t * E);
+    const int64_t ahead = static_cast<int64_t>(token(step + kPrefetch < L ? step + kPrefetch : step)) * E;
+    _mm_prefetch(u_base + ahead, _MM_HINT_T0);
+    _mm_prefetch(delta_base + ahead, _MM_HINT_T0);
     const __m512 g = _mm512_mul_ps(_mm512_mul_ps(delta, u), input_scale);
     const __m512 decay = _mm512_set1_ps(decay_tok[t]);
     const float* bf = bcf + static_cast<int64_t>(t) * (2 * N);
