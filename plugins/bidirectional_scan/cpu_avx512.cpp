@@ -167,6 +167,9 @@ void run_items(const BidirectionalScanParams& p, const float* packed, float* scr
     int8_t* out = p.y + image * L * E + first_channel;
     const __m512 gate_scale = _mm512_load_ps(block + 2 * bidirectional_scan_direction_rows(N) * kLanes);
     scan_block<N, kStateInt8>(p, 1, image, first_channel, mask, block + bidirectional_scan_direction_rows(N) * kLanes, bcf + L * (2 * N), [&](int t, __m512 y) {
+      const int64_t ahead = t >= kPrefetch ? t - kPrefetch : t;
+      _mm_prefetch(gate + ahead * p.gate_stride, _MM_HINT_T0);
+      _mm_prefetch(out + ahead * E, _MM_HINT_T0);
       const __m512 y_both = _mm512_add_ps(_mm512_load_ps(y_forward + static_cast<int64_t>(t) * kLanes), y);
       const __m512 o = _mm512_mul_ps(y_both, _mm512_mul_ps(load_s8(mask, gate + t * p.gate_stride), gate_scale));
       const __m512 q = quantized(_mm512_mul_ps(o, _mm512_set1_ps(p.out_inv_scale_tok[t])));

@@ -1,10 +1,12 @@
 #include "plugins/python/program.h"
 
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <new>
 #include <numeric>
@@ -23,6 +25,7 @@ namespace vimtrt {
 namespace {
 
 constexpr int64_t kAlignment = 64;
+constexpr size_t kHugePage = size_t{2} << 20;
 constexpr int kMaxThreads = 1024;
 constexpr int64_t kMaxInFeatures = 65536;  // the largest sum that fits int32
 constexpr int64_t kTableSize = 256;
@@ -106,10 +109,18 @@ float* as_float(uint8_t* pointer) { return reinterpret_cast<float*>(pointer); }
 }  // namespace
 
 AlignedBuffer::AlignedBuffer(size_t bytes) : size_(bytes) {
-  if (bytes > 0) data_.reset(static_cast<uint8_t*>(::operator new(bytes, std::align_val_t(kAlignment))));
+  if (bytes == 0) return;
+  const size_t alignment = bytes >= 2 * kHugePage ? kHugePage : kAlignment;
+  void* memory = nullptr;
+  if (posix_memalign(&memory, alignment, bytes) != 0) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+  // Long sequences are read with strides of many pages: small ones would be looked up again and again. What the system does not grant costs nothing.
+  if (alignment == kHugePage) madvise(memory, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
+#endif
+  data_.reset(static_cast<uint8_t*>(memory));
 }
 
-void AlignedBuffer::Free::operator()(uint8_t* memory) const { ::operator delete(memory, std::align_val_t(kAlignment)); }
+void AlignedBuffer::Free::operator()(uint8_t* memory) const { std::free(memory); }
 
 Program::Program(Isa isa, int threads, int64_t max_constant_bytes) : isa_(isa), threads_(1), max_constant_bytes_(max_constant_bytes) {
   const std::vector<Isa> isas = available_isas();
