@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 def available_isas() -> list[str]:
-    """Instruction sets that can run here, best first: "amx", "avx512", "avx2", "generic"."""
+    """Instruction sets that can run here, best first: "amx", "avx512", "avxvnni", "avx2", "generic"."""
 
 def measure_rates(isa: str) -> tuple[float, float]:
     """int8 multiply-adds and fp32 operations a second of one thread, operands in registers; 0: the instruction set has no such instruction."""

@@ -1,7 +1,8 @@
 // How many instructions a CPU kernel executes on a small fixed case: count_instructions OPERATOR ISA prints the number.
 //
-// A child process runs the kernel and its parent takes it through step by step (ptrace), so the count is exact, holds for every instruction set that the machine has,
-// and does not depend on what else the machine does. Steps that are not the kernel's, into and out of the stops, are counted with an empty run and taken away.
+// A child process runs the kernel and its parent takes it through step by step (ptrace), so the count is exact, holds for every instruction
+// set that the machine has, and does not depend on what else the machine does. Steps that are not the kernel's, into and out of the stops,
+// are counted with an empty run and taken away.
 #include <sched.h>
 #include <signal.h>
 #include <sys/ptrace.h>
@@ -160,7 +161,8 @@ long steps(const std::function<void()>& body) {
   if (child < 0 || waitpid(child, &status, 0) != child || !WIFSTOPPED(status)) throw std::runtime_error("the child did not stop");
   long count = 0;
   for (;; ++count) {
-    if (ptrace(PTRACE_SINGLESTEP, child, nullptr, nullptr) != 0 || waitpid(child, &status, 0) != child) throw std::runtime_error("ptrace failed");
+    if (ptrace(PTRACE_SINGLESTEP, child, nullptr, nullptr) != 0 || waitpid(child, &status, 0) != child)
+      throw std::runtime_error("ptrace failed");
     if (!WIFSTOPPED(status)) throw std::runtime_error("the child ended in the middle");
     if (WSTOPSIG(status) == SIGSTOP) break;
     if (WSTOPSIG(status) != SIGTRAP) throw std::runtime_error("the child got signal " + std::to_string(WSTOPSIG(status)));

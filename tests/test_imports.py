@@ -15,7 +15,7 @@ import pyvimtrt
 BLOCK = """
 import sys
 
-BLOCKED = {"torch", "timm", "tensorrt", "tensorrt_rtx", "onnxruntime", "kserve", "polygraphy", "matplotlib", "mamba_ssm"}
+BLOCKED = {"torch", "timm", "tensorrt", "tensorrt_rtx", "onnxruntime", "openvino", "nncf", "kserve", "polygraphy", "matplotlib", "mamba_ssm"}
 
 
 class Blocker:
@@ -68,6 +68,7 @@ weights, cache, images, data, out = sys.argv[1:]
 assert main(["build", MODEL, "--weights", weights, "--calib", cache, "--int8", "-o", out, "--json"]) == 0
 assert main(["eval", out, data, "--json"]) == 0
 assert main(["inspect", out]) == 0
+assert main(["export", "onnx", MODEL, "--weights", weights, "-o", out + ".fp32.onnx"]) == 0
 import pyvimtrt, numpy
 numpy.save(images + ".logits.npy", pyvimtrt.load_engine(out).run(numpy.load(images)))
 assert main(["calibrate", MODEL, "--weights", weights, "--images", data, "-o", out + ".c"]) == 2
@@ -112,7 +113,7 @@ def test_an_engine_is_built_and_run_without_optional_packages(
     files = (tiny_weights_file, tiny_cache_file, tmp_path / "images.npy", tmp_path / "data.npz", tmp_path / "a.onnx")
     result = run(script, *files)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-1].split() == [*("build", "calibrate", "infer", "eval", "compare", "inspect", "models", "doctor")]
+    assert result.stdout.splitlines()[-1].split() == [*("build", "calibrate", "infer", "eval", "compare", "bench", "inspect", "models", "doctor")]
     assert result.stderr.splitlines() == [
         "error: calibration needs the package torch, which is not installed; run: pip install 'pyvimtrt[torch]'",
         "error: the fp32 model needs the package torch, which is not installed; run: pip install 'pyvimtrt[torch]'",

@@ -73,6 +73,7 @@ def test_tensorrt_commands_run_as_written(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_every_command_is_known():
     known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    known |= {str(group.name) for group in app.registered_groups}
     mentioned = set(re.findall(r"pyvimtrt ([a-z]+)", README))
     assert mentioned & known and mentioned <= known, mentioned - known
 

@@ -18,7 +18,7 @@ CMAKE_ARGS="-DVIMTRT_TENSORRT=$plugins" make_environment "[torch,dev]"
 echo "== lint"
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check .
-find plugins \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' \) -print0 | xargs -0 "$VENV/bin/clang-format" --dry-run --Werror
+find plugins tests \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' \) -print0 | xargs -0 "$VENV/bin/clang-format" --dry-run --Werror
 echo "== types"
 "$VENV/bin/mypy"
 echo "== the CUDA kernels and the plugins on a CPU, for the tests"

@@ -47,7 +47,7 @@ const AddRmsNormQuantCpu kAddRmsNormQuantGeneric = {no_bytes, no_pack, no_scratc
 const AddRmsNormQuantCpu& add_rms_norm_quant_cpu(Isa isa) {
 #if VIMTRT_X86
   if (isa == Isa::kAvx512 || isa == Isa::kAmx) return kAddRmsNormQuantAvx512;
-  if (isa == Isa::kAvx2) return kAddRmsNormQuantAvx2;
+  if (isa == Isa::kAvx2 || isa == Isa::kAvxVnni) return kAddRmsNormQuantAvx2;
 #endif
   (void)isa;
   return kAddRmsNormQuantGeneric;

@@ -77,7 +77,7 @@ void scale_bc(const BidirectionalScanParams& p, int64_t image, float* bcf) {
 // One direction of one block of channels. sink(t, y) is called once per token, in the direction's order.
 template <int N, bool kStateInt8, bool kBounded, class Sink>
 inline void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, int lanes, const float* packed,
-                       const float* bcf, const Sink& sink) {
+                        const float* bcf, const Sink& sink) {
   const int L = p.tokens;
   const int64_t E = p.channels;
   const int8_t* u_base = p.u[d] + image * L * E + first_channel;
@@ -145,11 +145,12 @@ void run_items(const BidirectionalScanParams& p, const float* packed, float* scr
     const int8_t* gate = p.gate + image * L * p.gate_stride + first_channel;
     int8_t* out = p.y + image * L * E + first_channel;
     const __m256 gate_scale = _mm256_load_ps(block + 2 * bidirectional_scan_direction_rows(N) * kLanes);
-    scan_block<N, kStateInt8>(p, 1, image, first_channel, lanes, block + bidirectional_scan_direction_rows(N) * kLanes, bcf + L * (2 * N), [&](int t, __m256 y) {
-      const __m256 y_both = _mm256_add_ps(_mm256_load_ps(y_forward + static_cast<int64_t>(t) * kLanes), y);
-      const __m256 o = _mm256_mul_ps(y_both, _mm256_mul_ps(load_s8(gate + t * p.gate_stride, lanes), gate_scale));
-      store_s8(out + t * E, lanes, quantized(_mm256_mul_ps(o, _mm256_set1_ps(p.out_inv_scale_tok[t]))));
-    });
+    scan_block<N, kStateInt8>(p, 1, image, first_channel, lanes, block + bidirectional_scan_direction_rows(N) * kLanes, bcf + L * (2 * N),
+                              [&](int t, __m256 y) {
+                                const __m256 y_both = _mm256_add_ps(_mm256_load_ps(y_forward + static_cast<int64_t>(t) * kLanes), y);
+                                const __m256 o = _mm256_mul_ps(y_both, _mm256_mul_ps(load_s8(gate + t * p.gate_stride, lanes), gate_scale));
+                                store_s8(out + t * E, lanes, quantized(_mm256_mul_ps(o, _mm256_set1_ps(p.out_inv_scale_tok[t]))));
+                              });
   }
 }
 

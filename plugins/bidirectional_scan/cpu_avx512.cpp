@@ -27,16 +27,16 @@ inline __m512 coefficient(int k) { return _mm512_castsi512_ps(_mm512_set1_epi32(
 // vrangeps: the smaller magnitude with the first operand's sign, which clamps to a symmetric range in one instruction.
 constexpr int kSmallerMagnitude = 0b0010;
 
-// A load that the compiler does not turn into a copy of a register: a fused multiply-add overwrites one of its operands, and a copy of one that is
-// needed again would take a slot of the very units that are busy, a load does not.
+// A load that the compiler does not turn into a copy of a register: a fused multiply-add overwrites one of its operands, and a copy of one
+// that is needed again would take a slot of the very units that are busy, a load does not.
 VIMTRT_ALWAYS_INLINE inline __m512 loaded(const float* source) {
   __m512 value = _mm512_load_ps(source);
   asm("" : "+v"(value));
   return value;
 }
 
-// exp2c of several registers, step by step side by side: one after the other, the instructions of a few exponentials would fill the processor's
-// scheduler, most of them waiting, and the units would idle. kBounded: x is known to lie in exp2c's range.
+// exp2c of several registers, step by step side by side: one after the other, the instructions of a few exponentials would fill the
+// processor's scheduler, most of them waiting, and the units would idle. kBounded: x is known to lie in exp2c's range.
 template <bool kBounded, int G>
 VIMTRT_ALWAYS_INLINE inline void exp2c_lanes(__m512 (&x)[G], const float* first) {
   __m512 f[G], p[G];
@@ -49,8 +49,8 @@ VIMTRT_ALWAYS_INLINE inline void exp2c_lanes(__m512 (&x)[G], const float* first)
   unroll<4>([&](auto k) VIMTRT_ALWAYS_INLINE {
     unroll<G>([&](auto i) VIMTRT_ALWAYS_INLINE { p[i] = _mm512_fmadd_ps(p[i], f[i], coefficient(3 - k)); });
   });
-  // The polynomial lies in [1, 2 + 2^-20] and the exponent in [-126, 126], so p * 2^i is a normal number: scalef, which takes the floor of x itself, gives
-  // the bits that the contract's integer add gives.
+  // The polynomial lies in [1, 2 + 2^-20] and the exponent in [-126, 126], so p * 2^i is a normal number: scalef, which takes the floor of
+  // x itself, gives the bits that the contract's integer add gives.
   unroll<G>([&](auto i) VIMTRT_ALWAYS_INLINE { x[i] = _mm512_scalef_ps(p[i], x[i]); });
 }
 
@@ -84,7 +84,7 @@ void scale_bc(const BidirectionalScanParams& p, int64_t image, float* bcf) {
 // One direction of one block of channels. sink(t, y) is called once per token, in the direction's order.
 template <int N, bool kStateInt8, bool kBounded, class Sink>
 inline void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, __mmask16 mask, const float* packed,
-                       const float* bcf, const Sink& sink) {
+                        const float* bcf, const Sink& sink) {
   const int L = p.tokens;
   const int64_t E = p.channels;
   const int8_t* u_base = p.u[d] + image * L * E + first_channel;
@@ -166,15 +166,16 @@ void run_items(const BidirectionalScanParams& p, const float* packed, float* scr
     const int8_t* gate = p.gate + image * L * p.gate_stride + first_channel;
     int8_t* out = p.y + image * L * E + first_channel;
     const __m512 gate_scale = _mm512_load_ps(block + 2 * bidirectional_scan_direction_rows(N) * kLanes);
-    scan_block<N, kStateInt8>(p, 1, image, first_channel, mask, block + bidirectional_scan_direction_rows(N) * kLanes, bcf + L * (2 * N), [&](int t, __m512 y) {
-      const int64_t ahead = t >= kPrefetch ? t - kPrefetch : t;
-      _mm_prefetch(gate + ahead * p.gate_stride, _MM_HINT_T0);
-      _mm_prefetch(out + ahead * E, _MM_HINT_T0);
-      const __m512 y_both = _mm512_add_ps(_mm512_load_ps(y_forward + static_cast<int64_t>(t) * kLanes), y);
-      const __m512 o = _mm512_mul_ps(y_both, _mm512_mul_ps(load_s8(mask, gate + t * p.gate_stride), gate_scale));
-      const __m512 q = quantized(_mm512_mul_ps(o, _mm512_set1_ps(p.out_inv_scale_tok[t])));
-      _mm_mask_storeu_epi8(out + t * E, mask, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(q)));
-    });
+    scan_block<N, kStateInt8>(p, 1, image, first_channel, mask, block + bidirectional_scan_direction_rows(N) * kLanes, bcf + L * (2 * N),
+                              [&](int t, __m512 y) {
+                                const int64_t ahead = t >= kPrefetch ? t - kPrefetch : t;
+                                _mm_prefetch(gate + ahead * p.gate_stride, _MM_HINT_T0);
+                                _mm_prefetch(out + ahead * E, _MM_HINT_T0);
+                                const __m512 y_both = _mm512_add_ps(_mm512_load_ps(y_forward + static_cast<int64_t>(t) * kLanes), y);
+                                const __m512 o = _mm512_mul_ps(y_both, _mm512_mul_ps(load_s8(mask, gate + t * p.gate_stride), gate_scale));
+                                const __m512 q = quantized(_mm512_mul_ps(o, _mm512_set1_ps(p.out_inv_scale_tok[t])));
+                                _mm_mask_storeu_epi8(out + t * E, mask, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(q)));
+                              });
   }
 }
 

@@ -68,8 +68,8 @@ void run(const BidirectionalScanParams& p, const void*, void* scratch, int threa
 
 }  // namespace
 
-// Whether no delta and token of a direction takes the exponents of channels first..last - 1 outside exp2c's range: fma is monotonic in each of its
-// operands, rounded or not, so its extremes are at theirs.
+// Whether no delta and token of a direction takes the exponents of channels first..last - 1 outside exp2c's range: fma is monotonic in each
+// of its operands, rounded or not, so its extremes are at theirs.
 static bool exponents_are_bounded(const BidirectionalScanParams& p, int d, int first, int last) {
   const float* decay = p.decay_tok + static_cast<int64_t>(d) * p.tokens;
   const auto [low, high] = std::minmax_element(decay, decay + p.tokens);
@@ -113,7 +113,7 @@ const BidirectionalScanCpu kBidirectionalScanGeneric = {no_packed_bytes, no_pack
 const BidirectionalScanCpu& bidirectional_scan_cpu(Isa isa) {
 #if VIMTRT_X86
   if (isa == Isa::kAvx512 || isa == Isa::kAmx) return kBidirectionalScanAvx512;
-  if (isa == Isa::kAvx2) return kBidirectionalScanAvx2;
+  if (isa == Isa::kAvx2 || isa == Isa::kAvxVnni) return kBidirectionalScanAvx2;
 #endif
   (void)isa;
   return kBidirectionalScanGeneric;

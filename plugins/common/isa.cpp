@@ -14,8 +14,8 @@ namespace vimtrt {
 
 namespace {
 
-// Linux keeps the tiles' registers from a process until it asks for them (Documentation/arch/x86/xstate.rst). The answer holds for all its threads,
-// and for processes forked from it.
+// Linux keeps the tiles' registers from a process until it asks for them (Documentation/arch/x86/xstate.rst). The answer holds for all its
+// threads, and for processes forked from it.
 bool has_amx() {
   static const bool granted = [] {
     unsigned a, b, c, d;
@@ -25,6 +25,12 @@ bool has_amx() {
     return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
   }();
   return granted;
+}
+
+// GCC 12's __builtin_cpu_supports does not know it. What saves ymm registers, which avx2 asks for, is all it needs.
+bool has_avx_vnni() {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 4)) != 0;
 }
 
 }  // namespace
@@ -37,7 +43,10 @@ std::vector<Isa> available_isas() {
     if (has_amx()) isas.push_back(Isa::kAmx);
     isas.push_back(Isa::kAvx512);
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) isas.push_back(Isa::kAvx2);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    if (has_avx_vnni()) isas.push_back(Isa::kAvxVnni);
+    isas.push_back(Isa::kAvx2);
+  }
   isas.push_back(Isa::kGeneric);
   return isas;
 }
@@ -58,6 +67,8 @@ const char* isa_name(Isa isa) {
       return "amx";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAvxVnni:
+      return "avxvnni";
     case Isa::kAvx2:
       return "avx2";
     case Isa::kGeneric:

@@ -1,10 +1,11 @@
 // Running one function on several threads, each in the contract's floating point mode.
 //
-// A program keeps one team of threads for all its operators: every thread of the team calls the operators one after the other, and run_workers, which
-// starts threads elsewhere, only gives each its share there and lets them wait for each other. That costs a fraction of starting them.
+// A program keeps one team of threads for all its operators: every thread of the team calls the operators one after the other, and
+// run_workers, which starts threads elsewhere, only gives each its share there and lets them wait for each other. That costs a fraction of
+// starting them.
 //
-// Everything here but the team has internal linkage: this header is compiled into files of different instruction sets, and an inline function with
-// external linkage would let the linker keep one copy, perhaps the AVX-512 one, for all of them.
+// Everything here but the team has internal linkage: this header is compiled into files of different instruction sets, and an inline
+// function with external linkage would let the linker keep one copy, perhaps the AVX-512 one, for all of them.
 #pragma once
 
 #include <atomic>
@@ -74,9 +75,9 @@ class DefaultFloatMode {
 #endif
 };
 
-// Calls body(worker, workers) once on each of `workers` threads: at most `useful`, and perhaps fewer than `threads`; returns when all are done. In a team
-// every thread must make the call. Outside of one, always `threads` are started, even where some have nothing to do: OpenMP would end the threads that
-// a smaller number leaves over, and make them again for the next operator.
+// Calls body(worker, workers) once on each of `workers` threads: at most `useful`, and perhaps fewer than `threads`; returns when all are
+// done. In a team every thread must make the call. Outside of one, always `threads` are started, even where some have nothing to do: OpenMP
+// would end the threads that a smaller number leaves over, and make them again for the next operator.
 template <class Body>
 void run_workers(int threads, int useful, const Body& body) {
   if (Team* team = current_team()) {
@@ -131,8 +132,8 @@ struct WorkTile {
 };
 
 // The worker's rectangle of a matrix cut both ways, in whole blocks, so that the largest rectangle is as small as it can be: tall
-// matrices are cut by rows, a single row by columns. Cuts by rows are taken where others would win less than kRowsAreWorth percent: what reads the matrix
-// is mostly cut by rows too, and finds them in its own processor's cache.
+// matrices are cut by rows, a single row by columns. Cuts by rows are taken where others would win less than kRowsAreWorth percent: what
+// reads the matrix is mostly cut by rows too, and finds them in its own processor's cache.
 constexpr int64_t kRowsAreWorth = 9;
 
 [[maybe_unused]] WorkTile work_tile(int64_t rows, int64_t row_block, int64_t columns, int64_t column_block, int worker, int workers) {

@@ -20,8 +20,9 @@ struct KScaledLinearCpu {
 const KScaledLinearCpu& kscaled_linear_cpu(Isa isa);
 
 extern const KScaledLinearCpu kKScaledLinearGeneric;
-extern const KScaledLinearCpu kKScaledLinearAvx2;    // x86 only
-extern const KScaledLinearCpu kKScaledLinearAvx512;  // x86 only
-extern const KScaledLinearCpu kKScaledLinearAmx;     // x86 only
+extern const KScaledLinearCpu kKScaledLinearAvx2;     // x86 only
+extern const KScaledLinearCpu kKScaledLinearAvxVnni;  // x86 only
+extern const KScaledLinearCpu kKScaledLinearAvx512;   // x86 only
+extern const KScaledLinearCpu kKScaledLinearAmx;      // x86 only
 
 }  // namespace vimtrt

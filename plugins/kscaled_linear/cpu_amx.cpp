@@ -1,7 +1,8 @@
-// KScaledLinear with AMX: tiles of 16 rows by 64 columns of x against 64 columns by 16 outputs of the weights, 16 rows by 64 outputs in four accumulators.
+// KScaledLinear with AMX: tiles of 16 rows by 64 columns of x against 64 columns by 16 outputs of the weights, 16 rows by 64 outputs in
+// four accumulators.
 //
-// The multiplication of a block and the epilogue of the block before it run side by side: tile instructions wait in their own unit while the epilogue's
-// vectors pass. x goes into tiles of its own first, rows and columns filled up with zeros, so no load reaches outside it.
+// The multiplication of a block and the epilogue of the block before it run side by side: tile instructions wait in their own unit while
+// the epilogue's vectors pass. x goes into tiles of its own first, rows and columns filled up with zeros, so no load reaches outside it.
 #include "plugins/kscaled_linear/cpu_avx512.h"
 
 namespace vimtrt {
@@ -21,7 +22,9 @@ int64_t worker_bytes(const KScaledLinearParams& p) {
   return rows * round_up(p.in_features, kColumns);
 }
 
-size_t scratch_bytes(const KScaledLinearParams& p, int threads) { return static_cast<size_t>(worker_bytes(p)) * static_cast<size_t>(threads); }
+size_t scratch_bytes(const KScaledLinearParams& p, int threads) {
+  return static_cast<size_t>(worker_bytes(p)) * static_cast<size_t>(threads);
+}
 
 // tiles [row blocks, column blocks, 16, 64] of rows of x.
 void fill_tiles(const KScaledLinearParams& p, WorkRange rows, int8_t* tiles) {
@@ -80,8 +83,8 @@ void multiply(const int8_t* x, const int8_t* weight, int64_t depth, int32_t* sum
 
 // The epilogue of a tile of `rows` by V * 16 outputs.
 template <int V>
-void finish(const KScaledLinearParams& p, const Packed& packed, Lookup lookup, const int32_t* sums, int64_t row, int rows, int64_t first_output,
-            int64_t outputs) {
+void finish(const KScaledLinearParams& p, const Packed& packed, Lookup lookup, const int32_t* sums, int64_t row, int rows,
+            int64_t first_output, int64_t outputs) {
   alignas(64) int8_t tile[kRows * kOutputs];
   int64_t token = row % p.tokens;
   for (int r = 0; r < rows; ++r) {

@@ -20,7 +20,9 @@ int64_t worker_bytes(const KScaledLinearParams& p) {
   return round_up(rows * round_up(p.in_features, kColumns), 64);
 }
 
-size_t scratch_bytes(const KScaledLinearParams& p, int threads) { return static_cast<size_t>(worker_bytes(p)) * static_cast<size_t>(threads); }
+size_t scratch_bytes(const KScaledLinearParams& p, int threads) {
+  return static_cast<size_t>(worker_bytes(p)) * static_cast<size_t>(threads);
+}
 
 // panel [rows, C rounded up] = x + 128, any number where C ends: the weights are zeros there.
 void fill_panel(const KScaledLinearParams& p, WorkRange rows, uint8_t* panel) {
@@ -39,8 +41,8 @@ void fill_panel(const KScaledLinearParams& p, WorkRange rows, uint8_t* panel) {
 // Keeps an accumulator in one register through a loop: without it GCC 12 copies some of them once a turn, and spills.
 VIMTRT_ALWAYS_INLINE inline void pin(__m512i& acc) { asm("" : "+v"(acc)); }
 
-// R rows of the panel by V * 16 outputs from `row` and `block` on; `outputs` of the block's 64 exist. vpdpbusd takes unsigned x, so x + 128 goes in and the
-// correction, where the sums start, takes 128 * sum(w) out again.
+// R rows of the panel by V * 16 outputs from `row` and `block` on; `outputs` of the block's 64 exist. vpdpbusd takes unsigned x, so x + 128
+// goes in and the correction, where the sums start, takes 128 * sum(w) out again.
 template <int R, int V>
 void run_block(const KScaledLinearParams& p, const Packed& packed, Lookup lookup, const uint8_t* panel, int64_t row, int64_t block,
                int64_t outputs) {

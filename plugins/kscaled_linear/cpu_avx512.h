@@ -1,4 +1,5 @@
-// What the AVX-512 and the AMX kernel of KScaledLinear share: the weights' layout, the epilogue, the table lookup. Internal linkage, as in threads.h.
+// What the AVX-512 and the AMX kernel of KScaledLinear share: the weights' layout, the epilogue, the table lookup. Internal linkage, as in
+// threads.h.
 #pragma once
 
 #include <immintrin.h>
@@ -92,7 +93,8 @@ void lookup_scalar(const KScaledLinearParams& p, int64_t first_output, int64_t o
 
 // The same, one pass over the tile for each distinct table of the block: a table is four registers, indexed by q's low 7 bits in the
 // half that q's sign chooses.
-__attribute__((target("avx512vbmi"))) void lookup_vbmi(const KScaledLinearParams& p, int64_t first_output, int64_t outputs, int rows, int8_t* tile) {
+__attribute__((target("avx512vbmi"))) void lookup_vbmi(const KScaledLinearParams& p, int64_t first_output, int64_t outputs, int rows,
+                                                       int8_t* tile) {
   __m512i ids[4];
   for (int v = 0; v < 4; ++v) {
     ids[v] = _mm512_mask_loadu_epi32(_mm512_set1_epi32(-1), lanes(outputs - 16 * v), p.table_id + first_output + 16 * v);
@@ -122,10 +124,11 @@ __attribute__((target("avx512vbmi"))) void lookup_vbmi(const KScaledLinearParams
 
 Lookup find_lookup(const KScaledLinearParams& p) { return p.table == nullptr ? nullptr : has_avx512_vbmi() ? lookup_vbmi : lookup_scalar; }
 
-// The epilogue of one row: sum(v) is the int32 sum of outputs first_output + 16 v.. for v < V. Writes y, or its int8 values before the lookup to `tile`.
+// The epilogue of one row: sum(v) is the int32 sum of outputs first_output + 16 v.. for v < V. Writes y, or its int8 values before the
+// lookup to `tile`.
 template <int V, class Sum>
-VIMTRT_ALWAYS_INLINE inline void finish_row(const KScaledLinearParams& p, const Packed& packed, int64_t row, int64_t token, int64_t first_output,
-                                            int64_t outputs, int8_t* tile, const Sum& sum) {
+VIMTRT_ALWAYS_INLINE inline void finish_row(const KScaledLinearParams& p, const Packed& packed, int64_t row, int64_t token,
+                                            int64_t first_output, int64_t outputs, int8_t* tile, const Sum& sum) {
   const __m512 token_scale = _mm512_set1_ps(p.token_scale[token]);
   const __m512 out_scale = _mm512_set1_ps(p.out_token_scale[token]);
   const int64_t at = row * p.out_features + first_output;

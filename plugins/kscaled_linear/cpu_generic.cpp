@@ -50,6 +50,7 @@ const KScaledLinearCpu& kscaled_linear_cpu(Isa isa) {
 #if VIMTRT_X86
   if (isa == Isa::kAmx) return kKScaledLinearAmx;
   if (isa == Isa::kAvx512) return kKScaledLinearAvx512;
+  if (isa == Isa::kAvxVnni) return kKScaledLinearAvxVnni;
   if (isa == Isa::kAvx2) return kKScaledLinearAvx2;
 #endif
   (void)isa;

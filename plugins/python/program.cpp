@@ -114,7 +114,8 @@ AlignedBuffer::AlignedBuffer(size_t bytes) : size_(bytes) {
   void* memory = nullptr;
   if (posix_memalign(&memory, alignment, bytes) != 0) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
-  // Long sequences are read with strides of many pages: small ones would be looked up again and again. What the system does not grant costs nothing.
+  // Long sequences are read with strides of many pages: small ones would be looked up again and again. What the system does not grant costs
+  // nothing.
   if (alignment == kHugePage) madvise(memory, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
 #endif
   data_.reset(static_cast<uint8_t*>(memory));

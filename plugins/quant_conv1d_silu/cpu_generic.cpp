@@ -45,7 +45,7 @@ const QuantConv1dSiluCpu kQuantConv1dSiluGeneric = {no_packed_bytes, no_pack, no
 const QuantConv1dSiluCpu& quant_conv1d_silu_cpu(Isa isa) {
 #if VIMTRT_X86
   if (isa == Isa::kAvx512 || isa == Isa::kAmx) return kQuantConv1dSiluAvx512;
-  if (isa == Isa::kAvx2) return kQuantConv1dSiluAvx2;
+  if (isa == Isa::kAvx2 || isa == Isa::kAvxVnni) return kQuantConv1dSiluAvx2;
 #endif
   (void)isa;
   return kQuantConv1dSiluGeneric;

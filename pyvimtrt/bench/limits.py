@@ -19,8 +19,7 @@ SCAN_OPERATIONS = {
     ("avx512", "int8"): 17,
     ("amx", "fp32"): 13,
     ("avx512", "fp32"): 13,
-    ("avx2", "int8"): 20,
-    ("avx2", "fp32"): 16,
+    **{(isa, state): count for isa in ("avxvnni", "avx2") for state, count in (("int8", 20), ("fp32", 16))},
 }
 RUNS = 15
 

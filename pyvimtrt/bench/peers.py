@@ -72,8 +72,18 @@ def _torch_model(request: Request) -> Any:
     from pyvimtrt.api import load_model
 
     torch.set_num_threads(request.threads)
-    torch._C._set_grad_enabled(False)  # for the whole process, which runs nothing else
     return load_model(request.model, request.weights)
+
+
+def _torch_run(model: Any, *arguments: Any) -> Run:
+    import torch
+
+    def run() -> F32:
+        with torch.no_grad():
+            logits: F32 = model(*arguments).numpy()
+        return logits
+
+    return run
 
 
 def _torch_loop(request: Request, images: F32) -> Run:
@@ -81,22 +91,20 @@ def _torch_loop(request: Request, images: F32) -> Run:
 
     from pyvimtrt.model.scan import torch_scan
 
-    model, x = _torch_model(request), torch.from_numpy(images)
-    return lambda: model(x, torch_scan).numpy()
+    return _torch_run(_torch_model(request), torch.from_numpy(images), torch_scan)
 
 
 def _torch(request: Request, images: F32) -> Run:
     import torch
 
-    model, x = _torch_model(request), torch.from_numpy(images)
-    return lambda: model(x).numpy()
+    return _torch_run(_torch_model(request), torch.from_numpy(images))
 
 
 def _torch_compile(request: Request, images: F32) -> Run:
     import torch
 
-    model, x = torch.compile(_torch_model(request)), torch.from_numpy(images)
-    return lambda: model(x).numpy()
+    model: Any = torch.compile(_torch_model(request))
+    return _torch_run(model, torch.from_numpy(images))
 
 
 def _onnxruntime_session(path: str, threads: int, images: F32) -> Run:

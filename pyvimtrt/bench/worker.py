@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 WARM_UP = 2
+MESSAGE = 500  # characters of an error that are passed on
 RUNS_OF_A_TURN, SECONDS_OF_A_TURN = 5, 0.1  # at most the one, or what takes the other
 
 
@@ -68,8 +69,11 @@ def main() -> int:
                 times.append(time.perf_counter() - start)
             answer(ms=1e3 * statistics.median(times))
         answer(peak_bytes=peak)
+    except ModuleNotFoundError as error:
+        answer(error=f"it needs the package {error.name}, which is not installed; run: pip install 'pyvimtrt[torch,bench]'")
+        return 1
     except Exception as error:
-        answer(error=f"{type(error).__name__}: {' '.join(str(error).split())}"[:500], missing=isinstance(error, ModuleNotFoundError))
+        answer(error=f"{type(error).__name__}: {' '.join(str(error).split())}"[:MESSAGE])
         return 1
     return 0
 

@@ -36,7 +36,7 @@ class CpuRunnerArgs(BaseRunnerArgs):  # type: ignore[misc]
     def add_parser_args_impl(self) -> None:
         self.group.add_argument(
             "--vimtrt-isa",
-            help="Instruction set of each --vimtrt-cpu in turn, the last one for those that follow: avx512, avx2 or generic. Default: the best of this machine",
+            help="Instruction set of each --vimtrt-cpu in turn, the last for those that follow: amx, avx512, avxvnni, avx2, generic. Default: the best here",
             nargs="+",
             default=[],
         )
