@@ -15,6 +15,18 @@ make_environment() {
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check ".$extras"
 }
 
+# Whether the cross compiler and the emulator for 64-bit ARM are there, or could be installed.
+have_aarch64() {
+  local packages="g++-aarch64-linux-gnu qemu-user"
+  if command -v aarch64-linux-gnu-g++ > /dev/null && command -v qemu-aarch64 > /dev/null; then return 0; fi
+  if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
+    # shellcheck disable=SC2086 # two words
+    apt-get install -y -qq --no-install-recommends $packages > /dev/null 2>&1 ||
+      { apt-get update -qq > /dev/null 2>&1 && apt-get install -y -qq --no-install-recommends $packages > /dev/null 2>&1; } || true
+  fi
+  command -v aarch64-linux-gnu-g++ > /dev/null && command -v qemu-aarch64 > /dev/null
+}
+
 # Says what is missing to build the TensorRT plugins.
 check_cuda() {
   if ! command -v nvcc > /dev/null; then

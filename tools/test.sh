@@ -7,10 +7,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/environment.sh
 plugins=ON
-marked=()
+left_out=()
 case "${1:-}" in
   "") check_cuda ;;
-  --without-cuda) plugins=OFF marked=(-m "not needs_nvcc") ;;
+  --without-cuda) plugins=OFF left_out+=(needs_nvcc) ;;
   *) echo "error: unknown option $1; the one option is --without-cuda" >&2; exit 2 ;;
 esac
 echo "== environment and build, the TensorRT plugins included"
@@ -26,9 +26,20 @@ cmake -S . -B build/tests -G Ninja -DCMAKE_MAKE_PROGRAM="$(realpath -s "$VENV/bi
   -DVIMTRT_PYTHON=OFF -DVIMTRT_CUDA_ON_CPU=ON > /dev/null
 cmake --build build/tests > /dev/null
 "$VENV/bin/python" tools/kernel_coverage.py --reset
+echo "== the CPU engine for 64-bit ARM, which an emulator runs"
+if have_aarch64; then
+  cmake -S . -B build/aarch64 -G Ninja -DCMAKE_MAKE_PROGRAM="$(realpath -s "$VENV/bin/ninja")" -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake \
+    -DVIMTRT_PYTHON=OFF -DVIMTRT_TENSORRT=OFF -DVIMTRT_RUN_PROGRAM=ON > /dev/null
+  cmake --build build/aarch64 > /dev/null
+else
+  left_out+=(needs_aarch64)
+fi
 echo "== tests of the installed package"
 # Keeps the checkout's pyvimtrt/, which has no compiled module, off the path of pytest and of what it starts: the installed package is what is tested.
-PYTHONSAFEPATH=1 "$VENV/bin/pytest" "${marked[@]}"
+marked=()
+for mark in "${left_out[@]}"; do marked+=("not $mark"); done
+expression=$(printf " and %s" "${marked[@]}")
+PYTHONSAFEPATH=1 "$VENV/bin/pytest" ${marked[@]:+-m "${expression:5}"}
 if [ "$plugins" = ON ]; then
   echo "== line coverage of the kernels and plugins under these tests"
   "$VENV/bin/python" tools/kernel_coverage.py
@@ -39,4 +50,7 @@ echo "== the demo, with the core dependencies alone"
 CMAKE_ARGS="-DVIMTRT_TENSORRT=OFF" VIMTRT_VENV=build/demo-venv bash tools/demo.sh
 if [ "$plugins" = OFF ]; then
   echo "left out for want of nvcc: libvimtrt_plugins.so, the plugins on a CPU, TensorRT engines, line coverage and resources of the kernels"
+fi
+if [[ " ${left_out[*]} " = *" needs_aarch64 "* ]]; then
+  echo "left out for want of aarch64-linux-gnu-g++ and qemu-aarch64 (apt-get install g++-aarch64-linux-gnu qemu-user): the CPU engine of 64-bit ARM"
 fi

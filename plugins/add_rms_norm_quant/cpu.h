@@ -21,5 +21,6 @@ const AddRmsNormQuantCpu& add_rms_norm_quant_cpu(Isa isa);
 extern const AddRmsNormQuantCpu kAddRmsNormQuantGeneric;
 extern const AddRmsNormQuantCpu kAddRmsNormQuantAvx2;    // x86 only
 extern const AddRmsNormQuantCpu kAddRmsNormQuantAvx512;  // x86 only
+extern const AddRmsNormQuantCpu kAddRmsNormQuantNeon;    // 64-bit ARM only
 
 }  // namespace vimtrt

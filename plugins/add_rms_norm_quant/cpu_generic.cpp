@@ -48,6 +48,8 @@ const AddRmsNormQuantCpu& add_rms_norm_quant_cpu(Isa isa) {
 #if VIMTRT_X86
   if (isa == Isa::kAvx512 || isa == Isa::kAmx) return kAddRmsNormQuantAvx512;
   if (isa == Isa::kAvx2 || isa == Isa::kAvxVnni) return kAddRmsNormQuantAvx2;
+#elif VIMTRT_AARCH64
+  if (isa == Isa::kNeon) return kAddRmsNormQuantNeon;
 #endif
   (void)isa;
   return kAddRmsNormQuantGeneric;

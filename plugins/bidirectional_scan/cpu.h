@@ -21,8 +21,9 @@ const BidirectionalScanCpu& bidirectional_scan_cpu(Isa isa);
 extern const BidirectionalScanCpu kBidirectionalScanGeneric;
 extern const BidirectionalScanCpu kBidirectionalScanAvx2;
 extern const BidirectionalScanCpu kBidirectionalScanAvx512;
+extern const BidirectionalScanCpu kBidirectionalScanNeon;  // 64-bit ARM only
 
-// What the vector kernels share (cpu_generic.cpp); the layouts are drawn in README.md. `lanes` is 8 or 16.
+// What the vector kernels share (cpu_generic.cpp); the layouts are drawn in README.md. `lanes` is 4, 8 or 16.
 constexpr int bidirectional_scan_direction_rows(int states) { return states + 4; }
 constexpr int bidirectional_scan_block_rows(int states) { return 2 * bidirectional_scan_direction_rows(states) + 1; }
 size_t bidirectional_scan_packed_bytes(const BidirectionalScanParams& params, int lanes);

@@ -114,6 +114,8 @@ const BidirectionalScanCpu& bidirectional_scan_cpu(Isa isa) {
 #if VIMTRT_X86
   if (isa == Isa::kAvx512 || isa == Isa::kAmx) return kBidirectionalScanAvx512;
   if (isa == Isa::kAvx2 || isa == Isa::kAvxVnni) return kBidirectionalScanAvx2;
+#elif VIMTRT_AARCH64
+  if (isa == Isa::kNeon) return kBidirectionalScanNeon;
 #endif
   (void)isa;
   return kBidirectionalScanGeneric;

@@ -6,6 +6,9 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif VIMTRT_AARCH64
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace vimtrt {
@@ -55,7 +58,14 @@ bool has_avx512_vbmi() { return __builtin_cpu_supports("avx512vbmi"); }
 
 #else
 
+#if VIMTRT_AARCH64
+std::vector<Isa> available_isas() {
+  if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) return {Isa::kNeon, Isa::kGeneric};
+  return {Isa::kGeneric};
+}
+#else
 std::vector<Isa> available_isas() { return {Isa::kGeneric}; }
+#endif
 
 bool has_avx512_vbmi() { return false; }
 
@@ -71,6 +81,8 @@ const char* isa_name(Isa isa) {
       return "avxvnni";
     case Isa::kAvx2:
       return "avx2";
+    case Isa::kNeon:
+      return "neon";
     case Isa::kGeneric:
       break;
   }

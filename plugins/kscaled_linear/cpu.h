@@ -23,6 +23,7 @@ extern const KScaledLinearCpu kKScaledLinearGeneric;
 extern const KScaledLinearCpu kKScaledLinearAvx2;     // x86 only
 extern const KScaledLinearCpu kKScaledLinearAvxVnni;  // x86 only
 extern const KScaledLinearCpu kKScaledLinearAvx512;   // x86 only
+extern const KScaledLinearCpu kKScaledLinearNeon;     // 64-bit ARM only
 extern const KScaledLinearCpu kKScaledLinearAmx;      // x86 only
 
 }  // namespace vimtrt

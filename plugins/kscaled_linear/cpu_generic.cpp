@@ -52,6 +52,8 @@ const KScaledLinearCpu& kscaled_linear_cpu(Isa isa) {
   if (isa == Isa::kAvx512) return kKScaledLinearAvx512;
   if (isa == Isa::kAvxVnni) return kKScaledLinearAvxVnni;
   if (isa == Isa::kAvx2) return kKScaledLinearAvx2;
+#elif VIMTRT_AARCH64
+  if (isa == Isa::kNeon) return kKScaledLinearNeon;
 #endif
   (void)isa;
   return kKScaledLinearGeneric;

@@ -106,6 +106,7 @@ Rates measure_rates(Isa isa) {
       rates.int8_multiply_adds = best_rate(5.0 * 16, ymm_dot);
       rates.fp32_operations = best_rate(10.0 * 8, ymm_fma);
       break;
+    case Isa::kNeon:
     case Isa::kGeneric:
       break;
   }

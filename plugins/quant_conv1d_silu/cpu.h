@@ -21,5 +21,6 @@ const QuantConv1dSiluCpu& quant_conv1d_silu_cpu(Isa isa);
 extern const QuantConv1dSiluCpu kQuantConv1dSiluGeneric;
 extern const QuantConv1dSiluCpu kQuantConv1dSiluAvx2;
 extern const QuantConv1dSiluCpu kQuantConv1dSiluAvx512;
+extern const QuantConv1dSiluCpu kQuantConv1dSiluNeon;  // 64-bit ARM only
 
 }  // namespace vimtrt

@@ -46,6 +46,8 @@ const QuantConv1dSiluCpu& quant_conv1d_silu_cpu(Isa isa) {
 #if VIMTRT_X86
   if (isa == Isa::kAvx512 || isa == Isa::kAmx) return kQuantConv1dSiluAvx512;
   if (isa == Isa::kAvx2 || isa == Isa::kAvxVnni) return kQuantConv1dSiluAvx2;
+#elif VIMTRT_AARCH64
+  if (isa == Isa::kNeon) return kQuantConv1dSiluNeon;
 #endif
   (void)isa;
   return kQuantConv1dSiluGeneric;

@@ -15,7 +15,7 @@ from pyvimtrt.graph.network import Network, Node
 from pyvimtrt.native import require_native
 from pyvimtrt.runtime.engine import Engine
 
-ISA_VARIABLE = "PYVIMTRT_ISA"  # forces an instruction set: amx, avx512, avxvnni, avx2 or generic
+ISA_VARIABLE = "PYVIMTRT_ISA"  # forces an instruction set: amx, avx512, avxvnni, avx2, neon or generic
 
 
 def choose_isa() -> str:

@@ -1,0 +1,170 @@
+// BidirectionalScan with NEON, 4 channels in the lanes of a register; the states of a block stay in the first-level cache.
+#include <arm_neon.h>
+
+#include <cstring>
+
+#include "plugins/bidirectional_scan/cpu.h"
+#include "plugins/common/numerics.h"
+#include "plugins/common/threads.h"
+#include "plugins/common/unroll.h"
+
+namespace vimtrt {
+namespace {
+
+constexpr int kLanes = 4;
+
+// Where x is NaN the lower bound is taken, as the contract's clamp does.
+inline float32x4_t clamped(float32x4_t x, float low, float high) {
+  return vminnmq_f32(vmaxnmq_f32(x, vdupq_n_f32(low)), vdupq_n_f32(high));
+}
+
+// sat8(rne(x)) as floats.
+inline float32x4_t quantized(float32x4_t x) { return vrndnq_f32(clamped(x, -128.0f, 127.0f)); }
+
+inline float32x4_t coefficient(int k) { return vreinterpretq_f32_u32(vdupq_n_u32(kExp2CoefficientBits[k])); }
+
+// kBounded: x is known to lie in exp2c's range.
+template <bool kBounded>
+inline float32x4_t exp2c_lanes(float32x4_t x) {
+  if constexpr (!kBounded) x = clamped(x, -kExp2Limit, kExp2Limit);
+  const float32x4_t whole = vrndmq_f32(x);
+  const float32x4_t f = vsubq_f32(x, whole);
+  float32x4_t p = vfmaq_f32(coefficient(4), coefficient(5), f);
+  p = vfmaq_f32(coefficient(3), p, f);
+  p = vfmaq_f32(coefficient(2), p, f);
+  p = vfmaq_f32(coefficient(1), p, f);
+  p = vfmaq_f32(coefficient(0), p, f);
+  return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(p), vshlq_n_s32(vcvtq_s32_f32(whole), 23)));
+}
+
+// The first `lanes` of 4 bytes; nothing behind them is read.
+inline int32x4_t load_bytes(const int8_t* source, size_t lanes) {
+  int8_t bytes[8] = {};
+  std::memcpy(bytes, source, lanes);
+  return vmovl_s16(vget_low_s16(vmovl_s8(vld1_s8(bytes))));
+}
+
+inline float32x4_t load_s8(const int8_t* source, size_t lanes) { return vcvtq_f32_s32(load_bytes(source, lanes)); }
+
+inline float32x4_t load_delta(const int8_t* source, size_t lanes) {
+  return vcvtq_f32_s32(vaddq_s32(load_bytes(source, lanes), vdupq_n_s32(128)));
+}
+
+inline void store_s8(int8_t* target, size_t lanes, float32x4_t q) {
+  const int16x4_t words = vqmovn_s32(vcvtnq_s32_f32(q));
+  int8_t bytes[8];
+  vst1_s8(bytes, vqmovn_s16(vcombine_s16(words, words)));
+  std::memcpy(target, bytes, lanes);
+}
+
+// bcf[d][t] = Bf[t, 0..N-1], Cf[t, 0..N-1] of one image.
+template <int N>
+void scale_bc(const BidirectionalScanParams& p, int64_t image, float* bcf) {
+  for (int d = 0; d < 2; ++d) {
+    for (int t = 0; t < p.tokens; ++t, bcf += 2 * N) {
+      const int8_t* bc = p.bc[d] + (image * p.tokens + t) * p.bc_stride;
+      const float b_tok = p.b_scale_tok[static_cast<int64_t>(d) * p.tokens + t];
+      const float c_tok = p.c_scale_tok[static_cast<int64_t>(d) * p.tokens + t];
+      for (int n = 0; n < N; ++n) bcf[n] = (static_cast<float>(bc[n]) * p.b_scale_state[d * N + n]) * b_tok;
+      for (int n = 0; n < N; ++n) bcf[N + n] = (static_cast<float>(bc[N + n]) * p.c_scale_state[d * N + n]) * c_tok;
+    }
+  }
+}
+
+// One direction of one block of channels. sink(t, y) is called once per token, in the direction's order.
+template <int N, bool kStateInt8, bool kBounded, class Sink>
+inline void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, size_t lanes, const float* packed,
+                        const float* bcf, const Sink& sink) {
+  const int L = p.tokens;
+  const int64_t E = p.channels;
+  const int8_t* u_base = p.u[d] + image * L * E + first_channel;
+  const int8_t* delta_base = p.delta[d] + image * L * E + first_channel;
+  const float* decay_tok = p.decay_tok + static_cast<int64_t>(d) * L;
+
+  float32x4_t state[N];  // h, or hq as a float
+  for (float32x4_t& h : state) h = vdupq_n_f32(0.0f);
+  for (int step = 0; step < L; ++step) {
+    const int t = d == 0 ? step : L - 1 - step;
+    const float32x4_t u = load_s8(u_base + t * E, lanes), delta = load_delta(delta_base + t * E, lanes);
+    const float32x4_t g = vmulq_f32(vmulq_f32(delta, u), vld1q_f32(packed + N * kLanes));
+    const float32x4_t decay = vdupq_n_f32(decay_tok[t]);
+    const float* bf = bcf + static_cast<int64_t>(t) * (2 * N);
+    float32x4_t chain[N / 4];
+    unroll<N>([&](auto n) VIMTRT_ALWAYS_INLINE {
+      const float32x4_t a = exp2c_lanes<kBounded>(vfmaq_f32(decay, delta, vld1q_f32(packed + n * kLanes)));
+      const float32x4_t h = vfmaq_f32(vmulq_n_f32(g, bf[n]), a, state[n]);
+      state[n] = kStateInt8 ? quantized(h) : h;
+      chain[n / 4] = n % 4 == 0 ? vmulq_n_f32(h, bf[N + n]) : vfmaq_n_f32(chain[n / 4], h, bf[N + n]);
+    });
+    float32x4_t y_sum = vaddq_f32(chain[0], chain[1]);
+    if constexpr (N == 16) y_sum = vaddq_f32(y_sum, vaddq_f32(chain[2], chain[3]));
+    const float32x4_t y = vmulq_f32(y_sum, vld1q_f32(packed + (N + 1) * kLanes));
+    sink(t, vfmaq_f32(y, u, vld1q_f32(packed + (N + 2) * kLanes)));
+  }
+}
+
+template <int N, bool kStateInt8, class Sink>
+inline void scan_block(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, size_t lanes, const float* packed,
+                       const float* bcf, const Sink& sink) {
+  if (packed[(N + 3) * kLanes] != 0.0f) {
+    scan_tokens<N, kStateInt8, true>(p, d, image, first_channel, lanes, packed, bcf, sink);
+  } else {
+    scan_tokens<N, kStateInt8, false>(p, d, image, first_channel, lanes, packed, bcf, sink);
+  }
+}
+
+template <int N, bool kStateInt8>
+void run_items(const BidirectionalScanParams& p, const float* packed, float* scratch, int worker, int workers) {
+  const int64_t L = p.tokens, E = p.channels;
+  const int64_t blocks = (E + kLanes - 1) / kLanes;
+  float* bcf = scratch;
+  float* y_forward = scratch + L * (2 * 2 * N);
+  const WorkRange range = work_range(p.batch * blocks, 1, worker, workers);
+  int64_t scaled_image = -1;
+  for (int64_t item = range.begin; item < range.end; ++item) {
+    const int64_t image = item / blocks;
+    const int first_channel = static_cast<int>(item % blocks) * kLanes;
+    if (image != scaled_image) {
+      scale_bc<N>(p, image, bcf);
+      scaled_image = image;
+    }
+    const size_t lanes = static_cast<size_t>(E - first_channel < kLanes ? E - first_channel : kLanes);
+    const float* block = packed + (item % blocks) * kLanes * bidirectional_scan_block_rows(N);
+    scan_block<N, kStateInt8>(p, 0, image, first_channel, lanes, block, bcf,
+                              [&](int t, float32x4_t y) { vst1q_f32(y_forward + static_cast<int64_t>(t) * kLanes, y); });
+
+    const int8_t* gate = p.gate + image * L * p.gate_stride + first_channel;
+    int8_t* out = p.y + image * L * E + first_channel;
+    const float32x4_t gate_scale = vld1q_f32(block + 2 * bidirectional_scan_direction_rows(N) * kLanes);
+    const float* backward = block + bidirectional_scan_direction_rows(N) * kLanes;
+    scan_block<N, kStateInt8>(p, 1, image, first_channel, lanes, backward, bcf + L * (2 * N), [&](int t, float32x4_t y) {
+      const float32x4_t y_both = vaddq_f32(vld1q_f32(y_forward + static_cast<int64_t>(t) * kLanes), y);
+      const float32x4_t o = vmulq_f32(y_both, vmulq_f32(load_s8(gate + t * p.gate_stride, lanes), gate_scale));
+      store_s8(out + t * E, lanes, quantized(vmulq_n_f32(o, p.out_inv_scale_tok[t])));
+    });
+  }
+}
+
+size_t packed_bytes(const BidirectionalScanParams& p) { return bidirectional_scan_packed_bytes(p, kLanes); }
+
+void pack(const BidirectionalScanParams& p, void* packed) { bidirectional_scan_pack(p, kLanes, static_cast<float*>(packed)); }
+
+size_t scratch_bytes(const BidirectionalScanParams& p, int threads) {
+  return bidirectional_scan_worker_scratch_bytes(p, kLanes) * static_cast<size_t>(threads);
+}
+
+void run(const BidirectionalScanParams& p, const void* packed, void* scratch, int threads) {
+  const auto items = p.states == 16 ? (p.state_int8 ? run_items<16, true> : run_items<16, false>)
+                                    : (p.state_int8 ? run_items<8, true> : run_items<8, false>);
+  const size_t worker_bytes = bidirectional_scan_worker_scratch_bytes(p, kLanes);
+  run_workers(threads, [&](int worker, int workers) {
+    items(p, static_cast<const float*>(packed), reinterpret_cast<float*>(static_cast<char*>(scratch) + worker * worker_bytes), worker,
+          workers);
+  });
+}
+
+}  // namespace
+
+const BidirectionalScanCpu kBidirectionalScanNeon = {packed_bytes, pack, scratch_bytes, run};
+
+}  // namespace vimtrt
