@@ -89,10 +89,10 @@ void finish(const KScaledLinearParams& p, const Packed& packed, Lookup lookup, c
   int64_t token = row % p.tokens;
   for (int r = 0; r < rows; ++r) {
     const auto sum = [&](auto v) VIMTRT_ALWAYS_INLINE { return _mm512_load_si512(sums + 256 * v + 16 * r); };
-    finish_row<V>(p, packed, row + r, token, first_output, outputs, lookup != nullptr ? tile + r * kOutputs : nullptr, sum);
+    finish_row<V>(p, packed, row + r, token, first_output, outputs, lookup != Lookup::kNone ? tile + r * kOutputs : nullptr, sum);
     if (++token == p.tokens) token = 0;
   }
-  if (lookup != nullptr) finish_tile(p, lookup, row, rows, first_output, outputs, tile);
+  if (lookup != Lookup::kNone) finish_tile(p, packed, lookup, row, rows, first_output, outputs, tile);
 }
 
 template <int V>

@@ -66,7 +66,7 @@ void run_block(const KScaledLinearParams& p, const Packed& packed, Lookup lookup
     });
   }
 
-  const bool looks_up = lookup != nullptr;
+  const bool looks_up = lookup != Lookup::kNone;
   alignas(64) int8_t tile[kRows * kOutputs];
   int64_t token = row % p.tokens;
   unroll<R>([&](auto r) VIMTRT_ALWAYS_INLINE {
@@ -74,7 +74,7 @@ void run_block(const KScaledLinearParams& p, const Packed& packed, Lookup lookup
     finish_row<V>(p, packed, row + r, token, first_output, outputs, looks_up ? tile + r * kOutputs : nullptr, sum);
     if (++token == p.tokens) token = 0;
   });
-  if (looks_up) finish_tile(p, lookup, row, R, first_output, outputs, tile);
+  if (looks_up) finish_tile(p, packed, lookup, row, R, first_output, outputs, tile);
 }
 
 template <int V>

@@ -6,6 +6,7 @@
 
 #include <cstring>
 
+#include "plugins/common/lookup_avx512.h"
 #include "plugins/common/threads.h"
 #include "plugins/common/unroll.h"
 #include "plugins/kscaled_linear/cpu.h"
@@ -23,6 +24,7 @@ struct Packed {
   const int32_t* correction;  // [blocks * 64]: -128 * sum of the output's weights
   const float* channel_scale;
   const float* bias;
+  const BlockTables* tables;  // [blocks]
 };
 
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
@@ -36,10 +38,13 @@ Packed layout(const KScaledLinearParams& p, const void* memory, int64_t columns)
   packed.correction = reinterpret_cast<const int32_t*>(packed.weight + packed.blocks * packed.quads * kOutputs * 4);
   packed.channel_scale = reinterpret_cast<const float*>(packed.correction + packed.blocks * kOutputs);
   packed.bias = packed.channel_scale + packed.blocks * kOutputs;
+  packed.tables = reinterpret_cast<const BlockTables*>(packed.bias + packed.blocks * kOutputs);
   return packed;
 }
 
-size_t packed_size(const Packed& packed) { return static_cast<size_t>(packed.blocks * kOutputs * (packed.quads * 4 + 3 * 4)); }
+size_t packed_size(const Packed& packed) {
+  return static_cast<size_t>(packed.blocks) * (kOutputs * (static_cast<size_t>(packed.quads) * 4 + 3 * 4) + sizeof(BlockTables));
+}
 
 void pack_weights(const KScaledLinearParams& p, void* memory, int64_t columns) {
   const Packed packed = layout(p, memory, columns);
@@ -58,6 +63,10 @@ void pack_weights(const KScaledLinearParams& p, void* memory, int64_t columns) {
   }
   std::memcpy(const_cast<float*>(packed.channel_scale), p.channel_scale, static_cast<size_t>(p.out_features) * sizeof(float));
   std::memcpy(const_cast<float*>(packed.bias), p.bias, static_cast<size_t>(p.out_features) * sizeof(float));
+  if (p.table_id == nullptr) return;
+  for (int64_t o = 0; o < p.out_features; ++o) {
+    if (p.table_id[o] >= 0) const_cast<BlockTables*>(packed.tables)[o / kOutputs].add(static_cast<int>(o % kOutputs), p.table_id[o]);
+  }
 }
 
 __mmask16 lanes(int64_t count) { return count >= 16 ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1); }
@@ -79,10 +88,10 @@ void store_bytes(int8_t* y, int64_t count, __m512i value) {
   }
 }
 
-using Lookup = void (*)(const KScaledLinearParams& p, int64_t first_output, int64_t outputs, int rows, int8_t* tile);
-
 // Table lookup of a tile of `rows` by 64 outputs in place.
-void lookup_scalar(const KScaledLinearParams& p, int64_t first_output, int64_t outputs, int rows, int8_t* tile) {
+void look_up_tile(const KScaledLinearParams& p, const BlockTables& tables, bool has_vbmi, int64_t first_output, int64_t outputs, int rows,
+                  int8_t* tile) {
+  if (has_vbmi && tables.count <= BlockTables::kMax) return look_up_rows<false>(p.table, tables, ~__mmask64{0}, rows, kOutputs, tile);
   for (int64_t o = 0; o < outputs; ++o) {
     const int32_t id = p.table_id[first_output + o];
     if (id < 0) continue;
@@ -91,38 +100,11 @@ void lookup_scalar(const KScaledLinearParams& p, int64_t first_output, int64_t o
   }
 }
 
-// The same, one pass over the tile for each distinct table of the block: a table is four registers, indexed by q's low 7 bits in the
-// half that q's sign chooses.
-__attribute__((target("avx512vbmi"))) void lookup_vbmi(const KScaledLinearParams& p, int64_t first_output, int64_t outputs, int rows,
-                                                       int8_t* tile) {
-  __m512i ids[4];
-  for (int v = 0; v < 4; ++v) {
-    ids[v] = _mm512_mask_loadu_epi32(_mm512_set1_epi32(-1), lanes(outputs - 16 * v), p.table_id + first_output + 16 * v);
-  }
-  const __m512i none = _mm512_set1_epi32(-1);
-  __mmask64 left = 0;
-  for (int v = 0; v < 4; ++v) left |= static_cast<__mmask64>(_mm512_cmpgt_epi32_mask(ids[v], none)) << (16 * v);
-  while (left != 0) {
-    const int32_t id = p.table_id[first_output + __builtin_ctzll(left)];
-    __mmask64 mine = 0;
-    for (int v = 0; v < 4; ++v) mine |= static_cast<__mmask64>(_mm512_cmpeq_epi32_mask(ids[v], _mm512_set1_epi32(id))) << (16 * v);
-    left &= ~mine;
-    const int8_t* table = p.table + static_cast<int64_t>(id) * 256;
-    const __m512i t0 = _mm512_loadu_si512(table);
-    const __m512i t1 = _mm512_loadu_si512(table + 64);
-    const __m512i t2 = _mm512_loadu_si512(table + 128);
-    const __m512i t3 = _mm512_loadu_si512(table + 192);
-    for (int r = 0; r < rows; ++r) {
-      const __m512i q = _mm512_load_si512(tile + r * kOutputs);
-      const __m512i if_negative = _mm512_permutex2var_epi8(t0, q, t1);
-      const __m512i if_positive = _mm512_permutex2var_epi8(t2, q, t3);
-      const __m512i found = _mm512_mask_mov_epi8(if_positive, _mm512_movepi8_mask(q), if_negative);
-      _mm512_store_si512(tile + r * kOutputs, _mm512_mask_mov_epi8(q, mine, found));
-    }
-  }
-}
+enum class Lookup { kNone, kScalar, kVbmi };
 
-Lookup find_lookup(const KScaledLinearParams& p) { return p.table == nullptr ? nullptr : has_avx512_vbmi() ? lookup_vbmi : lookup_scalar; }
+Lookup find_lookup(const KScaledLinearParams& p) {
+  return p.table == nullptr ? Lookup::kNone : has_avx512_vbmi() ? Lookup::kVbmi : Lookup::kScalar;
+}
 
 // The epilogue of one row: sum(v) is the int32 sum of outputs first_output + 16 v.. for v < V. Writes y, or its int8 values before the
 // lookup to `tile`.
@@ -158,8 +140,9 @@ VIMTRT_ALWAYS_INLINE inline void finish_row(const KScaledLinearParams& p, const 
 }
 
 // Looks a tile's rows up and writes them to y.
-void finish_tile(const KScaledLinearParams& p, Lookup lookup, int64_t row, int rows, int64_t first_output, int64_t outputs, int8_t* tile) {
-  lookup(p, first_output, outputs, rows, tile);
+void finish_tile(const KScaledLinearParams& p, const Packed& packed, Lookup lookup, int64_t row, int rows, int64_t first_output,
+                 int64_t outputs, int8_t* tile) {
+  look_up_tile(p, packed.tables[first_output / kOutputs], lookup == Lookup::kVbmi, first_output, outputs, rows, tile);
   for (int r = 0; r < rows; ++r) {
     store_bytes(p.y_int8 + (row + r) * p.out_features + first_output, outputs, _mm512_load_si512(tile + r * kOutputs));
   }

@@ -6,6 +6,7 @@
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 
+#include "plugins/common/lookup_avx512.h"
 #include "plugins/common/threads.h"
 
 namespace vimtrt {
@@ -13,7 +14,6 @@ namespace {
 
 constexpr int kLanes = 64;        // channels of a block
 constexpr int kChunkTokens = 64;  // most tokens of a work item: its indices stay in the first-level cache until they are looked up
-constexpr int kMaxTables = 8;     // a block with more different tables is looked up byte by byte
 
 // One direction of one block. Register v, 32-bit lane 4 i + k holds channel 16 i + 4 v + k: the order in which bytes interleave, and which
 // the saturating packs undo.
@@ -23,9 +23,7 @@ struct alignas(64) Direction {
   float scale[4][16];
   float bias[4][16];
   int32_t table_offset[kLanes];  // 256 * table_id
-  int32_t tables;                // how many different ones; kMaxTables + 1 when they are too many
-  int32_t table_offsets[kMaxTables];
-  uint64_t table_masks[kMaxTables];  // which channels use it
+  BlockTables tables;
 };
 
 struct Block {
@@ -51,16 +49,8 @@ void pack_direction(const QuantConv1dSiluParams& p, int d, int64_t first_channel
     out.scale[v][slot] = p.channel_scale[source];
     out.bias[v][slot] = p.bias[source];
 
-    const int32_t offset = p.table_id[source] * 256;
-    out.table_offset[lane] = offset;
-    int k = 0;
-    while (k < out.tables && k < kMaxTables && out.table_offsets[k] != offset) ++k;
-    if (k == kMaxTables) {
-      out.tables = kMaxTables + 1;
-      continue;
-    }
-    if (k == out.tables) out.table_offsets[out.tables++] = offset;
-    out.table_masks[k] |= uint64_t{1} << lane;
+    out.table_offset[lane] = p.table_id[source] * 256;
+    out.tables.add(lane, p.table_id[source]);
   }
 }
 
@@ -101,23 +91,7 @@ inline __m512i indices(const Window& window, const Direction& w) {
   return _mm512_xor_si512(bytes, _mm512_set1_epi8(-128));
 }
 
-// Replaces a block's indices by table entries.
-__attribute__((target("avx512vbmi"))) void look_up_vbmi(const int8_t* table, const Direction& w, int64_t tokens, int64_t stride,
-                                                        __mmask64 mask, int8_t* u) {
-  for (int k = 0; k < w.tables; ++k) {
-    // The tables of a block have disjoint channels, so each pass finds its channels as indices.
-    const int8_t* entries = table + w.table_offsets[k];
-    const __m512i a = _mm512_loadu_si512(entries), b = _mm512_loadu_si512(entries + 64);
-    const __m512i c = _mm512_loadu_si512(entries + 128), d = _mm512_loadu_si512(entries + 192);
-    const __mmask64 selected = mask & w.table_masks[k];
-    for (int64_t t = 0; t < tokens; ++t) {
-      const __m512i index = _mm512_maskz_loadu_epi8(selected, u + t * stride);
-      const __m512i low = _mm512_permutex2var_epi8(a, index, b), high = _mm512_permutex2var_epi8(c, index, d);
-      _mm512_mask_storeu_epi8(u + t * stride, selected, _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), low, high));
-    }
-  }
-}
-
+// Replaces a block's indices by table entries, byte by byte.
 void look_up_scalar(const int8_t* table, const Direction& w, int64_t tokens, int64_t stride, int lanes, int8_t* u) {
   for (int64_t t = 0; t < tokens; ++t) {
     for (int lane = 0; lane < lanes; ++lane) {
@@ -156,8 +130,8 @@ void run_item(const QuantConv1dSiluParams& p, const Block& block, int64_t image,
   }
   for (int d = 0; d < 2; ++d) {
     const Direction& w = block.direction[d];
-    if (vbmi && w.tables <= kMaxTables) {
-      look_up_vbmi(p.table, w, end - begin, E, mask, u[d] + begin * E);
+    if (vbmi && w.tables.count <= BlockTables::kMax) {
+      look_up_rows<true>(p.table, w.tables, mask, end - begin, E, u[d] + begin * E);
     } else {
       look_up_scalar(p.table, w, end - begin, E, lanes, u[d] + begin * E);
     }
