@@ -128,6 +128,14 @@ def test_a_peer_with_a_problem_is_neither_timed_nor_in_the_way(tiny_engine_file:
     assert found.peers[1].problem == "it needs the package a_package_that_is_not_there, which is not installed; run: pip install 'pyvimtrt[torch,bench]'"
 
 
+def test_a_package_in_the_working_directory_is_not_what_runs(tiny_engine_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "pyvimtrt").mkdir()
+    (tmp_path / "pyvimtrt" / "__init__.py").write_text("raise SystemExit('the wrong package')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(limits, "RUNS", 2)
+    assert bench(tiny_engine_file, None, Settings(rounds=1, threads=(1,))).peers[0].median_ms > 0
+
+
 def test_a_worker_that_dies_has_its_last_words(tiny_engine_file: Path, monkeypatch: pytest.MonkeyPatch):
     popen = module.subprocess.Popen
     monkeypatch.setattr(

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+import pyvimtrt
 from pyvimtrt import api
 from pyvimtrt.bench.limits import operator_times
 from pyvimtrt.bench.peers import ENGINE, PEERS, Request
@@ -32,6 +33,8 @@ from pyvimtrt.model.checkpoint import load_weights
 from pyvimtrt.model.config import VimConfig
 from pyvimtrt.runtime.cpu import choose_isa, default_threads
 
+# The package that runs here, not one that lies in the working directory.
+_WORKER = "import sys; sys.path[:] = [*filter(None, sys.path), sys.argv.pop()]; from pyvimtrt.bench.worker import main; sys.exit(main())"
 TRIAL_ROUNDS = 5  # that choose a peer's number of threads
 PAUSE_S = 0.02  # between two peers' turns: threads that spin after a run go to sleep
 FP32_TOLERANCE = 1e-3  # of the largest logit, between fp32 peers
@@ -59,7 +62,12 @@ class _Worker:
         self.request = request
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115, closed with the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pyvimtrt.bench.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, env=environment
+            [sys.executable, "-c", _WORKER, str(Path(pyvimtrt.__file__).parents[1])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=environment,
         )
         self.times: list[float] = []
         self.problem: str | None = None
