@@ -49,6 +49,7 @@ def test_kernels_execute_no_more_instructions_than_recorded(case: str) -> None:
     known = compiler() in recorded
     counts = recorded[compiler()] if known else next(iter(recorded.values()))
     for isa in isas():
+        assert isa in counts, f"no counts of {isa} are recorded: python {Path(__file__).name} --update on this machine"
         check(int(run(case, isa)[0]), counts[isa][case], ALLOWED if known else ALLOWED_OF_OTHER_COMPILERS, f"{case} {isa}")
 
 
