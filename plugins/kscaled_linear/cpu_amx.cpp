@@ -83,20 +83,19 @@ void multiply(const int8_t* x, const int8_t* weight, int64_t depth, int32_t* sum
 
 // The epilogue of a tile of `rows` by V * 16 outputs.
 template <int V>
-void finish(const KScaledLinearParams& p, const Packed& packed, Lookup lookup, const int32_t* sums, int64_t row, int rows,
-            int64_t first_output, int64_t outputs) {
-  alignas(64) int8_t tile[kRows * kOutputs];
-  int64_t token = row % p.tokens;
-  for (int r = 0; r < rows; ++r) {
-    const auto sum = [&](auto v) VIMTRT_ALWAYS_INLINE { return _mm512_load_si512(sums + 256 * v + 16 * r); };
-    finish_row<V>(p, packed, row + r, token, first_output, outputs, lookup != Lookup::kNone ? tile + r * kOutputs : nullptr, sum);
+void finish(const KScaledLinearParams& p, const Packed& packed, bool vbmi, const int32_t* sums, WorkRange rows, int64_t block,
+            int64_t outputs) {
+  int64_t token = rows.begin % p.tokens;
+  for (int64_t row = rows.begin; row < rows.end; ++row, sums += 16) {
+    const auto sum = [&](auto v) VIMTRT_ALWAYS_INLINE { return _mm512_load_si512(sums + 256 * v); };
+    finish_row<V>(p, packed, row, token, block * kOutputs, outputs, sum);
     if (++token == p.tokens) token = 0;
   }
-  if (lookup != Lookup::kNone) finish_tile(p, packed, lookup, row, rows, first_output, outputs, tile);
+  look_up(p, packed, vbmi, rows, block, outputs);
 }
 
 template <int V>
-void run_rows(const KScaledLinearParams& p, const Packed& packed, Lookup lookup, const int8_t* tiles, WorkRange rows, int64_t block,
+void run_rows(const KScaledLinearParams& p, const Packed& packed, bool vbmi, const int8_t* tiles, WorkRange rows, int64_t block,
               int64_t outputs) {
   alignas(64) int32_t sums[2][4 * 256];
   const int64_t depth = packed.quads / 16;
@@ -106,14 +105,14 @@ void run_rows(const KScaledLinearParams& p, const Packed& packed, Lookup lookup,
   for (int at = 0; row < rows.end; row += kRows, at ^= 1) {
     tiles += depth * kTileBytes;
     if (row + kRows < rows.end) multiply<V>(tiles, weight, depth, sums[at ^ 1]);
-    const int count = static_cast<int>(rows.end - row < kRows ? rows.end - row : kRows);
-    finish<V>(p, packed, lookup, sums[at], row, count, block * kOutputs, outputs);
+    const WorkRange tile = {row, rows.end - row < kRows ? rows.end : row + kRows};
+    finish<V>(p, packed, vbmi, sums[at], tile, block, outputs);
   }
 }
 
 void run(const KScaledLinearParams& p, const void* memory, void* scratch, int threads) {
   const Packed packed = layout(p, memory, kColumns);
-  const Lookup lookup = find_lookup(p);
+  const bool vbmi = has_avx512_vbmi();
   run_workers(threads, [&](int worker, int workers) {
     int8_t* tiles = static_cast<int8_t*>(scratch) + worker * worker_bytes(p);
     int64_t filled = -1;
@@ -123,13 +122,13 @@ void run(const KScaledLinearParams& p, const void* memory, void* scratch, int th
       filled = rows.begin;
       switch ((outputs + 15) / 16) {
         case 4:
-          return run_rows<4>(p, packed, lookup, tiles, rows, block, outputs);
+          return run_rows<4>(p, packed, vbmi, tiles, rows, block, outputs);
         case 3:
-          return run_rows<3>(p, packed, lookup, tiles, rows, block, outputs);
+          return run_rows<3>(p, packed, vbmi, tiles, rows, block, outputs);
         case 2:
-          return run_rows<2>(p, packed, lookup, tiles, rows, block, outputs);
+          return run_rows<2>(p, packed, vbmi, tiles, rows, block, outputs);
         default:
-          return run_rows<1>(p, packed, lookup, tiles, rows, block, outputs);
+          return run_rows<1>(p, packed, vbmi, tiles, rows, block, outputs);
       }
     });
     _tile_release();

@@ -38,14 +38,15 @@ void fill_panel(const KScaledLinearParams& p, WorkRange rows, uint8_t* panel) {
   }
 }
 
-// Keeps an accumulator in one register through a loop: without it GCC 12 copies some of them once a turn, and spills.
-VIMTRT_ALWAYS_INLINE inline void pin(__m512i& acc) { asm("" : "+v"(acc)); }
+// acc += the products, in its own register: GCC 12 makes copies of the intrinsic's accumulators in a loop, and spills.
+VIMTRT_ALWAYS_INLINE inline void multiply_add(__m512i& acc, __m512i u, __m512i w) {
+  asm("vpdpbusd {%2, %1, %0|%0, %1, %2}" : "+v"(acc) : "v"(u), "v"(w));
+}
 
 // R rows of the panel by V * 16 outputs from `row` and `block` on; `outputs` of the block's 64 exist. vpdpbusd takes unsigned x, so x + 128
 // goes in and the correction, where the sums start, takes 128 * sum(w) out again.
 template <int R, int V>
-void run_block(const KScaledLinearParams& p, const Packed& packed, Lookup lookup, const uint8_t* panel, int64_t row, int64_t block,
-               int64_t outputs) {
+void run_block(const KScaledLinearParams& p, const Packed& packed, const uint8_t* panel, int64_t row, int64_t block, int64_t outputs) {
   const int64_t first_output = block * kOutputs;
   const int8_t* weight = packed.weight + block * packed.quads * kOutputs * 4;
   const int64_t width = packed.quads * 4;
@@ -59,41 +60,34 @@ void run_block(const KScaledLinearParams& p, const Packed& packed, Lookup lookup
     unroll<V>([&](auto v) VIMTRT_ALWAYS_INLINE { w[v] = _mm512_load_si512(weight + 64 * v); });
     unroll<R>([&](auto r) VIMTRT_ALWAYS_INLINE {
       const __m512i u = _mm512_set1_epi32(load_quad(panel + r * width + 4 * k));
-      unroll<V>([&](auto v) VIMTRT_ALWAYS_INLINE {
-        acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], u, w[v]);
-        pin(acc[r][v]);
-      });
+      unroll<V>([&](auto v) VIMTRT_ALWAYS_INLINE { multiply_add(acc[r][v], u, w[v]); });
     });
   }
 
-  const bool looks_up = lookup != Lookup::kNone;
-  alignas(64) int8_t tile[kRows * kOutputs];
   int64_t token = row % p.tokens;
   unroll<R>([&](auto r) VIMTRT_ALWAYS_INLINE {
     const auto sum = [&](auto v) VIMTRT_ALWAYS_INLINE { return acc[r][v]; };
-    finish_row<V>(p, packed, row + r, token, first_output, outputs, looks_up ? tile + r * kOutputs : nullptr, sum);
+    finish_row<V>(p, packed, row + r, token, first_output, outputs, sum);
     if (++token == p.tokens) token = 0;
   });
-  if (looks_up) finish_tile(p, packed, lookup, row, R, first_output, outputs, tile);
 }
 
 template <int V>
-void run_rows(const KScaledLinearParams& p, const Packed& packed, Lookup lookup, const uint8_t* panel, WorkRange rows, int64_t block,
-              int64_t outputs) {
+void run_rows(const KScaledLinearParams& p, const Packed& packed, const uint8_t* panel, WorkRange rows, int64_t block, int64_t outputs) {
   const int64_t width = packed.quads * 4;
   int64_t row = rows.begin;
-  for (; row + kRows <= rows.end; row += kRows, panel += kRows * width) run_block<kRows, V>(p, packed, lookup, panel, row, block, outputs);
+  for (; row + kRows <= rows.end; row += kRows, panel += kRows * width) run_block<kRows, V>(p, packed, panel, row, block, outputs);
   switch (rows.end - row) {
     case 5:
-      return run_block<5, V>(p, packed, lookup, panel, row, block, outputs);
+      return run_block<5, V>(p, packed, panel, row, block, outputs);
     case 4:
-      return run_block<4, V>(p, packed, lookup, panel, row, block, outputs);
+      return run_block<4, V>(p, packed, panel, row, block, outputs);
     case 3:
-      return run_block<3, V>(p, packed, lookup, panel, row, block, outputs);
+      return run_block<3, V>(p, packed, panel, row, block, outputs);
     case 2:
-      return run_block<2, V>(p, packed, lookup, panel, row, block, outputs);
+      return run_block<2, V>(p, packed, panel, row, block, outputs);
     case 1:
-      return run_block<1, V>(p, packed, lookup, panel, row, block, outputs);
+      return run_block<1, V>(p, packed, panel, row, block, outputs);
     default:
       return;
   }
@@ -105,7 +99,7 @@ void pack(const KScaledLinearParams& p, void* memory) { pack_weights(p, memory, 
 
 void run(const KScaledLinearParams& p, const void* memory, void* scratch, int threads) {
   const Packed packed = layout(p, memory, kColumns);
-  const Lookup lookup = find_lookup(p);
+  const bool vbmi = has_avx512_vbmi();
   run_workers(threads, [&](int worker, int workers) {
     uint8_t* panel = static_cast<uint8_t*>(scratch) + worker * worker_bytes(p);
     int64_t filled = -1;
@@ -114,14 +108,19 @@ void run(const KScaledLinearParams& p, const void* memory, void* scratch, int th
       filled = rows.begin;
       switch ((outputs + 15) / 16) {
         case 4:
-          return run_rows<4>(p, packed, lookup, panel, rows, block, outputs);
+          run_rows<4>(p, packed, panel, rows, block, outputs);
+          break;
         case 3:
-          return run_rows<3>(p, packed, lookup, panel, rows, block, outputs);
+          run_rows<3>(p, packed, panel, rows, block, outputs);
+          break;
         case 2:
-          return run_rows<2>(p, packed, lookup, panel, rows, block, outputs);
+          run_rows<2>(p, packed, panel, rows, block, outputs);
+          break;
         default:
-          return run_rows<1>(p, packed, lookup, panel, rows, block, outputs);
+          run_rows<1>(p, packed, panel, rows, block, outputs);
+          break;
       }
+      look_up(p, packed, vbmi, rows, block, outputs);  // of a whole panel: a table is loaded for four rows
     });
   });
 }

@@ -15,7 +15,6 @@ namespace vimtrt {
 namespace {
 
 constexpr int kOutputs = 64;  // of a block
-constexpr int kMaxRows = 16;  // of a tile of results
 
 struct Packed {
   int64_t quads;              // C / 4, rounded up
@@ -88,43 +87,41 @@ void store_bytes(int8_t* y, int64_t count, __m512i value) {
   }
 }
 
-// Table lookup of a tile of `rows` by 64 outputs in place.
-void look_up_tile(const KScaledLinearParams& p, const BlockTables& tables, bool has_vbmi, int64_t first_output, int64_t outputs, int rows,
-                  int8_t* tile) {
-  if (has_vbmi && tables.count <= BlockTables::kMax) return look_up_rows<false>(p.table, tables, ~__mmask64{0}, rows, kOutputs, tile);
-  for (int64_t o = 0; o < outputs; ++o) {
-    const int32_t id = p.table_id[first_output + o];
-    if (id < 0) continue;
-    const int8_t* table = p.table + static_cast<int64_t>(id) * 256 + 128;
-    for (int r = 0; r < rows; ++r) tile[r * kOutputs + o] = table[tile[r * kOutputs + o]];
-  }
+// Multiplying by it changes no bit.
+bool is_one(const float* scale) {
+  int32_t bits;
+  std::memcpy(&bits, scale, sizeof bits);
+  return bits == 0x3f800000;
 }
 
-enum class Lookup { kNone, kScalar, kVbmi };
-
-Lookup find_lookup(const KScaledLinearParams& p) {
-  return p.table == nullptr ? Lookup::kNone : has_avx512_vbmi() ? Lookup::kVbmi : Lookup::kScalar;
-}
-
-// The epilogue of one row: sum(v) is the int32 sum of outputs first_output + 16 v.. for v < V. Writes y, or its int8 values before the
-// lookup to `tile`.
+// The epilogue of one row: sum(v) is the int32 sum of outputs first_output + 16 v.. for v < V. Writes y as it is before the tables. A
+// network's layers have one of the two scales, so a branch for each costs less than the products.
 template <int V, class Sum>
 VIMTRT_ALWAYS_INLINE inline void finish_row(const KScaledLinearParams& p, const Packed& packed, int64_t row, int64_t token,
-                                            int64_t first_output, int64_t outputs, int8_t* tile, const Sum& sum) {
-  const __m512 token_scale = _mm512_set1_ps(p.token_scale[token]);
-  const __m512 out_scale = _mm512_set1_ps(p.out_token_scale[token]);
+                                            int64_t first_output, int64_t outputs, const Sum& sum) {
   const int64_t at = row * p.out_features + first_output;
+  __m512 value[V];
+  unroll<V>([&](auto v) VIMTRT_ALWAYS_INLINE { value[v] = _mm512_cvtepi32_ps(sum(v)); });
+  if (!is_one(p.token_scale + token)) {
+    const __m512 scale = _mm512_set1_ps(p.token_scale[token]);
+    unroll<V>([&](auto v) VIMTRT_ALWAYS_INLINE { value[v] = _mm512_mul_ps(value[v], scale); });
+  }
+  unroll<V>([&](auto v) VIMTRT_ALWAYS_INLINE {
+    const __m512 b = _mm512_load_ps(packed.bias + first_output + 16 * v);
+    value[v] = _mm512_fmadd_ps(value[v], _mm512_load_ps(packed.channel_scale + first_output + 16 * v), b);
+  });
+  if (!is_one(p.out_token_scale + token)) {
+    const __m512 scale = _mm512_set1_ps(p.out_token_scale[token]);
+    unroll<V>([&](auto v) VIMTRT_ALWAYS_INLINE { value[v] = _mm512_mul_ps(value[v], scale); });
+  }
   __m512i q[4] = {};
   unroll<V>([&](auto v) VIMTRT_ALWAYS_INLINE {
-    const __m512 a = _mm512_load_ps(packed.channel_scale + first_output + 16 * v);
-    const __m512 b = _mm512_load_ps(packed.bias + first_output + 16 * v);
-    const __m512 value = _mm512_mul_ps(_mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum(v)), token_scale), a, b), out_scale);
     if (p.y_float != nullptr) {
-      store_floats(p.y_float + at + 16 * v, outputs - 16 * v, value);
+      store_floats(p.y_float + at + 16 * v, outputs - 16 * v, value[v]);
     } else {
       // What is far below -128 converts to INT_MIN and packs to -128; above 127 it would convert to INT_MIN too, hence the min, which
       // hands on its second operand where that is NaN: INT_MIN again.
-      q[v] = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_set1_ps(127.0f), value));
+      q[v] = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_set1_ps(127.0f), value[v]));
     }
   });
   if (p.y_float != nullptr) return;
@@ -132,19 +129,23 @@ VIMTRT_ALWAYS_INLINE inline void finish_row(const KScaledLinearParams& p, const 
   const __m512i pieces = _mm512_packs_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3]));
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const __m512i result = _mm512_permutexvar_epi32(order, pieces);
-  if (tile != nullptr) {
-    _mm512_store_si512(tile, result);
-  } else {
-    store_bytes(p.y_int8 + at, outputs, result);
-  }
+  store_bytes(p.y_int8 + at, outputs, result);
 }
 
-// Looks a tile's rows up and writes them to y.
-void finish_tile(const KScaledLinearParams& p, const Packed& packed, Lookup lookup, int64_t row, int rows, int64_t first_output,
-                 int64_t outputs, int8_t* tile) {
-  look_up_tile(p, packed.tables[first_output / kOutputs], lookup == Lookup::kVbmi, first_output, outputs, rows, tile);
-  for (int r = 0; r < rows; ++r) {
-    store_bytes(p.y_int8 + (row + r) * p.out_features + first_output, outputs, _mm512_load_si512(tile + r * kOutputs));
+// Replaces q by its channels' table entries in rows of y, for the outputs of a block.
+void look_up(const KScaledLinearParams& p, const Packed& packed, bool vbmi, WorkRange rows, int64_t block, int64_t outputs) {
+  if (p.table == nullptr || packed.tables[block].count == 0) return;
+  const int64_t first_output = block * kOutputs;
+  int8_t* y = p.y_int8 + rows.begin * p.out_features + first_output;
+  if (vbmi && packed.tables[block].count <= BlockTables::kMax) {
+    const __mmask64 mask = ~uint64_t{0} >> (kOutputs - outputs);
+    return look_up_rows<false>(p.table, packed.tables[block], mask, rows.end - rows.begin, p.out_features, y);
+  }
+  for (int64_t row = rows.begin; row < rows.end; ++row, y += p.out_features) {
+    for (int64_t o = 0; o < outputs; ++o) {
+      const int64_t id = p.table_id[first_output + o];
+      if (id >= 0) y[o] = p.table[id * 256 + 128 + y[o]];
+    }
   }
 }
 
