@@ -16,11 +16,10 @@ namespace {
 constexpr int kLanes = 16;
 constexpr int kPrefetch = 16;  // tokens: their rows may be in another processor's cache
 
+inline __m512 rounded(__m512 x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+
 // sat8(rne(x)) as floats.
-inline __m512 quantized(__m512 x) {
-  const __m512 clamped = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-128.0f)), _mm512_set1_ps(127.0f));
-  return _mm512_roundscale_ps(clamped, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
+inline __m512 quantized(__m512 x) { return rounded(_mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-128.0f)), _mm512_set1_ps(127.0f))); }
 
 inline __m512 coefficient(int k) { return _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(kExp2CoefficientBits[k]))); }
 
@@ -35,24 +34,27 @@ VIMTRT_ALWAYS_INLINE inline __m512 loaded(const float* source) {
   return value;
 }
 
-// exp2c of several registers, step by step side by side: one after the other, the instructions of a few exponentials would fill the
-// processor's scheduler, most of them waiting, and the units would idle. kBounded: x is known to lie in exp2c's range.
-template <bool kBounded, int G>
-VIMTRT_ALWAYS_INLINE inline void exp2c_lanes(__m512 (&x)[G], const float* first) {
-  __m512 f[G], p[G];
-  if constexpr (!kBounded) {
-    unroll<G>([&](auto i) VIMTRT_ALWAYS_INLINE { x[i] = _mm512_range_ps(x[i], _mm512_set1_ps(kExp2Limit), kSmallerMagnitude); });
-  }
-  unroll<G>([&](auto i) VIMTRT_ALWAYS_INLINE { p[i] = _mm512_roundscale_ps(x[i], _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); });
-  unroll<G>([&](auto i) VIMTRT_ALWAYS_INLINE { f[i] = _mm512_sub_ps(x[i], p[i]); });
-  unroll<G>([&](auto i) VIMTRT_ALWAYS_INLINE { p[i] = _mm512_fmadd_ps(loaded(first), f[i], coefficient(4)); });
-  unroll<4>([&](auto k) VIMTRT_ALWAYS_INLINE {
-    unroll<G>([&](auto i) VIMTRT_ALWAYS_INLINE { p[i] = _mm512_fmadd_ps(p[i], f[i], coefficient(3 - k)); });
-  });
-  // The polynomial lies in [1, 2 + 2^-20] and the exponent in [-126, 126], so p * 2^i is a normal number: scalef, which takes the floor of
-  // x itself, gives the bits that the contract's integer add gives.
-  unroll<G>([&](auto i) VIMTRT_ALWAYS_INLINE { x[i] = _mm512_scalef_ps(p[i], x[i]); });
+// Four states of a token side by side, one of each chain (N = 16) or two of each (N = 8).
+constexpr int kGroup = 4;
+template <int N>
+constexpr int state_of(int group, int lane) {
+  return N == 16 ? 4 * lane + group : lane / 2 * 4 + 2 * group + lane % 2;
 }
+
+// What is left of exp2c is scalef(polynomial, x). The polynomial lies in [1, 2 + 2^-20] and the exponent in [-126, 126], so p * 2^i is a
+// normal number: scalef, which takes the floor of x itself, gives the bits that the contract's integer add gives.
+struct Exponents {
+  __m512 x[kGroup];
+  __m512 polynomial[kGroup];
+};
+
+// kBounded: x is known to lie in exp2c's range.
+template <bool kBounded>
+inline __m512 limited(__m512 x) {
+  return kBounded ? x : _mm512_range_ps(x, _mm512_set1_ps(kExp2Limit), kSmallerMagnitude);
+}
+
+inline __m512 floor_of(__m512 x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
 
 inline __m512 load_s8(__mmask16 mask, const int8_t* source) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, source)));
@@ -97,35 +99,70 @@ inline void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, 
   alignas(64) float first_coefficient[kLanes];
   _mm512_store_ps(first_coefficient, coefficient(5));
   const auto token = [&](int step) VIMTRT_ALWAYS_INLINE { return d == 0 ? step : L - 1 - step; };
+  const auto exponent = [&](int n, __m512 delta, __m512 decay)
+                            VIMTRT_ALWAYS_INLINE { return _mm512_fmadd_ps(loaded(packed + n * kLanes), delta, decay); };
+  __m512 delta = load_delta(mask, delta_base + token(0) * E);
+  __m512 decay = _mm512_set1_ps(decay_tok[token(0)]);
+  Exponents e;  // of the group at hand
+  unroll<kGroup>([&](auto j) VIMTRT_ALWAYS_INLINE {
+    e.x[j] = limited<kBounded>(exponent(state_of<N>(0, j), delta, decay));
+    const __m512 f = _mm512_sub_ps(e.x[j], floor_of(e.x[j]));
+    e.polynomial[j] = coefficient(5);
+    unroll<5>([&](auto k) VIMTRT_ALWAYS_INLINE { e.polynomial[j] = _mm512_fmadd_ps(e.polynomial[j], f, coefficient(4 - k)); });
+  });
   __m512 state[N];  // h, or hq as a float
 #pragma GCC unroll 16
   for (int n = 0; n < N; ++n) state[n] = _mm512_setzero_ps();
   for (int step = 0; step < L; ++step) {
-    const int t = token(step);
+    const int t = token(step), next = token(step + 1 < L ? step + 1 : step);
     const __m512 u = load_s8(mask, u_base + t * E);
-    const __m512 delta = load_delta(mask, delta_base + t * E);
+    const __m512 next_delta = load_delta(mask, delta_base + next * E);
+    const __m512 next_decay = _mm512_set1_ps(decay_tok[next]);
     const int64_t ahead = static_cast<int64_t>(token(step + kPrefetch < L ? step + kPrefetch : step)) * E;
     _mm_prefetch(u_base + ahead, _MM_HINT_T0);
     _mm_prefetch(delta_base + ahead, _MM_HINT_T0);
     const __m512 g = _mm512_mul_ps(_mm512_mul_ps(delta, u), input_scale);
-    const __m512 decay = _mm512_set1_ps(decay_tok[t]);
     const float* bf = bcf + static_cast<int64_t>(t) * (2 * N);
-    // Four states at a time, one of each chain (N = 16), or two of each (N = 8).
     __m512 chain[N / 4];
-    unroll<N / 4>([&](auto i) VIMTRT_ALWAYS_INLINE {
-      __m512 a[4], h[4];
-      const auto state_of = [&](auto j) VIMTRT_ALWAYS_INLINE { return N == 16 ? 4 * j + i : j / 2 * 4 + 2 * i + j % 2; };
-      unroll<4>([&](auto j) VIMTRT_ALWAYS_INLINE { a[j] = _mm512_fmadd_ps(loaded(packed + state_of(j) * kLanes), delta, decay); });
-      exp2c_lanes<kBounded>(a, first_coefficient);
-      unroll<4>([&](auto j) VIMTRT_ALWAYS_INLINE { h[j] = _mm512_mul_ps(g, _mm512_set1_ps(bf[state_of(j)])); });
-      unroll<4>([&](auto j) VIMTRT_ALWAYS_INLINE { h[j] = _mm512_fmadd_ps(a[j], state[state_of(j)], h[j]); });
-      unroll<4>([&](auto j) VIMTRT_ALWAYS_INLINE { state[state_of(j)] = kStateInt8 ? quantized(h[j]) : h[j]; });
-      unroll<4>([&](auto j) VIMTRT_ALWAYS_INLINE {
-        const int n = state_of(j);
+    // The updates of a group and the exponents of the next, of the next token after the last group, in turns: Zen 4 has two pipes for
+    // products and two for the rest, and its scheduler sees too little ahead to fill both from one after the other. The order of the steps
+    // was found by trial.
+    unroll<N / kGroup>([&](auto i) VIMTRT_ALWAYS_INLINE {
+      constexpr bool kLast = i + 1 == N / kGroup;
+      constexpr int kNext = kLast ? 0 : i + 1;
+      const auto each = [](const auto& body) VIMTRT_ALWAYS_INLINE { unroll<kGroup>(body); };
+      __m512 h[kGroup], q[kGroup], f[kGroup];
+      Exponents to_come;
+      __m512(&x)[kGroup] = to_come.x;
+      __m512(&p)[kGroup] = to_come.polynomial;
+      each([&](auto j) VIMTRT_ALWAYS_INLINE { h[j] = _mm512_mul_ps(g, _mm512_set1_ps(bf[state_of<N>(i, j)])); });
+      each([&](auto j)
+               VIMTRT_ALWAYS_INLINE { x[j] = exponent(state_of<N>(kNext, j), kLast ? next_delta : delta, kLast ? next_decay : decay); });
+      each([&](auto j) VIMTRT_ALWAYS_INLINE { x[j] = limited<kBounded>(x[j]); });
+      each([&](auto j) VIMTRT_ALWAYS_INLINE { f[j] = floor_of(x[j]); });
+      each([&](auto j) VIMTRT_ALWAYS_INLINE { e.polynomial[j] = _mm512_scalef_ps(e.polynomial[j], e.x[j]); });
+      each([&](auto j) VIMTRT_ALWAYS_INLINE { f[j] = _mm512_sub_ps(x[j], f[j]); });
+      each([&](auto j) VIMTRT_ALWAYS_INLINE { h[j] = _mm512_fmadd_ps(e.polynomial[j], state[state_of<N>(i, j)], h[j]); });
+      each([&](auto j) VIMTRT_ALWAYS_INLINE { q[j] = kStateInt8 ? _mm512_max_ps(h[j], _mm512_set1_ps(-128.0f)) : h[j]; });
+      each([&](auto j) VIMTRT_ALWAYS_INLINE {
+        constexpr int n = state_of<N>(i, j);
         const __m512 c = _mm512_set1_ps(bf[N + n]);
         chain[n / 4] = n % 4 == 0 ? _mm512_mul_ps(h[j], c) : _mm512_fmadd_ps(h[j], c, chain[n / 4]);
       });
+      each([&](auto j) VIMTRT_ALWAYS_INLINE { p[j] = _mm512_fmadd_ps(loaded(first_coefficient), f[j], coefficient(4)); });
+      each([&](auto j) VIMTRT_ALWAYS_INLINE { p[j] = _mm512_fmadd_ps(p[j], f[j], coefficient(3)); });
+      if constexpr (kStateInt8) {
+        each([&](auto j) VIMTRT_ALWAYS_INLINE { q[j] = _mm512_min_ps(q[j], _mm512_set1_ps(127.0f)); });
+        each([&](auto j) VIMTRT_ALWAYS_INLINE { q[j] = rounded(q[j]); });
+      }
+      each([&](auto j) VIMTRT_ALWAYS_INLINE { p[j] = _mm512_fmadd_ps(p[j], f[j], coefficient(2)); });
+      each([&](auto j) VIMTRT_ALWAYS_INLINE { p[j] = _mm512_fmadd_ps(p[j], f[j], coefficient(1)); });
+      each([&](auto j) VIMTRT_ALWAYS_INLINE { p[j] = _mm512_fmadd_ps(p[j], f[j], coefficient(0)); });
+      each([&](auto j) VIMTRT_ALWAYS_INLINE { state[state_of<N>(i, j)] = q[j]; });
+      e = to_come;
     });
+    delta = next_delta;
+    decay = next_decay;
     __m512 y_sum = _mm512_add_ps(chain[0], chain[1]);
     if constexpr (N == 16) y_sum = _mm512_add_ps(y_sum, _mm512_add_ps(chain[2], chain[3]));
     sink(t, _mm512_fmadd_ps(u, skip_scale, _mm512_mul_ps(y_sum, y_scale)));
