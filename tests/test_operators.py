@@ -101,6 +101,29 @@ def nan_results(inputs: dict[str, Array], rng: np.random.Generator) -> None:
     inputs["channel_scale"][::2] = 0.0
 
 
+def ones_among_scales(inputs: dict[str, Array], rng: np.random.Generator) -> None:
+    """A product by one may be left out, by a number beside one not."""
+    for name, step in (("token_scale", 2), ("out_token_scale", 3)):
+        inputs[name][::step] = 1.0
+        inputs[name][1::step] = rng.choice([np.nextafter(np.float32(1), np.float32(2)), -1.0, 0.0])
+    inputs["channel_scale"][...] /= 100
+
+
+def around_int32(inputs: dict[str, Array], rng: np.random.Generator) -> None:
+    """Results on both sides of what int32 holds: a conversion without a clamp gives the lowest number for the largest."""
+    inputs["x"][...] = 127
+    inputs["weight"][...] = rng.choice([-127, 127], len(inputs["weight"]))[:, None]
+    inputs["token_scale"][...] = rng.uniform(0.5, 2, len(inputs["token_scale"]))
+    inputs["channel_scale"][...] = 2.0**31 / (127 * 127 * inputs["x"].shape[-1])
+    inputs["out_token_scale"][...] = rng.uniform(0.5, 2, len(inputs["out_token_scale"]))
+
+
+def infinite_before_small_scale(inputs: dict[str, Array], rng: np.random.Generator) -> None:
+    """The exact product is small, but its first step leaves fp32's range."""
+    inputs["token_scale"][...] = 3e38
+    inputs["channel_scale"][...] = 1e-38
+
+
 def sums_above_24_bits(inputs: dict[str, Array], rng: np.random.Generator) -> None:
     """float(acc) itself is rounded: sums up to 65536 * 128 * 127 have 30 bits."""
     inputs["x"][...] = rng.integers(100, 128, inputs["x"].shape)
@@ -161,6 +184,10 @@ LINEAR = {
     "one id of 3": lambda: linear_with(one_id, tables_=3, O=67),
     "tables that no one uses": lambda: linear_with(no_id, tables_=3, O=67),
     "identity table": lambda: linear_with(identity_table, tables_=2, O=67, gain=3.0),
+    "ones among the scales": lambda: linear_with(ones_among_scales, O=67, L=13),
+    "ones among the scales, float": lambda: linear_with(ones_among_scales, O=67, L=13, out_type="float32"),
+    "around int32": lambda: linear_with(around_int32, O=67, L=97),
+    "infinite before a small scale": lambda: linear_with(infinite_before_small_scale, O=67, L=7),
     "halves": lambda: linear_with(halves, O=67, L=7),
     "halves with tables": lambda: linear_with(halves, O=67, L=7, tables_=3),
     "subnormal scales": lambda: linear_with(subnormal_scales, O=67),

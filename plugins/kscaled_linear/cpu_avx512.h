@@ -4,6 +4,8 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "plugins/common/lookup_avx512.h"
@@ -24,6 +26,7 @@ struct Packed {
   const float* channel_scale;
   const float* bias;
   const BlockTables* tables;  // [blocks]
+  const int32_t* in_range;    // one number; not 0: whatever x is, no step of the epilogue leaves int32's range
 };
 
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
@@ -38,11 +41,35 @@ Packed layout(const KScaledLinearParams& p, const void* memory, int64_t columns)
   packed.channel_scale = reinterpret_cast<const float*>(packed.correction + packed.blocks * kOutputs);
   packed.bias = packed.channel_scale + packed.blocks * kOutputs;
   packed.tables = reinterpret_cast<const BlockTables*>(packed.bias + packed.blocks * kOutputs);
+  packed.in_range = reinterpret_cast<const int32_t*>(packed.tables + packed.blocks);
   return packed;
 }
 
 size_t packed_size(const Packed& packed) {
-  return static_cast<size_t>(packed.blocks) * (kOutputs * (static_cast<size_t>(packed.quads) * 4 + 3 * 4) + sizeof(BlockTables));
+  return static_cast<size_t>(packed.blocks) * (kOutputs * (static_cast<size_t>(packed.quads) * 4 + 3 * 4) + sizeof(BlockTables)) +
+         sizeof(int32_t);
+}
+
+// Whether no step of the epilogue can leave int32's range, with a factor of two to spare for rounding. Not where a constant is not finite.
+bool stays_in_range(const KScaledLinearParams& p) {
+  constexpr double kLimit = 0x1p30;
+  double largest_sum = 0, largest_scaled = 0, largest_bias = 0;  // scaled: times the channel's scale
+  for (int64_t o = 0; o < p.out_features; ++o) {
+    const double scale = std::abs(p.channel_scale[o]), bias = std::abs(p.bias[o]);
+    if (!std::isfinite(scale) || !std::isfinite(bias)) return false;
+    int64_t weights = 0;
+    for (int64_t c = 0; c < p.in_features; ++c) weights += std::abs(p.weight[o * p.in_features + c]);
+    const double sum = 128.0 * static_cast<double>(weights);
+    largest_sum = std::max(largest_sum, sum);
+    largest_scaled = std::max(largest_scaled, sum * scale);
+    largest_bias = std::max(largest_bias, bias);
+  }
+  for (int64_t t = 0; t < p.tokens; ++t) {
+    const double token_scale = std::abs(p.token_scale[t]), result = largest_scaled * token_scale + largest_bias;
+    const double scaled_result = result * std::abs(p.out_token_scale[t]);
+    if (!(largest_sum * token_scale < kLimit && result < kLimit && scaled_result < kLimit)) return false;
+  }
+  return true;
 }
 
 void pack_weights(const KScaledLinearParams& p, void* memory, int64_t columns) {
@@ -62,6 +89,7 @@ void pack_weights(const KScaledLinearParams& p, void* memory, int64_t columns) {
   }
   std::memcpy(const_cast<float*>(packed.channel_scale), p.channel_scale, static_cast<size_t>(p.out_features) * sizeof(float));
   std::memcpy(const_cast<float*>(packed.bias), p.bias, static_cast<size_t>(p.out_features) * sizeof(float));
+  *const_cast<int32_t*>(packed.in_range) = stays_in_range(p);
   if (p.table_id == nullptr) return;
   for (int64_t o = 0; o < p.out_features; ++o) {
     if (p.table_id[o] >= 0) const_cast<BlockTables*>(packed.tables)[o / kOutputs].add(static_cast<int>(o % kOutputs), p.table_id[o]);
@@ -114,17 +142,17 @@ VIMTRT_ALWAYS_INLINE inline void finish_row(const KScaledLinearParams& p, const 
     const __m512 scale = _mm512_set1_ps(p.out_token_scale[token]);
     unroll<V>([&](auto v) VIMTRT_ALWAYS_INLINE { value[v] = _mm512_mul_ps(value[v], scale); });
   }
+  if (p.y_float != nullptr) {
+    unroll<V>([&](auto v) VIMTRT_ALWAYS_INLINE { store_floats(p.y_float + at + 16 * v, outputs - 16 * v, value[v]); });
+    return;
+  }
+  // What is far below -128, and NaN, converts to INT_MIN and packs to -128; far above 127 it would convert to INT_MIN too, hence the min
+  // where that can happen. It hands on its second operand where that is NaN.
+  if (*packed.in_range == 0) {
+    unroll<V>([&](auto v) VIMTRT_ALWAYS_INLINE { value[v] = _mm512_min_ps(_mm512_set1_ps(127.0f), value[v]); });
+  }
   __m512i q[4] = {};
-  unroll<V>([&](auto v) VIMTRT_ALWAYS_INLINE {
-    if (p.y_float != nullptr) {
-      store_floats(p.y_float + at + 16 * v, outputs - 16 * v, value[v]);
-    } else {
-      // What is far below -128 converts to INT_MIN and packs to -128; above 127 it would convert to INT_MIN too, hence the min, which
-      // hands on its second operand where that is NaN: INT_MIN again.
-      q[v] = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_set1_ps(127.0f), value[v]));
-    }
-  });
-  if (p.y_float != nullptr) return;
+  unroll<V>([&](auto v) VIMTRT_ALWAYS_INLINE { q[v] = _mm512_cvtps_epi32(value[v]); });
   // The packs work within 128-bit lanes and leave 4-byte pieces in the order 0 4 8 12, 1 5 9 13, ...
   const __m512i pieces = _mm512_packs_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3]));
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
