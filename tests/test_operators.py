@@ -105,7 +105,8 @@ def ones_among_scales(inputs: dict[str, Array], rng: np.random.Generator) -> Non
     """A product by one may be left out, by a number beside one not."""
     for name, step in (("token_scale", 2), ("out_token_scale", 3)):
         inputs[name][::step] = 1.0
-        inputs[name][1::step] = rng.choice([np.nextafter(np.float32(1), np.float32(2)), -1.0, 0.0])
+        others = inputs[name][1::step]
+        others[...] = np.resize(np.array([1 + 2**-23, -1.0, 0.0]), len(others))
     inputs["channel_scale"][...] /= 100
 
 
