@@ -44,11 +44,11 @@ VIMTRT_ALWAYS_INLINE inline void multiply_add(__m512i& acc, __m512i u, __m512i w
 }
 
 // R rows of the panel by V * 16 outputs from `row` and `block` on; `outputs` of the block's 64 exist. vpdpbusd takes unsigned x, so x + 128
-// goes in and the correction, where the sums start, takes 128 * sum(w) out again. Fetches y, and a line for each quad from `ahead` on: many
-// at once would hold up the loads of x.
-template <int R, int V>
-void run_block(const KScaledLinearParams& p, const Packed& packed, const uint8_t* panel, const int8_t* ahead, int64_t row, int64_t block,
-               int64_t outputs) {
+// goes in and the correction, where the sums start, takes 128 * sum(w) out again. Fetches y, and a line for each quad from `ahead` on where
+// kAhead: many at once would hold up the loads of x.
+template <int R, int V, bool kAhead = false>
+void run_block(const KScaledLinearParams& p, const Packed& packed, const uint8_t* panel, int64_t row, int64_t block, int64_t outputs,
+               const int8_t* ahead = nullptr) {
   const int64_t first_output = block * kOutputs;
   const int8_t* weight = packed.weight + block * packed.quads * kOutputs * 4;
   const int64_t width = packed.quads * 4;
@@ -61,7 +61,7 @@ void run_block(const KScaledLinearParams& p, const Packed& packed, const uint8_t
     unroll<R>([&](auto r) VIMTRT_ALWAYS_INLINE { acc[r][v] = start; });
   });
   for (int64_t k = 0; k < packed.quads; ++k, weight += kOutputs * 4) {
-    _mm_prefetch(ahead + 64 * k, _MM_HINT_T0);
+    if constexpr (kAhead) _mm_prefetch(ahead + 64 * k, _MM_HINT_T0);
     __m512i w[V];
     unroll<V>([&](auto v) VIMTRT_ALWAYS_INLINE { w[v] = _mm512_load_si512(weight + 64 * v); });
     unroll<R>([&](auto r) VIMTRT_ALWAYS_INLINE {
@@ -87,20 +87,24 @@ void run_rows(const KScaledLinearParams& p, const Packed& packed, const uint8_t*
   const int8_t* ahead = packed.weight + (block + 1) % packed.blocks * 4 * quarter;
   int64_t row = rows.begin;
   for (; row + kRows <= rows.end; row += kRows, panel += kRows * width) {
-    run_block<kRows, V>(p, packed, panel, ahead, row, block, outputs);
-    if (row < rows.begin + 3 * kRows) ahead += quarter;
+    if (row < rows.begin + 4 * kRows) {
+      run_block<kRows, V, true>(p, packed, panel, row, block, outputs, ahead);
+      ahead += quarter;
+    } else {
+      run_block<kRows, V>(p, packed, panel, row, block, outputs);
+    }
   }
   switch (rows.end - row) {
     case 5:
-      return run_block<5, V>(p, packed, panel, ahead, row, block, outputs);
+      return run_block<5, V>(p, packed, panel, row, block, outputs);
     case 4:
-      return run_block<4, V>(p, packed, panel, ahead, row, block, outputs);
+      return run_block<4, V>(p, packed, panel, row, block, outputs);
     case 3:
-      return run_block<3, V>(p, packed, panel, ahead, row, block, outputs);
+      return run_block<3, V>(p, packed, panel, row, block, outputs);
     case 2:
-      return run_block<2, V>(p, packed, panel, ahead, row, block, outputs);
+      return run_block<2, V>(p, packed, panel, row, block, outputs);
     case 1:
-      return run_block<1, V>(p, packed, panel, ahead, row, block, outputs);
+      return run_block<1, V>(p, packed, panel, row, block, outputs);
     default:
       return;
   }
