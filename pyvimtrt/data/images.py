@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -15,49 +16,55 @@ from pyvimtrt.model.config import VimConfig
 MAX_PIXELS = 64_000_000  # of one image, 8000 x 8000: far above any classifier's input, far below a decompression bomb
 CROP_FRACTION = 0.875  # published evaluation of Vim at 224: resize the short side to 256, crop the middle
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"})
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")  # Pillow's names; EPS, say, would start another program
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 U8 = npt.NDArray[np.uint8]
 
 
 def load_image(path: Path, config: VimConfig) -> U8:
+    """Return an image file as `decode_image` does. Raises DataError where the file is missing too."""
+    return decode_image(path, config, str(path))
+
+
+def decode_image(source: Path | BinaryIO, config: VimConfig, name: str, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS) -> U8:
     """Return an image file as uint8 [C, img, img]: EXIF orientation applied, resized and cropped as the model asks.
 
-    An image that already has the model's size is taken pixel by pixel. Raises DataError where the file is missing, is
-    no image, is truncated or has more than MAX_PIXELS pixels.
+    An image that already has the model's size is taken pixel by pixel. ``name`` stands in messages. Raises DataError where the source is no image of one of the
+    ``formats``, is truncated or has more than ``max_pixels`` pixels.
     """
     if config.channels not in _MODES:
         raise DataError(f"the model takes {config.channels} channels, which no image file has; give an .npz of arrays instead")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is the stricter one
-            with Image.open(path) as image:
+            with Image.open(source, formats=formats) as image:
                 width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise DataError(f"{path} has {width} x {height} pixels; at most {MAX_PIXELS} are decoded")
-                picture = _to_mode(ImageOps.exif_transpose(image), _MODES[config.channels], path)
+                if width * height > max_pixels:
+                    raise DataError(f"{name} has {width} x {height} pixels; at most {max_pixels} are decoded")
+                picture = _to_mode(ImageOps.exif_transpose(image), _MODES[config.channels], name)
     except FileNotFoundError:
-        raise DataError(f"no image at {path}") from None
+        raise DataError(f"no image at {name}") from None
     except Image.DecompressionBombError as error:
-        raise DataError(f"{path} is a decompression bomb: {error}") from error
+        raise DataError(f"{name} is a decompression bomb: {error}") from error
     except UnidentifiedImageError:
-        raise DataError(f"{path} is not an image in a known format; give a PNG, JPEG or WebP file") from None
+        raise DataError(f"{name} is not an image in a known format; give a PNG, JPEG or WebP file") from None
     except DataError:
         raise
     except Exception as error:  # a decoder raises whatever its parsing of hostile bytes trips on
-        raise DataError(f"cannot decode {path}: {error}") from error
+        raise DataError(f"cannot decode {name}: {error}") from error
     pixels = np.asarray(_fit(picture, config.img), dtype=np.uint8)
     return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
 
-def _to_mode(image: Image.Image, mode: str, path: Path) -> Image.Image:
+def _to_mode(image: Image.Image, mode: str, name: str) -> Image.Image:
     if image.mode.startswith("I"):  # greyscale of 16 bits, in Pillow's modes of 16 and 32: scale to 8 bits instead of clipping
         values = np.asarray(image, dtype=np.float64)
         if values.min() < 0 or values.max() > 65535:
-            raise DataError(f"{path} has pixels of more than 16 bits; convert it to 8 or 16 bits")
+            raise DataError(f"{name} has pixels of more than 16 bits; convert it to 8 or 16 bits")
         image = Image.fromarray(np.rint(values / 257.0).astype(np.uint8))
     elif image.mode == "F":
-        raise DataError(f"{path} has floating point pixels, whose range is anyone's guess; convert it to 8 or 16 bits")
+        raise DataError(f"{name} has floating point pixels, whose range is anyone's guess; convert it to 8 or 16 bits")
     return image.convert(mode)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from pyvimtrt.graph.network import Network, Node
 from pyvimtrt.native import require_native
 from pyvimtrt.runtime.engine import Engine
 
+CPU_QUOTA = "/sys/fs/cgroup/cpu.max"  # microseconds in each period of as many, in a container; version 2 of control groups
 ISA_VARIABLE = "PYVIMTRT_ISA"  # forces an instruction set: amx, avx512, avxvnni, avx2, neon or generic
 
 
@@ -30,8 +32,13 @@ def choose_isa() -> str:
 
 
 def default_threads() -> int:
-    """Return the number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores this process may use: those it may run on, and no more than its container is given time on."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path(CPU_QUOTA).read_text(encoding="ascii").split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError, ZeroDivisionError):  # no control groups of version 2, or "max": no limit
+        return cores
 
 
 class CpuEngine(Engine):
@@ -54,6 +61,11 @@ class CpuEngine(Engine):
         logits = np.empty((len(pixels), self.config.classes), np.float32)
         self._program.run(len(pixels), [pixels], [logits])
         return logits
+
+    def set_threads(self, threads: int) -> None:
+        """Run with another number of threads from now on."""
+        self._program.set_threads(threads)
+        self.threads = threads
 
     def profile(self, pixels: npt.NDArray[np.int8]) -> list[tuple[str, float]]:
         """Return name and seconds of every step of one run."""

@@ -61,17 +61,7 @@ class Engine(ABC):
         ``images`` is uint8 [B, C, H, W], or float32 in the model's normalized units, which is turned back into pixels:
         rne((x * std + mean) * 255). Raises DataError for any other type or shape, NetworkError where logits are not finite.
         """
-        images = np.asarray(images)
-        shape = (self.config.channels, self.config.img, self.config.img)
-        if images.ndim != 4 or images.shape[1:] != shape:
-            raise DataError(f"images must have the shape [B, {', '.join(map(str, shape))}], got {list(images.shape)}")
-        if images.dtype == np.float32:
-            if not np.isfinite(images).all():
-                raise DataError("images hold NaN or infinity")
-            mean, std = (np.array(v, np.float64)[:, None, None] for v in (self.info.mean, self.info.std))
-            images = np.clip(np.rint((images * std + mean) * 255), 0, 255).astype(np.uint8)
-        elif images.dtype != np.uint8:
-            raise DataError(f"images must be uint8, or float32 in normalized units, got {images.dtype}")
+        images = as_uint8(images, self.info, self.config)
         if len(images) == 0:
             return np.empty((0, self.config.classes), np.float32)
         pixels = (np.ascontiguousarray(images) ^ np.uint8(PIXEL_ZERO)).view(np.int8)  # pixel - 128
@@ -90,14 +80,34 @@ class Engine(ABC):
 
     def top_classes(self, logits: npt.NDArray[np.float32], topk: int) -> list[Prediction]:
         """Return the most probable classes of one row of logits; equal logits keep the order of the classes."""
-        exponentials = np.exp(logits.astype(np.float64) - logits.max())
-        probabilities = exponentials / exponentials.sum()
-        order = np.argsort(-logits, kind="stable")[: max(1, topk)]
-        return [Prediction(int(i), self.label(int(i)), float(probabilities[i])) for i in order]
+        return top_classes(logits, topk, self.info.labels)
 
-    def label(self, index: int) -> str:
-        """Return the label of a class, or its index as text."""
-        return self.info.labels[index] if self.info.labels else str(index)
+
+def as_uint8(images: npt.NDArray[Any], info: NetworkInfo, config: VimConfig) -> npt.NDArray[np.uint8]:
+    """Return images [B, C, H, W] as the pixels a model takes: uint8 as they are, float32 in normalized units as rne((x * std + mean) * 255).
+
+    Raises DataError for any other type or shape, and for values that are not finite.
+    """
+    images = np.asarray(images)
+    shape = (config.channels, config.img, config.img)
+    if images.ndim != 4 or images.shape[1:] != shape:
+        raise DataError(f"images must have the shape [B, {', '.join(map(str, shape))}], got {list(images.shape)}")
+    if images.dtype == np.uint8:
+        return images
+    if images.dtype != np.float32:
+        raise DataError(f"images must be uint8, or float32 in normalized units, got {images.dtype}")
+    if not np.isfinite(images).all():
+        raise DataError("images hold NaN or infinity")
+    mean, std = (np.array(v, np.float64)[:, None, None] for v in (info.mean, info.std))
+    return np.clip(np.rint((images * std + mean) * 255), 0, 255).astype(np.uint8)
+
+
+def top_classes(logits: npt.NDArray[np.float32], topk: int, labels: Sequence[str] = ()) -> list[Prediction]:
+    """Return the most probable classes of one row of logits; equal logits keep the order of the classes."""
+    exponentials = np.exp(logits.astype(np.float64) - logits.max())
+    probabilities = exponentials / exponentials.sum()
+    order = np.argsort(-logits, kind="stable")[: max(1, topk)]
+    return [Prediction(int(i), labels[i] if labels else str(i), float(probabilities[i])) for i in order]
 
 
 def read_engine_info(path: str | Path) -> NetworkInfo:
