@@ -1,0 +1,391 @@
+"""The HTTP side of the server: routes of the Open Inference Protocol, metrics, the page for people."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+from fastapi import Request as HttpRequest
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from kserve.errors import ModelNotFound
+from kserve.protocol.rest import v2_datamodels as oip
+from prometheus_client import exposition
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from pyvimtrt import __version__
+from pyvimtrt.errors import VimTrtError
+from pyvimtrt.serve import http_codec
+from pyvimtrt.serve.batcher import EngineFailedError, QueueFullError
+from pyvimtrt.serve.model import Answered, BusyError, NotReadyError, VimModel
+from pyvimtrt.serve.openapi import ERRORS, INDEX_BODY, INFER_BODY, INFER_PARAMETERS, Answer, Failure, IndexRequest
+from pyvimtrt.serve.settings import MAX_JSON_BYTES_IN_LOOP
+from pyvimtrt.serve.tensors import VERSION, Request, RequestError, answer_tensors, is_light
+
+if TYPE_CHECKING:
+    from pyvimtrt.serve.server import VimServer
+
+ENTRY = "pyvimtrt.entry"  # key in a request's scope: the batcher that has a place for it, and what its `enter` gave at the door
+RETRY_SECONDS = 1  # what a refused client is told to wait
+OPEN_PATHS = frozenset({"/", "/v2/health/live", "/v2/health/ready"})  # need no key: probes and the page, which asks for one
+INFER_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
+log = logging.getLogger("pyvimtrt.serve")
+
+
+class StatusError(Exception):
+    """An answer other than a result: HTTP status, a sentence, and the kind that metrics count it as.
+
+    It leaves the connection open: a body still on its way is received and dropped, for to close would make the client lose the answer.
+    """
+
+    def __init__(self, status: int, sentence: str, kind: str) -> None:
+        super().__init__(sentence)
+        self.status, self.kind = status, kind
+        self.headers = {"retry-after": str(RETRY_SECONDS)} if status == 503 else {"www-authenticate": "Bearer"} if status == 401 else {}
+
+
+def as_status(error: Exception) -> StatusError:
+    """Return the status of an error that a request ends with."""
+    if isinstance(error, StatusError):
+        return error
+    if isinstance(error, ModelNotFound):
+        return StatusError(404, str(error), "unknown_model")
+    for kind, status, name in (
+        (RequestError, 400, "bad_request"),
+        (QueueFullError, 503, "queue_full"),
+        (NotReadyError, 503, "not_ready"),
+        (BusyError, 409, "busy"),
+        (EngineFailedError, 503, "engine_failed"),
+        (asyncio.TimeoutError, 503, "timeout"),
+    ):
+        if isinstance(error, kind):
+            return StatusError(status, str(error) or "no answer within the time allowed", name)
+    return StatusError(500, "the server made a mistake; its log says which", "internal")
+
+
+def failure(error: StatusError) -> Response:
+    """Return the response of an error."""
+    return JSONResponse({"error": str(error)}, error.status, error.headers)
+
+
+class Http:
+    """Handlers of one server."""
+
+    def __init__(self, server: VimServer) -> None:
+        self.server = server
+        self.settings = server.settings
+        self._body_bytes = 0  # of all requests that are being read or answered
+
+    def app(self) -> Callable[..., Awaitable[None]]:
+        """Return the ASGI application."""
+        app = FastAPI(
+            title="pyvimtrt", version=__version__, docs_url=None, redoc_url=None, description="Vision Mamba in int8 over the Open Inference Protocol."
+        )
+        model, versioned = "/v2/models/{model_name}", "/v2/models/{model_name}/versions/{model_version}"
+
+        def route(method: str, path: str, handler: Callable[..., Any], **options: Any) -> None:
+            options.setdefault("responses", {code: {"model": Failure} for code in ERRORS})
+            app.add_api_route(path, handler, methods=[method], **options)
+
+        for path in (model, versioned):
+            route(
+                "POST",
+                f"{path}/infer",
+                self.infer,
+                response_model=Answer,
+                openapi_extra={"requestBody": INFER_BODY, "parameters": INFER_PARAMETERS},
+            )
+            route("GET", f"{path}/ready", self.model_ready, response_model=oip.ModelReadyResponse)
+            route("GET", path, self.model_metadata, response_model=oip.ModelMetadataResponse)
+        route("GET", "/v2", self.metadata, response_model=oip.ServerMetadataResponse)
+        route("GET", "/v2/models", self.models, response_model=oip.ListModelsResponse)
+        route("GET", "/v2/health/live", self.live, response_model=oip.ServerLiveResponse)
+        route("GET", "/v2/health/ready", self.ready, response_model=oip.ServerReadyResponse)
+        route("POST", "/v2/repository/index", self.index, openapi_extra={"requestBody": INDEX_BODY})
+        if self.settings.model_control:
+            route("POST", "/v2/repository/models/{model_name}/load", self.load)
+            route("POST", "/v2/repository/models/{model_name}/unload", self.unload)
+        route("GET", "/metrics", self.metrics, include_in_schema=False)
+        if self.settings.page:
+            route("GET", "/", self.page, include_in_schema=False)
+
+        async def on_http(_: HttpRequest, error: Exception) -> Response:
+            assert isinstance(error, HTTPException)
+            return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+
+        async def on_validation(_: HttpRequest, error: Exception) -> Response:
+            return JSONResponse({"error": "the request does not have the form this address takes"}, 400)
+
+        async def on_error(_: HttpRequest, error: Exception) -> Response:
+            return failure(as_status(error))
+
+        app.add_exception_handler(HTTPException, on_http)
+        app.add_exception_handler(RequestValidationError, on_validation)
+        for kind in (StatusError, VimTrtError, ModelNotFound):
+            app.add_exception_handler(kind, on_error)
+        return self._gate(app)
+
+    def _gate(self, app: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+        """Wrap an application: request ids, and keys before anything else is looked at."""
+
+        async def gated(scope: dict[str, Any], receive: Any, send: Any) -> None:
+            if scope["type"] != "http":
+                return
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            request_id = pick_id(headers.get("x-request-id"))
+            scope["state"] = {"headers": headers, "request_id": request_id, "body_read": False}
+
+            async def send_with_id(message: dict[str, Any]) -> None:
+                if message["type"] == "http.response.start":
+                    message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                await send(message)
+
+            try:
+                if (refused := self._refuse(scope, headers)) is not None:
+                    await self._discard(scope, headers, receive)
+                    await failure(refused)(scope, receive, send_with_id)
+                    return
+                found = INFER_PATH.fullmatch(scope["path"]) if scope["method"] == "POST" else None
+                if found is None:
+                    await app(scope, receive, send_with_id)
+                else:  # not through FastAPI, whose routing and injection would take longer than all the rest
+                    response = await self.infer(HttpRequest(scope, receive), *found.groups())
+                    await response(scope, receive, send_with_id)
+            finally:
+                self._leave(scope)
+
+        return gated
+
+    def _refuse(self, scope: dict[str, Any], headers: dict[str, str]) -> StatusError | None:
+        """Return why a request must not be looked at: it has no key, or, where none is needed, a page of another site has sent it."""
+        keys = self.server.keys
+        if keys.needed:
+            allowed = scope["path"] in OPEN_PATHS or keys.allow(headers)
+            return None if allowed else StatusError(401, "give an API key: Authorization: Bearer KEY", "unauthorized")
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if origin is not None and origin.partition("://")[2] != host:
+            return StatusError(403, "this server takes no requests from other sites' pages; start it with --api-key to open it to them", "foreign")
+        if is_loopback(self.settings.host) and host and not is_loopback(host_name(host)):
+            return StatusError(403, f"this server is at {self.settings.host}, not at {host[:100]}; start it with --api-key to use another name", "foreign")
+        return None
+
+    async def _discard(self, scope: dict[str, Any], headers: dict[str, str], receive: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+        """Receive and drop a body before an answer that ends the connection, so that the client gets to read it: to close with bytes unread cuts it off."""
+        closes = scope["http_version"] == "1.0" or "close" in {word.strip() for word in headers.get("connection", "").lower().split(",")}
+        if not closes or "expect" in headers:
+            return
+
+        async def rest() -> None:
+            left = 2 * self.settings.body_bytes
+            while left > 0 and (message := await receive()).get("more_body", False):
+                left -= len(message.get("body", b""))
+
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(rest(), self.settings.header_timeout)
+
+    def _model(self, name: str, version: str | None = None) -> VimModel:
+        if version not in (None, VERSION):
+            raise StatusError(404, f"the version {version} of {name} does not exist; every model has the version {VERSION}", "unknown_model")
+        return self.server.model(name)
+
+    async def infer(self, request: HttpRequest, model_name: str, model_version: str | None = None) -> Response:
+        """Run a model: JSON, JSON with binary tensors behind it, or one image file as it is (Content-Type: image/png, or any image type)."""
+        start = time.perf_counter()
+        state = request.state
+        known, answered, error = "", None, None
+        try:
+            model = self._model(model_name, model_version)
+            known = model.name
+            response, answered = await asyncio.wait_for(self._infer(model, request), self.settings.request_timeout)
+        except ClientDisconnect:
+            response = Response(status_code=499)
+            error = StatusError(499, "the client is gone", "disconnected")
+        except Exception as caught:
+            error = as_status(caught)
+            response = failure(error)
+            if not state.body_read and error.status != 408:
+                await self._discard(request.scope, state.headers, request.receive)
+            if error.status == 500:
+                log.exception("request failed", extra={"fields": {"request_id": state.request_id}})
+        seconds = time.perf_counter() - start
+        self.server.count(known, "http", response.status_code, error.kind if error else "", seconds)
+        self.server.log_request(state.request_id, known, "http", response.status_code, seconds, answered, error)
+        return response
+
+    @staticmethod
+    def _leave(scope: dict[str, Any]) -> None:
+        """Give up the place that the door kept for a request, if it has not become one in the queue."""
+        if (entry := scope.pop(ENTRY, None)) is not None:
+            batcher, token = entry
+            batcher.leave(token)
+
+    async def _infer(self, model: VimModel, request: HttpRequest) -> tuple[Response, Answered]:
+        if self.server.draining:
+            raise StatusError(503, "the server is shutting down", "not_ready")
+        config = model.config
+        headers = request.state.headers
+        if headers.get("content-encoding", "identity") != "identity":
+            raise StatusError(415, "compressed requests are not taken; send the body as it is", "bad_request")
+        body = await self._read(request, headers)
+        self._body_bytes += len(body)
+        loop = asyncio.get_running_loop()
+        try:
+            topk = self.settings.topk
+            if http_codec.is_image(headers):
+                call = http_codec.parse_image(body, request.query_params.get("topk"), topk, config)
+            else:
+                size = http_codec.json_length(headers, len(body))
+                if size > MAX_JSON_BYTES_IN_LOOP:
+                    call = await loop.run_in_executor(self.server.executor, http_codec.parse_request, body, size, topk, config)
+                else:
+                    call = http_codec.parse_request(body, size, topk, config)
+            answered = await _unless_gone(request, model.answer(call, partial(self._leave, request.scope)))
+        finally:
+            self._body_bytes -= len(body)
+        if is_light(call, answered.logits):
+            content, out = _encode(model.name, call, answered)
+        else:
+            content, out = await loop.run_in_executor(self.server.executor, _encode, model.name, call, answered)
+        return Response(content, 200, out), answered
+
+    async def _read(self, request: HttpRequest, headers: dict[str, str]) -> bytes:
+        """Return the body, whose size is checked before and while it is read."""
+        limit = self.settings.body_bytes
+        text = headers.get("content-length", "0")
+        declared = int(text) if text.isdecimal() else 0
+        too_large = StatusError(413, f"the body is larger than {limit} bytes", "too_large")
+        if declared > limit:
+            raise too_large
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async for part in request.stream():
+                if part:
+                    parts.append(part)
+                size += len(part)
+                self._body_bytes += len(part)
+                if size > limit:
+                    raise too_large
+                if self._body_bytes > self.settings.bodies_bytes:
+                    raise StatusError(503, "the requests being read take all memory allowed; try again soon", "memory")
+            request.state.body_read = True
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+        except asyncio.CancelledError:
+            raise StatusError(408, "the body did not come in time", "slow_body") from None
+        finally:
+            self._body_bytes -= size
+
+    async def metadata(self) -> dict[str, Any]:
+        """The server's name, version and extensions."""
+        return self.server.dataplane.metadata()
+
+    async def models(self) -> dict[str, Any]:
+        """The names of all models."""
+        return {"models": list(self.server.models)}
+
+    async def live(self) -> dict[str, bool]:
+        """Whether the server runs."""
+        return {"live": True}
+
+    async def ready(self) -> dict[str, bool]:
+        """Whether all models answer; 503 where they do not."""
+        if not self.server.ready:
+            raise NotReadyError("the server is not ready")
+        return {"ready": True}
+
+    async def model_metadata(self, model_name: str, model_version: str | None = None) -> dict[str, Any]:
+        """Inputs and outputs of a model."""
+        self._model(model_name, model_version)
+        return await self.server.dataplane.model_metadata(model_name)
+
+    async def model_ready(self, model_name: str, model_version: str | None = None) -> dict[str, Any]:
+        """Whether a model answers; 503 where it does not."""
+        if not self._model(model_name, model_version).is_ready:
+            raise NotReadyError(f"the model {model_name} is not ready")
+        return {"name": model_name, "ready": True}
+
+    async def index(self, request: HttpRequest) -> list[dict[str, str]]:
+        """All models and their states; with ``ready`` those alone that answer."""
+        body = await asyncio.wait_for(self._read(request, request.state.headers), self.settings.request_timeout)
+        try:
+            wanted = IndexRequest.model_validate_json(body or b"{}")
+        except ValidationError:
+            raise RequestError('the request is JSON such as {"ready": true}, or empty') from None
+        return [
+            {"name": name, "version": VERSION, "state": "READY" if model.is_ready else "UNAVAILABLE", "reason": ""}
+            for name, model in self.server.models.items()
+            if model.is_ready or not wanted.ready
+        ]
+
+    async def load(self, model_name: str) -> dict[str, Any]:
+        """Load a model's engine file again and put it into service; no request is lost."""
+        return await self.server.load(model_name)
+
+    async def unload(self, model_name: str) -> dict[str, Any]:
+        """Take a model out of service; what was accepted is answered."""
+        return await self.server.unload(model_name)
+
+    async def metrics(self, request: HttpRequest) -> Response:
+        """Metrics for Prometheus."""
+        encoder, content_type = exposition.choose_encoder(request.headers.get("accept", ""))
+        return Response(encoder(self.server.metrics.registry), headers={"content-type": content_type})
+
+    async def page(self) -> Response:
+        """The page for people."""
+        return Response(PAGE, headers={"content-type": "text/html; charset=utf-8", "content-security-policy": PAGE_POLICY, "x-content-type-options": "nosniff"})
+
+
+PAGE = (Path(__file__).parent / "page.html").read_bytes()
+PAGE_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'"
+)
+
+
+def pick_id(given: str | None) -> str:
+    """Return the client's id of a request where it can stand in a header and a log, else a new one."""
+    if given and len(given) <= 128 and given.isascii() and given.isprintable():
+        return given
+    return uuid.uuid4().hex
+
+
+def host_name(host: str) -> str:
+    """Return the name in a Host header, without its port."""
+    return host.partition("]")[0][1:] if host.startswith("[") else host.partition(":")[0]
+
+
+def is_loopback(name: str) -> bool:
+    """Return whether a name is this machine's own, which no other machine can reach."""
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name.lower().rstrip(".") == "localhost"
+
+
+def _encode(model: str, call: Request, answered: Answered) -> tuple[bytes, dict[str, str]]:
+    return http_codec.write_answer(model, call, answer_tensors(call, answered.logits, answered.labels))
+
+
+async def _unless_gone(request: HttpRequest, work: Coroutine[Any, Any, Answered]) -> Answered:
+    """Return what ``work`` returns; cancel it and raise ClientDisconnect where the client goes away first."""
+    task: asyncio.Task[Answered] = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(request.receive())  # after the body, all that can come is the end of the connection
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return await task
+    finally:
+        task.cancel()
+        gone.cancel()

@@ -1,0 +1,124 @@
+"""Requests and answers of the Open Inference Protocol over HTTP: JSON, with binary tensors behind it where the header says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from pyvimtrt.model.config import VimConfig
+from pyvimtrt.serve.tensors import OUTPUTS, VERSION, OutputTensor, Request, RequestError, Tensor, WantedOutput, pick_input, read_parameters, whole_number
+
+JSON_LENGTH = "inference-header-content-length"
+
+
+def json_length(headers: Mapping[str, str], body_bytes: int) -> int:
+    """Return how many bytes of a body are JSON. Raises RequestError where the header makes no sense."""
+    text = headers.get(JSON_LENGTH)
+    if text is None:
+        return body_bytes
+    if not text.isascii() or not text.isdecimal() or len(text) > 12 or int(text) > body_bytes:
+        raise RequestError(f"the header Inference-Header-Content-Length must be the number of bytes of the JSON part, 0 to {body_bytes}; got {text[:40]!r}")
+    return int(text)
+
+
+def is_image(headers: Mapping[str, str]) -> bool:
+    """Return whether a body is one image file: by its type, or as Triton's raw binary request with no JSON at all."""
+    return headers.get("content-type", "").startswith("image/") or headers.get(JSON_LENGTH) == "0"
+
+
+def parse_image(body: bytes, topk: str | None, default_topk: int, config: VimConfig) -> Request:
+    """Return the request of a body that is one image file; all outputs are sent."""
+    number = min(default_topk, config.classes) if topk is None else int(topk) if topk.isascii() and topk.isdecimal() and len(topk) < 10 else 0
+    return Request(Tensor("encoded", "BYTES", (1,), values=[body]), [WantedOutput(name) for name in OUTPUTS], number)
+
+
+def parse_request(body: bytes, json_bytes: int, default_topk: int, config: VimConfig) -> Request:
+    """Return the request of a body whose first ``json_bytes`` are JSON. Raises RequestError where it breaks the protocol."""
+    view = memoryview(body)
+    try:
+        found = orjson.loads(view[:json_bytes])
+    except orjson.JSONDecodeError as error:
+        raise RequestError(f"the request is not JSON: {error}") from None
+    found = _mapping(found, "the request")
+    if not isinstance(found.get("id", ""), str):
+        raise RequestError("the id of a request must be text")
+    inputs = found.get("inputs")
+    if not isinstance(inputs, list) or not inputs:
+        raise RequestError("the request has no inputs; give images or encoded")
+    position = json_bytes
+    tensors: list[Tensor] = []
+    for entry in inputs:
+        tensor, size = _parse_tensor(_mapping(entry, "an input"), view[position:])
+        tensors.append(tensor)
+        position += size
+    if position != len(view):
+        raise RequestError(f"the binary part has {len(view) - json_bytes} bytes, the inputs name {position - json_bytes}")
+    topk, binary = read_parameters(_mapping(found.get("parameters") or {}, "parameters"), default_topk, config)
+    outputs = found.get("outputs")
+    if outputs is not None and not isinstance(outputs, list):
+        raise RequestError("outputs must be a list")
+    wanted = [_parse_output(_mapping(entry, "an output")) for entry in outputs or [{"name": "logits"}]]
+    return Request(pick_input(tensors), wanted, topk, found.get("id") or "", binary)
+
+
+def _mapping(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise RequestError(f"{what} must be a JSON object")
+    return value
+
+
+def _parse_tensor(entry: dict[str, Any], rest: memoryview) -> tuple[Tensor, int]:
+    """Return an input and how many of the remaining bytes are its."""
+    for key in ("name", "datatype"):
+        if not isinstance(entry.get(key), str):
+            raise RequestError(f"an input needs its {key} as text")
+    name, shape = entry["name"], entry.get("shape")
+    if not isinstance(shape, list) or not all(type(size) is int for size in shape) or len(shape) > 8:
+        raise RequestError(f"the shape of {name[:100]!r} must be a list of whole numbers")
+    tensor = Tensor(name, entry["datatype"], tuple(shape), base64=True)
+    parameters = _mapping(entry.get("parameters") or {}, "parameters")
+    if "binary_data_size" in parameters:
+        size = whole_number(parameters["binary_data_size"], "binary_data_size")
+        if not 0 <= size <= len(rest):
+            raise RequestError(f"the binary part is truncated: {name[:100]!r} has {size} bytes, {len(rest)} are left")
+        if "data" in entry:
+            raise RequestError(f"{name[:100]!r} has both data and binary_data_size")
+        tensor.raw = rest[:size]
+        return tensor, size
+    if not isinstance(entry.get("data"), list):
+        raise RequestError(f"{name[:100]!r} has no data: a list, or binary_data_size with bytes behind the JSON")
+    tensor.values = entry["data"]
+    return tensor, 0
+
+
+def _parse_output(entry: dict[str, Any]) -> WantedOutput:
+    if not isinstance(entry.get("name"), str):
+        raise RequestError("an output needs its name as text")
+    parameters = _mapping(entry.get("parameters") or {}, "parameters")
+    binary = parameters.get("binary_data")
+    if binary is not None and not isinstance(binary, bool):
+        raise RequestError("binary_data must be true or false")
+    return WantedOutput(entry["name"], binary, whole_number(parameters.get("classification", 0), "classification"))
+
+
+def write_answer(model: str, request: Request, tensors: list[OutputTensor]) -> tuple[bytes, dict[str, str]]:
+    """Return body and headers of an answer."""
+    outputs: list[dict[str, Any]] = []
+    parts: list[bytes] = []
+    for wanted, tensor in zip(request.outputs, tensors, strict=True):
+        entry: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+        if request.binary if wanted.binary is None else wanted.binary:
+            parts.append(tensor.raw())
+            entry["parameters"] = {"binary_data_size": len(parts[-1])}
+        else:
+            entry["data"] = tensor.values()
+        outputs.append(entry)
+    answer: dict[str, Any] = {"model_name": model, "model_version": VERSION, "outputs": outputs}
+    if request.id:
+        answer["id"] = request.id
+    head = orjson.dumps(answer)
+    if not parts:
+        return head, {"content-type": "application/json"}
+    return b"".join([head, *parts]), {"content-type": "application/octet-stream", JSON_LENGTH: str(len(head))}

@@ -1,0 +1,184 @@
+"""A served model: the engine file behind a name, reloaded without a request lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from kserve import Model
+
+from pyvimtrt.errors import BackendError, VimTrtError
+from pyvimtrt.model.config import VimConfig
+from pyvimtrt.serve.batcher import Batcher
+from pyvimtrt.serve.metrics import Metrics, ModelMetrics
+from pyvimtrt.serve.settings import ServeSettings
+from pyvimtrt.serve.tensors import (
+    Request,
+    check_input,
+    check_outputs,
+    input_metadata,
+    is_cheap,
+    output_metadata,
+    read_images,
+)
+
+log = logging.getLogger("pyvimtrt.serve")
+
+
+class NotReadyError(VimTrtError):
+    """A model, or the whole server, that takes no requests now."""
+
+
+class BusyError(VimTrtError):
+    """A change asked for while another is under way."""
+
+
+@dataclass
+class Answered:
+    """The logits of a request, the labels of the engine that ran it, and where its time went."""
+
+    logits: npt.NDArray[np.float32]
+    labels: Sequence[str]
+    queue_seconds: float
+    engine_seconds: float
+
+
+class VimModel(Model):
+    """One engine under a name. ``changed()`` is called where its file has become another and a worker cannot be replaced: it is to be reloaded."""
+
+    def __init__(self, name: str, path: Path, settings: ServeSettings, metrics: Metrics, executor: Executor, changed: Callable[[], None]) -> None:
+        super().__init__(name)
+        self.path = path
+        self._settings, self._executor, self._changed = settings, executor, changed
+        self._metrics = ModelMetrics(metrics, name)
+        self._metrics.queue_images.set_function(lambda: self.batcher.waiting if self.batcher else 0)
+        self._metrics.ready.set_function(lambda: float(self.is_ready))
+        self.batcher: Batcher | None = None
+        self._changing = asyncio.Lock()
+        self._loading: asyncio.Task[None] | None = None
+        self._closed = False
+        self._batchers: set[Batcher] = set()  # of this engine file and those before it, as long as they have workers
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are answered."""
+        return self.batcher is not None and self.batcher.ready
+
+    async def healthy(self) -> bool:
+        """The SDK's name for `is_ready`."""
+        return self.is_ready
+
+    @property
+    def config(self) -> VimConfig:
+        """The configuration of the engine in service."""
+        return self._service().config
+
+    async def reload(self, wait: bool = False) -> None:
+        """Load the engine file, which may be another now, and put it into service; the engine before it answers what it has accepted.
+
+        Raises VimTrtError where the file cannot be loaded; then the engine in service stays. While another change is under way, ``wait`` for its end, or raise
+        BusyError.
+        """
+        if self._changing.locked() and not wait:
+            raise BusyError(f"the model {self.name} is being loaded or unloaded already")
+        async with self._changing:
+            if self._closed:
+                raise NotReadyError("the server is shutting down")
+            self._loading = asyncio.create_task(self._load())
+            try:
+                await self._loading
+            except asyncio.CancelledError:
+                if not self._closed:
+                    raise
+                raise NotReadyError("the server is shutting down") from None
+
+    async def _load(self) -> None:
+        fresh = await asyncio.to_thread(Batcher, self.name, self.path, self._settings, self._metrics, self._changed)
+        self._batchers.add(fresh)
+        try:
+            await fresh.start(like=self.batcher)
+        except BaseException as error:
+            fresh.kill()
+            self._retire(fresh)
+            if isinstance(error, OSError):
+                raise BackendError(f"no process for an engine can be started: {error.strerror}") from error
+            raise
+        before, self.batcher = self.batcher, fresh
+        self.ready = True
+        if before is not None:
+            self._retire(before)
+
+    async def unload(self) -> None:
+        """Take the model out of service; what was accepted is answered."""
+        async with self._changing:
+            before, self.batcher = self.batcher, None
+            self.ready = False
+            if before is not None:
+                self._retire(before)
+
+    async def close(self) -> None:
+        """Answer what was accepted and end all workers."""
+        self._closed = True
+        if self._loading is not None:
+            self._loading.cancel()
+        await self.unload()
+        await asyncio.gather(*self._retiring)
+
+    def kill(self) -> None:
+        """End all workers at once, whatever they do, and answer what they have with an error."""
+        self._closed = True
+        if self._loading is not None:
+            self._loading.cancel()
+        for batcher in self._batchers:
+            batcher.kill()
+
+    def _retire(self, batcher: Batcher) -> None:
+        async def retire() -> None:
+            await batcher.close()
+            self._batchers.discard(batcher)
+
+        task = asyncio.create_task(retire())
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    def _service(self) -> Batcher:
+        if self.batcher is None:
+            raise NotReadyError(f"the model {self.name} is not loaded")
+        if self.batcher.outdated and not self.batcher.ready:
+            raise NotReadyError(f"the engine file of {self.name} has changed, and what was in service has ended; load the model again")
+        return self.batcher
+
+    async def answer(self, request: Request, leave: Callable[[], None] = lambda: None) -> Answered:
+        """Return the logits for a request. Raises RequestError, QueueFullError, NotReadyError or EngineFailedError. Cancelled, it leaves the queue.
+
+        ``leave()`` gives up the place that was kept for the request, at the moment in which it takes one in the queue.
+        """
+        batcher = self._service()
+        config, info = batcher.config, batcher.info
+        check_outputs(request.outputs, request.topk, config)
+        count = check_input(request.tensor, config, batcher.capacity)
+        leave()
+        with batcher.admission(count) as admission:
+            pixels = self._settings.image_pixels
+            if is_cheap(request.tensor):
+                images = read_images(request.tensor, info, config, pixels)
+            else:
+                images = await asyncio.get_running_loop().run_in_executor(self._executor, read_images, request.tensor, info, config, pixels)
+            answer = await batcher.run(admission, images)
+        return Answered(answer.logits, info.labels, answer.queue_seconds, answer.engine_seconds)
+
+    def get_input_types(self) -> list[dict[str, Any]]:
+        """The inputs, for the SDK's metadata."""
+        return input_metadata(self.config)
+
+    def get_output_types(self) -> list[dict[str, Any]]:
+        """The outputs, for the SDK's metadata."""
+        return output_metadata(self.config)

@@ -1,0 +1,62 @@
+"""The limits and defaults of the server, each in one place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyvimtrt.errors import UsageError
+
+MIB = 1 << 20
+MAX_BATCH = 1024
+MAX_JSON_BYTES_IN_LOOP = 1 << 14  # JSON, and float images, longer than this are parsed by another thread
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """How a server behaves. Sizes in bytes, times in seconds.
+
+    ``batch``: images run at a time; 0 means the best, measured at start. ``queue``: images of a model that may wait beside those in the engine; 0 means one
+    batch for each worker, or 10 ms of work where that is more, so that what is accepted is answered within three batch times. ``threads``: cores that the
+    batches of a CPU engine share; 0 means all. ``workers``: processes of each engine, so batches that run at the same time; 0 means one for each of these
+    cores, at most 4, and 1 for a GPU engine.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    grpc_port: int = 8001
+    batch: int = 0
+    deadline: float = 0.002
+    queue: int = 0
+    workers: int = 0
+    threads: int = 0
+    request_timeout: float = 30.0  # from the headers of a request to its answer
+    header_timeout: float = 10.0  # for the headers of a request, and for a connection that says nothing
+    drain_timeout: float = 30.0
+    body_bytes: int = 32 * MIB
+    bodies_bytes: int = 256 * MIB  # of all requests being read or waiting
+    image_pixels: int = 25_000_000  # of one encoded image
+    connections: int = 1024
+    topk: int = 5
+    api_keys: tuple[str, ...] = ()
+    key_file: Path | None = None
+    model_control: bool = True
+    page: bool = True
+
+
+def parse_engines(given: Sequence[str]) -> dict[str, Path]:
+    """Return the engine file of each model from ``ENGINE`` or ``NAME=ENGINE`` texts. Raises UsageError for a name that is taken or cannot be one."""
+    found: dict[str, Path] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals:
+            name, path = Path(text).stem, text
+        if not _NAME.fullmatch(name):
+            raise UsageError(f"{name!r} cannot be a model's name: letters, digits, dots, dashes and underscores; give one as NAME={path}")
+        if name in found:
+            raise UsageError(f"two engines are named {name}; give one another name, as NAME={path}")
+        found[name] = Path(path)
+    return found

@@ -1,0 +1,154 @@
+"""The process that holds an engine: images come and logits go through shared memory, a line of JSON each way says so.
+
+A process of its own, so that the event loop never waits for a batch, and so that a crash of the engine takes no request with it. Started by `engine_process`:
+
+    worker SOCKET MEMORY ENGINE THREADS BATCH
+
+SOCKET and MEMORY are file descriptors. First the worker writes {"batch": BATCH or the best where that is 0, "seconds": of that batch, "state": the file's}; it
+reads {"batch": B, "slots": S} and maps the memory as `Slots`; from then on {"slot": s, "count": n, "threads": t} is answered by {"slot": s, "seconds": time}
+or {"slot": s, "error": text}. It ends when the other side closes the socket.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import mmap
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyvimtrt.errors import NetworkError, VimTrtError
+from pyvimtrt.model.config import VimConfig
+from pyvimtrt.runtime.cpu import CpuEngine
+from pyvimtrt.runtime.engine import Engine, load_engine
+from pyvimtrt.runtime.plan import PLAN_SUFFIX, read_plan_info
+
+ALIGNMENT = 4096
+LARGEST_MEASURED = 64
+MEASURING_SECONDS = 2.0
+WORTH_DOUBLING = 1.05  # a batch twice as large must bring this much more throughput, else it only brings latency
+
+
+FileState = tuple[int, int, int, int]
+
+
+def file_state(path: Path) -> FileState:
+    """Return what tells a file from one that took its place, or its contents' place. Raises NetworkError where there is none."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise NetworkError(f"no engine at {path}: {error.strerror}") from error
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+class Slots:
+    """The memory of a worker: ``slots`` times images uint8 [batch, C, H, W] and logits float32 [batch, classes]."""
+
+    def __init__(self, descriptor: int, config: VimConfig, batch: int, slots: int) -> None:
+        shape = (config.channels, config.img, config.img)
+        image_bytes = batch * shape[0] * shape[1] * shape[2]
+        offset = -(-image_bytes // ALIGNMENT) * ALIGNMENT
+        stride = offset + -(-batch * config.classes * 4 // ALIGNMENT) * ALIGNMENT
+        if os.fstat(descriptor).st_size < stride * slots:
+            os.ftruncate(descriptor, stride * slots)
+        memory = mmap.mmap(descriptor, stride * slots)
+        self.images: list[npt.NDArray[np.uint8]] = []
+        self.logits: list[npt.NDArray[np.float32]] = []
+        for start in range(0, stride * slots, stride):
+            self.images.append(np.frombuffer(memory, np.uint8, image_bytes, start).reshape(batch, *shape))
+            self.logits.append(np.frombuffer(memory, np.float32, batch * config.classes, start + offset).reshape(batch, config.classes))
+
+
+def best_batch(engine: Engine, clock: Any = time.perf_counter) -> tuple[int, float]:
+    """Return the batch with which an engine gives most images a second, and that batch's seconds.
+
+    Doubles the batch while that brings 5 % more, up to 64 images or two seconds of measuring.
+    """
+    start = clock()
+    best, best_seconds = 1, batch_seconds(engine, 1, clock)
+    batch = 2
+    while batch <= LARGEST_MEASURED and clock() - start + 4 * batch * best_seconds / best < MEASURING_SECONDS:
+        seconds = batch_seconds(engine, batch, clock)
+        if batch / seconds < WORTH_DOUBLING * best / best_seconds:
+            break
+        best, best_seconds = batch, seconds
+        batch *= 2
+    return best, best_seconds
+
+
+def batch_seconds(engine: Engine, batch: int, clock: Any = time.perf_counter, runs: int = 5) -> float:
+    """Return the least seconds of some runs of random images: what a machine can do, whoever else works on it."""
+    config = engine.config
+    images = np.random.default_rng(0).integers(0, 256, (batch, config.channels, config.img, config.img), dtype=np.uint8)
+    engine.run(images)  # the first run allocates
+    times: list[float] = []
+    for _ in range(runs):
+        start = clock()
+        engine.run(images)
+        times.append(clock() - start)
+    return max(min(times), 1e-9)
+
+
+def load(path: Path, threads: int, batch: int = 0) -> tuple[Engine, int, float]:
+    """Return an engine, the batch to run it with, and that batch's seconds: ``batch`` where it is not 0, a plan's own, or the best one."""
+    if path.suffix == PLAN_SUFFIX:
+        engine, batch = load_engine(path), batch or read_plan_info(path).batch[1]
+    else:
+        engine = load_engine(path, threads)
+    return (engine, batch, batch_seconds(engine, batch, runs=1)) if batch else (engine, *best_batch(engine))
+
+
+def serve(connection: socket.socket, memory: int, path: Path, threads: int, batch: int) -> None:
+    """Load the engine and answer until the other side is gone."""
+    lines = connection.makefile("r", encoding="utf-8")
+
+    def send(message: dict[str, Any]) -> None:
+        connection.sendall(json.dumps(message).encode() + b"\n")
+
+    try:
+        state = file_state(path)
+        engine, batch, seconds = load(path, threads, batch)
+        if file_state(path) != state:
+            raise NetworkError("the file was changed while it was loaded")
+    except VimTrtError as error:
+        send({"failed": str(error)})
+        return
+    send({"batch": batch, "seconds": seconds, "state": state})
+    setup = lines.readline()
+    if not setup:
+        return
+    layout = json.loads(setup)
+    slots = Slots(memory, engine.config, layout["batch"], layout["slots"])
+    gc.freeze()
+    for line in lines:
+        work = json.loads(line)
+        slot, count = work["slot"], work["count"]
+        if isinstance(engine, CpuEngine) and engine.threads != work["threads"]:
+            engine.set_threads(work["threads"])
+        start = time.perf_counter()
+        try:
+            slots.logits[slot][:count] = engine.run(slots.images[slot][:count])
+        except VimTrtError as error:
+            send({"slot": slot, "error": str(error)})
+            continue
+        send({"slot": slot, "seconds": time.perf_counter() - start})
+
+
+def main() -> None:
+    """Serve what the command line names. Signals of the terminal are the parent's to act on."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    descriptor, memory, path, threads, batch = sys.argv[1:]
+    with socket.socket(fileno=int(descriptor)) as connection:
+        try:
+            serve(connection, int(memory), Path(path), int(threads), int(batch))
+        except (BrokenPipeError, ConnectionResetError):
+            return
