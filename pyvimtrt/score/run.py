@@ -1,0 +1,177 @@
+"""A run of `pyvimtrt score`: units to parts of the result, each written whole, so that a run cut off goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pyvimtrt import __version__
+from pyvimtrt.errors import DataError, OutputError, UsageError, missing_extra
+from pyvimtrt.files import atomic_output, hash_file
+from pyvimtrt.runtime.cpu import default_threads
+from pyvimtrt.runtime.engine import load_engine, read_engine_info
+from pyvimtrt.score.scorer import Scorer
+from pyvimtrt.score.units import Unit, find_units, fingerprint, import_parquet
+
+DESCRIPTION = "_score.json"  # readers of Parquet folders pass over names that begin so
+Progress = Callable[[int, int], None]
+Done = tuple[int, str | None]  # the number of a unit, and why it could not be read
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """How to run. ``ray``: the address of a cluster, auto for a running one, local for one started here; None runs in this process.
+
+    ``threads`` are the engine's in this process; ``cpus`` each worker's on a cluster, and ``workers`` how many of them, by default as many as fit.
+    """
+
+    topk: int = 5
+    column: str | None = None
+    threads: int | None = None
+    ray: str | None = None
+    cpus: int | None = None
+    workers: int | None = None
+
+    def check(self) -> None:
+        """Raise UsageError for settings that contradict each other, BackendError where a package is missing."""
+        if self.ray is None and (self.cpus or self.workers):
+            raise UsageError("--cpus-per-worker and --workers are a cluster's; give --ray with them, or --threads instead")
+        if self.ray is not None and self.threads is not None:
+            raise UsageError("--threads are those of this process; with --ray give --cpus-per-worker")
+        import_parquet()
+        if self.ray is not None:
+            try:
+                import_module("ray.data")
+            except ImportError as error:
+                raise missing_extra(error.name or "ray", "ray", "--ray") from error
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a run did."""
+
+    output: str
+    images: int
+    errors: int
+    units: int
+    units_done_before: int
+    seconds: float
+    images_per_second: float
+
+
+def part_name(number: int) -> str:
+    """Return the file name of a unit's results."""
+    return f"part-{number:06d}.parquet"
+
+
+def write_part(output: Path, number: int, table: Any) -> None:
+    """Write a unit's results, whole or not at all."""
+    with atomic_output(output / part_name(number)) as path:
+        import_parquet().write_table(table, path)
+
+
+def part_errors(output: Path, number: int, unit: Unit) -> int | None:
+    """Return how many images of a unit could not be read; None where its results are not there, or not whole."""
+    try:
+        metadata = import_parquet().read_metadata(output / part_name(number))
+    except (OSError, ValueError):  # a file system that went down may leave a part empty
+        return None
+    if metadata.num_rows != unit.count:
+        return None
+    columns = [group.column(group.num_columns - 1) for group in map(metadata.row_group, range(metadata.num_row_groups))]
+    return int(unit.count - sum(column.statistics.null_count for column in columns))
+
+
+def score_unit(scorer: Scorer, output: Path, number: int, unit: Unit) -> Done:
+    """Score a unit and write its part; say why where the unit cannot be read."""
+    try:
+        table = scorer.score(unit)
+    except DataError as error:
+        return number, str(error)
+    write_part(output, number, table)
+    return number, None
+
+
+def score(engine: Path, source: Path, output: Path, settings: ScoreSettings, progress: Progress) -> Scored:
+    """Score all images of ``source`` into the folder ``output``. Raises VimTrtError for anything a user can cause.
+
+    An ``output`` of the same engine, images and settings is gone on with: parts that are there stay. Of another run it is refused. A unit that cannot be read
+    keeps none of the others from being scored; the error that names it comes at the end.
+    """
+    settings.check()
+    read_engine_info(engine)
+    if output.resolve().is_relative_to(source.resolve()):
+        raise UsageError(f"{output} lies in {source}, so the results would be taken for images next time; choose a folder outside")
+    units = find_units(source, settings.column)
+    claim = {"pyvimtrt": __version__, "engine_sha256": hash_file(engine), "images": fingerprint(units), "units": len(units), "topk": settings.topk}
+    _claim(output, claim)
+    errors = {i: part_errors(output, i, unit) for i, unit in enumerate(units)}
+    todo = [i for i, count in errors.items() if count is None]
+    total = sum(unit.count for unit in units)
+    done = first = total - sum(units[i].count for i in todo)
+    failed: dict[int, str] = {}
+    start = time.perf_counter()
+    progress(done, total)
+    if todo:
+        for number, reason in (_here if settings.ray is None else _on_cluster)(engine, units, todo, output, settings):
+            if reason is not None:
+                failed[number] = reason
+                continue
+            done += units[number].count
+            progress(done, total)
+    seconds = time.perf_counter() - start
+    for rest in output.glob(".*.tmp"):  # of workers that were killed
+        rest.unlink(missing_ok=True)
+    if failed:
+        worst = next(iter(failed.values()))
+        raise DataError(f"{len(failed)} of {len(units)} parts of {source} were not scored, the others are in {output}: {worst}; run again once it can be read")
+    errors |= {i: part_errors(output, i, units[i]) for i in todo}
+    return Scored(
+        output=str(output),
+        images=total,
+        errors=sum(count or 0 for count in errors.values()),
+        units=len(units),
+        units_done_before=len(units) - len(todo),
+        seconds=round(seconds, 3),
+        images_per_second=round((total - first) / seconds, 1),
+    )
+
+
+def _claim(output: Path, description: dict[str, Any]) -> None:
+    """Make the output folder, or check that it is of the same run."""
+    file = output / DESCRIPTION
+    try:
+        output.mkdir(exist_ok=True)
+        if file.exists():
+            found = json.loads(file.read_text(encoding="utf-8"))
+            differs = [key for key, value in description.items() if not isinstance(found, dict) or found.get(key) != value]
+            if differs:
+                raise OutputError(f"{output} holds the results of another run, whose {', '.join(differs)} differ; choose another folder, or remove it")
+            return
+        if any(output.iterdir()):
+            raise OutputError(f"{output} is not empty and holds no results of pyvimtrt score; choose another folder")
+    except (OSError, ValueError) as error:
+        raise OutputError(f"cannot write to {output}: {error}; choose another folder") from error
+    with atomic_output(file) as path:
+        path.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def _here(engine: Path, units: list[Unit], todo: list[int], output: Path, settings: ScoreSettings) -> Iterator[Done]:
+    with load_engine(engine, settings.threads) as loaded:
+        scorer = Scorer(loaded, settings.topk, settings.threads or default_threads())
+        try:
+            for number in todo:
+                yield score_unit(scorer, output, number, units[number])
+        finally:
+            scorer.close()
+
+
+def _on_cluster(engine: Path, units: list[Unit], todo: list[int], output: Path, settings: ScoreSettings) -> Iterator[Done]:
+    from pyvimtrt.score.cluster import run
+
+    yield from run(engine, [(i, units[i]) for i in todo], output.resolve(), settings)
