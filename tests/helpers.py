@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from pyvimtrt.quantization.cache import Cache
 from pyvimtrt.quantization.calibrate import Normalization, calibrate
 from pyvimtrt.quantization.recipes import get_recipe
 from pyvimtrt.runtime.cpu import build_program
+from pyvimtrt.runtime.plan import PlanInfo
 from pyvimtrt.runtime.reference import run_node
 
 ISAS: list[str] = require_native().available_isas()
@@ -147,3 +149,22 @@ def tiny_model(spec: str, recipe: str = "default", clusters: str | int | None = 
 
 def tiny_network(spec: str, recipe: str = "default", clusters: str | int | None = None, state: str | None = None) -> Network:
     return network_from_model(tiny_model(spec, recipe, clusters, state), spec)
+
+
+def tiny_plan_info(plan: bytes, spec: str) -> PlanInfo:
+    """Return the description of what stands for a TensorRT plan of a small model."""
+    return PlanInfo(
+        backend="tensorrt",
+        network=tiny_network(spec).info,
+        batch=(1, 8, 32),
+        plan_sha256=hashlib.sha256(plan).hexdigest(),
+        plan_bytes=len(plan),
+        network_sha256="0" * 64,
+        tensorrt_version="11.4.0.106",
+        pyvimtrt_version="0.1.0",
+        plugins="embedded",
+        plugin_library_sha256="1" * 64,
+        plugin_library_bytes=1000,
+        workspace_bytes=None,
+        build_seconds=1.5,
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import tiny_network
+from helpers import tiny_plan_info
 
 from pyvimtrt import files
 from pyvimtrt.errors import NetworkError, OutputError
@@ -22,21 +21,7 @@ PLAN = b"a plan" * 100
 
 @pytest.fixture(scope="module")
 def info() -> PlanInfo:
-    return PlanInfo(
-        backend="tensorrt",
-        network=tiny_network("vim:img=8,patch=4,dim=16,depth=1,classes=3,channels=1").info,
-        batch=(1, 8, 32),
-        plan_sha256=hashlib.sha256(PLAN).hexdigest(),
-        plan_bytes=len(PLAN),
-        network_sha256="0" * 64,
-        tensorrt_version="11.4.0.106",
-        pyvimtrt_version="0.1.0",
-        plugins="embedded",
-        plugin_library_sha256="1" * 64,
-        plugin_library_bytes=1000,
-        workspace_bytes=None,
-        build_seconds=1.5,
-    )
+    return tiny_plan_info(PLAN, "vim:img=8,patch=4,dim=16,depth=1,classes=3,channels=1")
 
 
 @pytest.fixture
