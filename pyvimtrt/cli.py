@@ -337,6 +337,113 @@ def bench(
         print_bench(found)
 
 
+@app.command()
+def serve(
+    engines: Annotated[list[str], typer.Argument(metavar="ENGINE...", help="Engine files, or NAME=ENGINE; the file's name is the model's.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens the server to others.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP port; 0 takes a free one.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC port; 0 takes a free one.")] = 8001,
+    batch: Annotated[int | None, typer.Option(min=1, max=1024, help="Images run at a time; default: the best, measured at start.")] = None,
+    deadline_ms: Annotated[float, typer.Option(min=0, help="How long an idle engine waits for more images.")] = 2.0,
+    queue: Annotated[
+        int | None, typer.Option(min=1, help="Images that may wait, beyond which requests are refused; default: a batch for each worker, or 10 ms of work.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=64, help="Processes of each engine; default: one for each core, at most 4; on a GPU 1.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=MAX_THREADS, help="Cores that the batches of an engine share; default: all.")] = None,
+    api_key: Annotated[list[str] | None, typer.Option(envvar="PYVIMTRT_API_KEY", help="Key that clients must send; may be given more than once.")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="File of such keys, one a line; read again on SIGHUP.")] = None,
+    max_body: Annotated[int, typer.Option(metavar="MIB", min=1, help="Largest request.")] = 32,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of an encoded image.")] = 25_000_000,
+    max_connections: Annotated[int, typer.Option(min=1, help="HTTP connections, and gRPC calls, at a time.")] = 1024,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds from a request to its answer.")] = 30.0,
+    header_timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for the headers of a request.")] = 10.0,
+    drain: Annotated[float, typer.Option(min=0, help="Seconds that SIGTERM leaves to answer what was accepted.")] = 30.0,
+    model_control: Annotated[bool, typer.Option(help="Let clients reload and unload models.")] = True,
+    page: Annotated[bool, typer.Option(help="Show a page for people at /.")] = True,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    as_json: Json = False,
+) -> None:
+    """Serve engines over the Open Inference Protocol, HTTP and gRPC, for clients of KServe and Triton. Needs the extra serve.
+
+    \b
+    Stops on SIGTERM or Ctrl+C once what was accepted is answered; SIGHUP reloads engines and keys. Logs are JSON on stderr, metrics are at /metrics.
+
+    \b
+    Examples:
+      pyvimtrt serve engines/vim_demo_fashion_mnist.onnx
+      pyvimtrt serve clothes=vim_t.onnx --host 0.0.0.0 --api-key-file keys.txt
+    """
+    from pyvimtrt.cli_output import print_json_line, print_served
+    from pyvimtrt.serve.run import serve as run
+    from pyvimtrt.serve.settings import MIB, ServeSettings
+
+    if log_level not in ("debug", "info", "warning", "error"):
+        raise UsageError(f"--log-level is debug, info, warning or error; got {log_level!r}")
+    settings = ServeSettings(
+        host=host,
+        port=port,
+        grpc_port=grpc_port,
+        batch=batch or 0,
+        deadline=deadline_ms / 1000,
+        queue=queue or 0,
+        workers=workers or 0,
+        threads=threads or 0,
+        request_timeout=timeout,
+        header_timeout=header_timeout,
+        drain_timeout=drain,
+        body_bytes=max_body * MIB,
+        bodies_bytes=max(256, 8 * max_body) * MIB,
+        image_pixels=max_pixels,
+        connections=max_connections,
+        api_keys=tuple(api_key or ()),
+        key_file=api_key_file,
+        model_control=model_control,
+        page=page,
+    )
+    run(engines, settings, log_level, print_json_line if as_json else print_served)
+
+
+@app.command()
+def score(
+    engine: Annotated[Path, typer.Argument(help="Engine file made by pyvimtrt build.")],
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Folder of images, of .tar shards or of .parquet files, or one such file.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder for the results, Parquet files.")],
+    topk: Annotated[int, typer.Option(min=1, help="Classes kept for each image.")] = 5,
+    column: Annotated[str | None, typer.Option(help="Column of Parquet files that holds the images.")] = None,
+    use_ray: Annotated[bool, typer.Option("--ray", help="Run on a Ray cluster, one engine for each worker. Needs the extra ray.")] = False,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Which cluster: its address, auto for RAY_ADDRESS or one running here (the default), local for one of its own.")
+    ] = None,
+    cpus_per_worker: Annotated[int | None, typer.Option(min=1, help="Cores of each of the cluster's workers; default: 1.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Workers of the cluster; default: as many as fit.")] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Classify any number of images into Parquet files. Run again, it goes on where it was cut off.
+
+    \b
+    Columns: image, class, label, probability, classes and probabilities (the best, in order), error where an image cannot be read.
+    On a cluster INPUT and OUTPUT lie on a file system that all its machines share.
+
+    \b
+    Examples:
+      pyvimtrt score vim_t.onnx photos/ results/
+      pyvimtrt score vim_t.onnx shards/ results/ --ray --cpus-per-worker 4
+    """
+    from pyvimtrt.cli_output import print_fields, print_json, print_warnings, progress_bar
+    from pyvimtrt.score.run import ScoreSettings
+    from pyvimtrt.score.run import score as run
+
+    if ray_address and not use_ray:
+        raise UsageError("--ray-address names a cluster; give --ray with it")
+    settings = ScoreSettings(topk, column, threads, (ray_address or "auto") if use_ray else None, cpus_per_worker, workers)
+    with contextlib.redirect_stdout(sys.stderr), progress_bar("scoring") as progress:  # Ray tells on stdout of workers that were lost
+        found = run(engine, source, output, settings, progress)
+    if found.errors:
+        print_warnings([f"{found.errors} of {found.images} images could not be read; the column error says why"])
+    (print_json if as_json else print_fields)(dataclasses.asdict(found))
+
+
 export_app = typer.Typer(help="Write a model for other systems.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(export_app, name="export")
 
@@ -364,6 +471,76 @@ def export_onnx(
     export_model(model, weights, output, _numbers("--mean", mean), _numbers("--std", std), read_labels(labels) if labels else None)
     result = {"file": str(output), "bytes": output.stat().st_size}
     (print_json if as_json else print_fields)(result)
+
+
+@export_app.command("kserve")
+def export_kserve(
+    engine: Annotated[Path, typer.Argument(help="Engine file made by pyvimtrt build.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to make.")],
+    name: Annotated[str | None, typer.Option(help="Name of the service and the model; default: the file's.")] = None,
+    image: Annotated[str | None, typer.Option(help="Name of the image to build, such as registry.example/vim:1; default: the service's, version 1.")] = None,
+    namespace: Annotated[str, typer.Option(help="Namespace of the service.")] = "",
+    cpu: Annotated[int, typer.Option(min=1, max=MAX_THREADS, help="Cores of each replica.")] = 4,
+    memory: Annotated[str, typer.Option(help="Memory of each replica; default: 2Gi, 8Gi for a GPU engine.")] = "",
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs of each replica of a GPU engine.")] = 1,
+    min_replicas: Annotated[int, typer.Option(min=0, help="Fewest replicas; 0 for GPU engines alone.")] = 1,
+    max_replicas: Annotated[int, typer.Option(min=1, help="Most replicas.")] = 8,
+    key_secret: Annotated[str, typer.Option(help="Secret whose entry api-keys holds the API keys, one a line.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Write an InferenceService manifest and a Dockerfile for KServe on Kubernetes. Needs the extra serve.
+
+    \b
+    Example:
+      pyvimtrt export kserve vim_t.onnx -o deploy --image registry.example/vim-t:1
+      docker build -t registry.example/vim-t:1 deploy && kubectl apply -f deploy/inferenceservice.yaml
+    """
+    from pyvimtrt.cli_output import print_fields, print_json
+    from pyvimtrt.export.kserve import Deployment
+    from pyvimtrt.export.kserve import export_kserve as run
+
+    name = name or engine.stem.lower().replace("_", "-").replace(".", "-")
+    deployment = Deployment(
+        name=name,
+        image=image or f"{name}:1",
+        namespace=namespace,
+        cpu=cpu,
+        memory=memory,
+        gpus=gpus,
+        min_replicas=min_replicas,
+        max_replicas=max_replicas,
+        key_secret=key_secret,
+    )
+    files = [str(path) for path in run(engine, output, deployment)]
+    if as_json:
+        print_json({"files": files})
+    else:
+        print_fields({"files": files, "image": f"docker build -t {deployment.image} {output}", "start": f"kubectl apply -f {files[0]}"})
+
+
+@export_app.command("triton")
+def export_triton(
+    engine: Annotated[Path, typer.Argument(help="Plan made by pyvimtrt build --backend tensorrt.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to make, the model repository.")],
+    name: Annotated[str, typer.Option(help="Name of the model; default: the file's.")] = "",
+    instances: Annotated[int, typer.Option(min=1, help="Instances on each GPU.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Write a model repository for Triton Inference Server.
+
+    \b
+    Example:
+      pyvimtrt export triton vim_t.engine -o repository
+    """
+    from pyvimtrt.cli_output import print_fields, print_json
+    from pyvimtrt.export.triton import START
+    from pyvimtrt.export.triton import export_triton as run
+
+    files = [str(path) for path in run(engine, output, name, instances)]
+    if as_json:
+        print_json({"files": files})
+    else:
+        print_fields({"files": files, "start": START.format(output.resolve())})
 
 
 @app.command()

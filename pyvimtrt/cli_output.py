@@ -27,6 +27,11 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
+def print_json_line(value: Any) -> None:
+    """Print a value as one line of JSON, at once, for programs that wait for it."""
+    print(json.dumps(value), flush=True)
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table under its title; numbers to the right. Values are plain text, whatever brackets a file's name holds."""
     if title:  # not as the table's own title, which would be folded to the table's width
@@ -82,6 +87,13 @@ def print_bench(found: Bench) -> None:
         for o in found.operators
     ]
     print_table("where its time goes, on one thread", ("operator", "ms", "share", "a second", "of the measured limit"), operators)
+
+
+def print_served(found: Mapping[str, Any]) -> None:
+    """Print where a server listens, and for which models."""
+    names = ("name", "engine", "batch", "queue", "workers")
+    print_table("", ("model", *names[1:]), [[model[name] for name in names] for model in found["models"]])
+    print(f"{found['http']}/ for people, {found['http']}/v2 and {found['grpc']} (gRPC) for programs", flush=True)
 
 
 def print_file(description: Mapping[str, Any]) -> None:

@@ -324,7 +324,7 @@ def test_doctor(works: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> N
     assert found["pyvimtrt"] == pyvimtrt.__version__
     assert (found["cpu"]["native_module"], found["cpu"]["isa"]) == (True, "generic")
     assert found["cpu"]["isas"][-1] == "generic"
-    assert found["packages"].keys() == {*("torch", "timm", "mamba-ssm", "tensorrt", "tensorrt-rtx", "cuda-python", "polygraphy", "kserve")}
+    assert found["packages"].keys() == {*("torch", "timm", "mamba-ssm", "tensorrt", "tensorrt-rtx", "cuda-python", "polygraphy", "kserve", "pyarrow", "ray")}
     for package in found["packages"].values():
         assert (package["version"] is None) == ("install" in package)
     monkeypatch.setenv("PYVIMTRT_ISA", "mmx")

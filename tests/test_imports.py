@@ -15,7 +15,8 @@ import pyvimtrt
 BLOCK = """
 import sys
 
-BLOCKED = {"torch", "timm", "tensorrt", "tensorrt_rtx", "onnxruntime", "openvino", "nncf", "kserve", "polygraphy", "matplotlib", "mamba_ssm"}
+BLOCKED = {"torch", "timm", "tensorrt", "tensorrt_rtx", "onnxruntime", "openvino", "nncf", "polygraphy", "matplotlib", "mamba_ssm"}
+BLOCKED |= {"kserve", "uvloop", "uvicorn", "fastapi", "starlette", "grpc", "orjson", "prometheus_client", "ray", "pyarrow"}
 
 
 class Blocker:
@@ -42,8 +43,12 @@ NEED_TORCH = {
 NEED_TORCH |= {f"pyvimtrt.compare.{name}" for name in ("attribution", "ranges", "simulation")}
 NEED_MATPLOTLIB = {"pyvimtrt.compare.charts", "pyvimtrt.compare.report"}
 NEED_POLYGRAPHY = {f"pyvimtrt.compare.{name}" for name in ("data", "errors", "polygraphy_plugin", "references", "runners", "tensorrt_plugins")}
+NEED_KSERVE = {
+    f"pyvimtrt.serve.{name}" for name in ("batcher", "metrics", "model", "http", "http_codec", "http_guard", "grpc", "grpc_codec", "openapi", "server")
+}
+NEED_RAY = {"pyvimtrt.score.cluster"}
 names = {module.name for module in pkgutil.walk_packages(pyvimtrt.__path__, "pyvimtrt.")}
-optional = NEED_TORCH | NEED_POLYGRAPHY | NEED_MATPLOTLIB
+optional = NEED_TORCH | NEED_POLYGRAPHY | NEED_MATPLOTLIB | NEED_KSERVE | NEED_RAY
 assert optional <= names, optional - names
 for name in sorted(names - optional):
     importlib.import_module(name)
@@ -73,6 +78,9 @@ import pyvimtrt, numpy
 numpy.save(images + ".logits.npy", pyvimtrt.load_engine(out).run(numpy.load(images)))
 assert main(["calibrate", MODEL, "--weights", weights, "--images", data, "-o", out + ".c"]) == 2
 assert main(["eval", MODEL, data, "--weights", weights]) == 2
+assert main(["serve", out]) == 2
+assert main(["score", out, data, out + ".scores"]) == 2
+assert main(["export", "kserve", out, "--image", "registry.example/vim", "-o", out + ".kserve"]) == 2
 print(*commands)
 """
 
@@ -113,10 +121,15 @@ def test_an_engine_is_built_and_run_without_optional_packages(
     files = (tiny_weights_file, tiny_cache_file, tmp_path / "images.npy", tmp_path / "data.npz", tmp_path / "a.onnx")
     result = run(script, *files)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-1].split() == [*("build", "calibrate", "infer", "eval", "compare", "bench", "inspect", "models", "doctor")]
+    assert result.stdout.splitlines()[-1].split() == [
+        *("build", "calibrate", "infer", "eval", "compare", "bench", "serve", "score", "inspect", "models", "doctor")
+    ]
     assert result.stderr.splitlines() == [
         "error: calibration needs the package torch, which is not installed; run: pip install 'pyvimtrt[torch]'",
         "error: the fp32 model needs the package torch, which is not installed; run: pip install 'pyvimtrt[torch]'",
+        "error: the server needs the package uvicorn, which is not installed; run: pip install 'pyvimtrt[serve]'",
+        "error: Parquet needs the package pyarrow, which is not installed; run: pip install 'pyvimtrt[ray]'",
+        "error: the manifest needs the package kserve, which is not installed; run: pip install 'pyvimtrt[serve]'",
     ]
     logits = np.load(tmp_path / "images.npy.logits.npy")
     assert np.array_equal(logits, pyvimtrt.load_engine(tiny_engine_file).run(tiny_images))

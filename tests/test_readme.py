@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from serving import Served
 from tiny import random_weights
 
+import pyvimtrt
 from pyvimtrt.cli import app, main
 from pyvimtrt.model.config import parse_model
 
@@ -45,6 +50,19 @@ def user_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def run_commands(capsys: pytest.CaptureFixture[str], *names: str) -> None:
+    """Run the README's commands for CPU engines in order, all or those named; the server, which does not end, is not among them."""
+    for line in (line for line in PYVIMTRT if ".engine" not in line and "tensorrt" not in line):
+        arguments = [SMALL if a == "vim_tiny_patch16_224" else a for a in shlex.split(line)[1:]]
+        if arguments[0] == "serve" or (names and arguments[0] not in names):
+            continue
+        if "kserve" in arguments:  # in a process of its own: the messages of KServe's SDK and of Triton's client cannot live in one
+            result = subprocess.run([sys.executable, "-m", "pyvimtrt.cli", *arguments], capture_output=True, text=True, check=False)
+            assert result.returncode == 0, f"{line}: {result.stderr}"
+        else:
+            assert main(arguments) == 0, f"{line}: {capsys.readouterr().err}"
+
+
 def test_the_two_commands_exist():
     scripts = [line.split()[1] for line in COMMANDS if line.startswith("bash ")]
     assert scripts == ["tools/demo.sh", "tools/test.sh"]
@@ -54,11 +72,26 @@ def test_the_two_commands_exist():
 def test_commands_run_as_written(user_files: Path, capsys: pytest.CaptureFixture[str]):
     """In order, each using the files that the ones before it made."""
     assert {shlex.split(line)[1] for line in PYVIMTRT} >= {"calibrate", "build", "infer", "eval"}
-    for line in (line for line in PYVIMTRT if ".engine" not in line and "tensorrt" not in line):
-        arguments = [SMALL if a == "vim_tiny_patch16_224" else a for a in shlex.split(line)[1:]]
-        assert main(arguments) == 0, f"{line}: {capsys.readouterr().err}"
+    run_commands(capsys)
     out = capsys.readouterr().out
     assert "probability" in out and "images per second" in out
+
+
+def test_clients_of_the_server_run_as_written(user_files: Path, capsys: pytest.CaptureFixture[str]):
+    """The curl line and the Python example, against the server that the README starts; only the addresses are others."""
+    run_commands(capsys, "calibrate", "build")
+    (line,) = [line for line in PYVIMTRT if shlex.split(line)[1] == "serve"]
+    (curl,) = [line for line in COMMANDS if line.startswith("curl ")]
+    (example,) = [block for block in BLOCKS if "tritonclient" in block]
+    photo = Path("photo.jpg")
+    with Served(user_files, *shlex.split(line)[2:]) as served:
+        best = pyvimtrt.load_engine("vim_t.onnx").classify([photo], topk=3)[0]
+        result = subprocess.run(shlex.split(curl.replace("127.0.0.1:8000", served.address)), capture_output=True, check=True)
+        outputs = {output["name"]: output["data"] for output in json.loads(result.stdout)["outputs"]}
+        assert outputs["labels"] == [p.label for p in best] and outputs["classes"] == [p.index for p in best]
+        result = subprocess.run([sys.executable, "-c", example.replace("127.0.0.1:8000", served.address)], capture_output=True, check=True)
+        printed = result.stdout.decode()
+        assert all(f"b'{p.label}'" in printed for p in best) and f"{best[0].probability:.4f}"[:6] in printed
 
 
 @pytest.mark.needs_nvcc
@@ -79,8 +112,6 @@ def test_every_command_is_known():
 
 
 def test_python_names_exist():
-    import pyvimtrt
-
     names = set(re.findall(r"pyvimtrt\.([a-z_]+)\(?", README)) - {"git"}
     assert names and all(hasattr(pyvimtrt, name) for name in names), names
 

@@ -15,17 +15,28 @@ make_environment() {
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check ".$extras"
 }
 
-# Whether the cross compiler and the emulator for 64-bit ARM are there, or could be installed.
-have_aarch64() {
-  local packages="g++-aarch64-linux-gnu qemu-user"
-  if command -v aarch64-linux-gnu-g++ > /dev/null && command -v qemu-aarch64 > /dev/null; then return 0; fi
+# Whether commands are there, or could be installed: have "COMMAND..." "DEBIAN PACKAGE...".
+have() {
+  local commands="$1" packages="$2"
+  if all_there "$commands"; then return 0; fi
   if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
-    # shellcheck disable=SC2086 # two words
-    apt-get install -y -qq --no-install-recommends $packages > /dev/null 2>&1 ||
-      { apt-get update -qq > /dev/null 2>&1 && apt-get install -y -qq --no-install-recommends $packages > /dev/null 2>&1; } || true
+    # shellcheck disable=SC2086 # words
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages > /dev/null 2>&1 ||
+      { apt-get update -qq > /dev/null 2>&1 && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages > /dev/null 2>&1; } || true
   fi
-  command -v aarch64-linux-gnu-g++ > /dev/null && command -v qemu-aarch64 > /dev/null
+  all_there "$commands"
 }
+
+all_there() {
+  local name
+  for name in $1; do command -v "$name" > /dev/null || return 1; done
+}
+
+# The cross compiler and the emulator for 64-bit ARM.
+have_aarch64() { have "aarch64-linux-gnu-g++ qemu-aarch64" "g++-aarch64-linux-gnu qemu-user"; }
+
+# The browser in which the server's page is tested.
+have_chromium() { have chromium chromium; }
 
 # Says what is missing to build the TensorRT plugins.
 check_cuda() {

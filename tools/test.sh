@@ -34,6 +34,7 @@ if have_aarch64; then
 else
   left_out+=(needs_aarch64)
 fi
+have_chromium || left_out+=(needs_chromium)
 echo "== tests of the installed package"
 # Keeps the checkout's pyvimtrt/, which has no compiled module, off the path of pytest and of what it starts: the installed package is what is tested.
 marked=()
@@ -50,6 +51,9 @@ echo "== the demo, with the core dependencies alone"
 CMAKE_ARGS="-DVIMTRT_TENSORRT=OFF" VIMTRT_VENV=build/demo-venv bash tools/demo.sh
 if [ "$plugins" = OFF ]; then
   echo "left out for want of nvcc: libvimtrt_plugins.so, the plugins on a CPU, TensorRT engines, line coverage and resources of the kernels"
+fi
+if [[ " ${left_out[*]} " = *" needs_chromium "* ]]; then
+  echo "left out for want of chromium (apt-get install chromium): the server's page in a browser"
 fi
 if [[ " ${left_out[*]} " = *" needs_aarch64 "* ]]; then
   echo "left out for want of aarch64-linux-gnu-g++ and qemu-aarch64 (apt-get install g++-aarch64-linux-gnu qemu-user): the CPU engine of 64-bit ARM"
