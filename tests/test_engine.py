@@ -18,6 +18,7 @@ from pyvimtrt.errors import NetworkError
 from pyvimtrt.graph import network as network_module
 from pyvimtrt.graph.network import Network, load_network
 from pyvimtrt.native import require_native
+from pyvimtrt.runtime import cpu as cpu_module
 from pyvimtrt.runtime.cpu import CpuEngine
 
 BEST = require_native().available_isas()[0]
@@ -66,6 +67,27 @@ def test_threads_share_an_engine(tiny_engine_file: Path, tiny_images: npt.NDArra
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(work, range(80)))
+
+
+def test_threads_change_between_runs(tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]):
+    engine = pyvimtrt.load_engine(tiny_engine_file, threads=1)
+    expected = engine.run(tiny_images)
+    assert isinstance(engine, CpuEngine)
+    for threads in (2, 5, 1):
+        engine.set_threads(threads)
+        assert engine.threads == threads and np.array_equal(engine.run(tiny_images), expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"), [("100000 100000", 1), ("150000 100000", 2), ("20000 100000", 1), ("max 100000", 7), ("900000 100000", 7), ("0 0", 7), (None, 7)]
+)
+def test_threads_keep_to_a_containers_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, expected: int):
+    file = tmp_path / "cpu.max"
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setattr(cpu_module, "CPU_QUOTA", str(file))
+    monkeypatch.setattr(cpu_module.os, "sched_getaffinity", lambda _: range(7))
+    assert cpu_module.default_threads() == expected
 
 
 def test_a_profile_names_every_step(tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]):

@@ -88,6 +88,13 @@ def test_bad_files(tmp_path: Path, tiny_config: VimConfig) -> None:
     assert "cannot decode" in fails(tmp_path / "a.jpg", tiny_config)
 
 
+def test_formats_that_start_other_programs_are_not_read(tmp_path: Path, tiny_config: VimConfig) -> None:
+    """Pillow has Ghostscript read PostScript."""
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n")
+    with pytest.raises(DataError, match="not an image in a known format"):
+        load_image(tmp_path / "a.png", tiny_config)
+
+
 def test_decompression_bombs(tmp_path: Path, tiny_config: VimConfig) -> None:
     path = tmp_path / "bomb.png"
     path.write_bytes(png_claiming(60000, 60000))
