@@ -1,9 +1,7 @@
-# For the tests: the CUDA kernels on a CPU (plugins/cuda_on_cpu).
-find_package(Python 3.10 COMPONENTS Interpreter Development.Module REQUIRED)
-execute_process(COMMAND ${Python_EXECUTABLE} -m nanobind --cmake_dir OUTPUT_VARIABLE VIMTRT_NANOBIND OUTPUT_STRIP_TRAILING_WHITESPACE)
-find_package(nanobind CONFIG REQUIRED HINTS ${VIMTRT_NANOBIND})
+# For the tests: the CUDA kernels on a CPU (plugins/cuda_on_cpu), the Python module vimtrt_cuda_on_cpu.
+include(cmake/TestModules.cmake)
 
-set(VIMTRT_KERNELS plugins/cuda_on_cpu/planted.cu)
+set(VIMTRT_KERNELS plugins/cuda_on_cpu/planted.cu tests/native/copies.cu tests/native/probes.cu)
 foreach(operator IN LISTS VIMTRT_OPERATORS)
   list(APPEND VIMTRT_KERNELS plugins/${operator}/kernel.cu)
 endforeach()
@@ -20,13 +18,14 @@ add_library(vimtrt_kernels_on_cpu STATIC
   plugins/cuda_on_cpu/fiber.cpp
   plugins/cuda_on_cpu/memory.cpp
   plugins/cuda_on_cpu/watch.cpp
+  tests/native/device_double.cpp
   ${VIMTRT_KERNELS}
 )
 target_compile_definitions(vimtrt_kernels_on_cpu PUBLIC VIMTRT_CUDA_ON_CPU)
 target_compile_options(vimtrt_kernels_on_cpu PRIVATE -O2 -g)
 target_link_options(vimtrt_kernels_on_cpu PUBLIC --coverage)  # of the kernels: tools/kernel_coverage.py
 target_link_libraries(vimtrt_kernels_on_cpu PUBLIC vimtrt_flags ${CMAKE_DL_LIBS})
-nanobind_add_module(vimtrt_cuda_on_cpu NB_STATIC NOSTRIP plugins/cuda_on_cpu/module.cpp)
+vimtrt_test_module(vimtrt_cuda_on_cpu tests/native/operators_module.cpp)
 target_link_libraries(vimtrt_cuda_on_cpu PRIVATE vimtrt_kernels_on_cpu)
 if(VIMTRT_CUDA_ON_CPU_ASAN)
   target_compile_options(vimtrt_kernels_on_cpu PRIVATE -fsanitize=address -fno-omit-frame-pointer)

@@ -1,6 +1,7 @@
 # The TensorRT plugin library libvimtrt_plugins.so, where nvcc and TensorRT's headers are at hand.
 include(cmake/TensorRTHeaders.cmake)
 include(cmake/CudaArchitectures.cmake)
+include(cmake/CudaOptions.cmake)
 
 set(VIMTRT_PLUGIN_SOURCES plugins/common/plugin.cpp plugins/library.cpp)
 set(VIMTRT_KERNEL_SOURCES "")
@@ -42,10 +43,7 @@ add_library(vimtrt_plugins SHARED ${VIMTRT_PLUGIN_SOURCES} ${VIMTRT_KERNEL_SOURC
 target_include_directories(vimtrt_plugins PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
 target_include_directories(vimtrt_plugins SYSTEM PRIVATE ${VIMTRT_TENSORRT_HEADERS} ${CUDAToolkit_INCLUDE_DIRS})
 target_compile_definitions(vimtrt_plugins PRIVATE VIMTRT_VERSION="${PROJECT_VERSION}")
-# The numeric contract (docs/numerics.md): a fused multiply-add happens where it is written and nowhere else, and nothing is estimated.
-target_compile_options(vimtrt_plugins PRIVATE
-  "$<$<COMPILE_LANGUAGE:CUDA>:-O3;-fmad=false;-ftz=false;-prec-div=true;-prec-sqrt=true>"
-  "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-ffp-contract=off>")
+target_compile_options(vimtrt_plugins PRIVATE ${VIMTRT_CONTRACT_OPTIONS})
 # It travels inside of plans to other machines: nothing but libc is taken from them, and nothing but what TensorRT looks up is shown.
 target_link_options(vimtrt_plugins PRIVATE -static-libstdc++ -static-libgcc -Wl,--version-script=${CMAKE_CURRENT_SOURCE_DIR}/plugins/library.map)
 set_target_properties(vimtrt_plugins PROPERTIES LINK_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/plugins/library.map)

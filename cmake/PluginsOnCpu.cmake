@@ -20,7 +20,7 @@ target_compile_options(vimtrt_plugins_for_double PRIVATE -O1 -g --coverage)
 target_link_libraries(vimtrt_plugins_for_double PUBLIC vimtrt_flags)
 target_include_directories(vimtrt_plugins_for_double SYSTEM PUBLIC ${VIMTRT_TENSORRT_HEADERS} ${CUDAToolkit_INCLUDE_DIRS})
 
-nanobind_add_module(vimtrt_plugins_on_cpu NB_STATIC NB_DOMAIN vimtrt_plugins NOSTRIP plugins/cuda_on_cpu/plugin_module.cpp)
+vimtrt_test_module(vimtrt_plugins_on_cpu tests/native/plugins_module.cpp)
 target_link_libraries(vimtrt_plugins_on_cpu PRIVATE vimtrt_plugins_for_double vimtrt_kernels_on_cpu)
 target_link_options(vimtrt_plugins_on_cpu PRIVATE --coverage)
 

@@ -6,6 +6,9 @@ memory that is allocated and large enough when the work runs, a graph repeats wh
 its context was given another shape. A plan is a line of JSON and a quantized network, which the CPU engine computes.
 
 Broken rules raise, and are kept in `World.violations` too, because cleaning up swallows errors.
+
+The double of TensorRT, and the arrays that callers hand in, ask their `World` for memory, streams and the network's
+work: `gpu_world.DeviceWorld` answers with a real GPU's.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ ALIGNMENT = 256
 DEVICES = 2
 MAGIC = b"fake plan "
 Operation = Callable[[], None]
+Scratch = tuple[int, int] | None  # address and bytes
 
 
 class FakeCudaError(Exception):
@@ -48,6 +52,10 @@ class Memory:
 
 class World:
     """All state of one test: allocations, streams, registered libraries, what is to fail and what went wrong."""
+
+    name = "double"
+    strict = True  # whether everything is counted and checked
+    backend = "tensorrt-rtx"  # of plans for which a test names none
 
     def __init__(self) -> None:
         self.memories: dict[int, Memory] = {}
@@ -105,6 +113,68 @@ class World:
 
     def bytes_of(self, pinned: bool) -> int:
         return sum(memory.size for memory in self.memories.values() if memory.pinned == pinned)
+
+    # What a world with a GPU does its own way
+
+    def slow(self) -> None:
+        """Make what is enqueued from now on take so long that nothing is done before somebody waits, as always here."""
+
+    def held(self) -> int:
+        """Return the bytes that are allocated, the tests' own and the engines'."""
+        return sum(memory.size for memory in self.memories.values())
+
+    def new_stream(self, device: int = 0) -> Any:
+        return FakeStream(self, device)
+
+    def stream_of(self, handle: int) -> Any:
+        return self.streams[handle]
+
+    def capturing(self, handle: int) -> bool:
+        return self.streams[handle]._builder is not None
+
+    def write_later(self, stream: Any, address: int, data: bytes) -> None:
+        """Enqueue a write."""
+        stream._put(lambda: self.write(address, data))
+
+    def read_later(self, stream: Any, address: int, size: int) -> Callable[[], bytes]:
+        """Enqueue a read. Returns what returns the bytes, once the stream was waited for."""
+        seen: list[bytes] = []
+        stream._put(lambda: seen.append(self.read(address, size)))
+        return lambda: seen[0]
+
+    def export(self, array: CallersArray, stream: int, max_version: Any) -> Any:
+        """Return DLPack's capsule of an array, which the consumer's stream waits for."""
+        self.stream_of(stream).wait(array.stream)
+        shape, dtype = array.values.shape, array.values.dtype
+        view = types.SimpleNamespace(ptr=array.address, shape=shape, dtype=dtype, strides=array.strides)
+        view.device_id, view.is_device_accessible = array.device, True
+        view.readonly, view.exporting_obj = array.readonly, array
+        return view
+
+    def address_of(self, capsule: Any) -> int:
+        """Return where the array of a DLPack capsule lies."""
+        return int(capsule.ptr)
+
+    def enqueue(self, context: Any, handle: int, batch: int, images: int, logits: int, scratch: Scratch) -> None:
+        """Enqueue the network of an execution context."""
+        engine, shapes_set, reference = context._engine, context._shapes_set, weakref.ref(context)
+        captured = self.capturing(handle)
+
+        def work() -> None:
+            owner = reference()
+            if owner is None or (owner._shapes_set != shapes_set and captured):
+                self.forbid("a graph is launched whose context is gone or was given another shape")
+            if scratch is not None:
+                self.write(scratch[0], bytes([POISON]) * scratch[1], "scratch memory")
+            pixels = np.frombuffer(self.read(images, batch * int(np.prod(engine._image)), "images"), np.int8)
+            pixels = pixels.reshape(batch, *engine._image)
+            self.write(logits, engine._cpu.run_pixels(pixels).tobytes(), "logits")
+
+        self.streams[handle]._put(work)
+
+    def replays(self) -> int:
+        """Return how often a graph was launched."""
+        return self.counts.get("launch", 0)
 
 
 class FakeEvent:
@@ -533,36 +603,24 @@ def _tensorrt(world: World, name: str) -> types.ModuleType:
             return True
 
         def is_stream_capturable(self, stream: int) -> bool:
-            assert world.streams[stream]._builder is None
+            assert not world.capturing(stream)
             return self._engine._entries.get("capturable", True)
 
         def execute_async_v3(self, stream_handle: int) -> bool:
-            stream = world.streams[stream_handle]
-            engine, shapes_set, context = self._engine, self._shapes_set, weakref.ref(self)
+            engine, capturing = self._engine, world.capturing(stream_handle)
             if world.count("execute_async_v3") is False:
                 return self._refuse("CUDA error 700\nlaunching the kernel")
             if self._batch is None or self._addresses.keys() != {"images", "logits"} or (self._managed and engine.device_memory_size_v2 and not self._scratch):
                 return world.forbid("shape, addresses or memory of the context are not set")
             if engine._runtime() is None:
                 world.forbid("the runtime is gone before its engine")
-            if stream._builder is not None and not engine._entries.get("capturable", True):
+            if capturing and not engine._entries.get("capturable", True):
                 world.forbid("a context is captured that allocates memory")
-            if stream._builder is not None and self._batch not in self._ran:
+            if capturing and self._batch not in self._ran:
                 world.forbid("a context is captured that was not run before")
             self._ran.add(self._batch)
-            batch, images, logits, scratch = self._batch, self._addresses["images"], self._addresses["logits"], self._scratch
-
-            def work() -> None:
-                owner = context()
-                if owner is None or (owner._shapes_set != shapes_set and stream_captured):
-                    world.forbid("a graph is launched whose context is gone or was given another shape")
-                if scratch is not None:
-                    world.write(scratch[0], bytes([POISON]) * scratch[1], "scratch memory")
-                pixels = np.frombuffer(world.read(images, batch * int(np.prod(engine._image)), "images"), np.int8).reshape(batch, *engine._image)
-                world.write(logits, engine._cpu.run_pixels(pixels).tobytes(), "logits")
-
-            stream_captured = stream._builder is not None
-            stream._put(work)
+            addresses = self._addresses
+            world.enqueue(self, stream_handle, self._batch, addresses["images"], addresses["logits"], self._scratch)
             return True
 
     registry = IPluginRegistry()
@@ -576,10 +634,15 @@ def _tensorrt(world: World, name: str) -> types.ModuleType:
     return trt
 
 
+def fake_tensorrts(world: World) -> dict[str, types.ModuleType]:
+    """Return the modules of TensorRT by name."""
+    return {name: _tensorrt(world, name) for name in ("tensorrt", "tensorrt_rtx")}
+
+
 def fake_modules(world: World) -> dict[str, types.ModuleType]:
     """Return the modules by name."""
     core, utils = _cuda_core(world)
-    return {"cuda.core": core, "cuda.core.utils": utils, **{name: _tensorrt(world, name) for name in ("tensorrt", "tensorrt_rtx")}}
+    return {"cuda.core": core, "cuda.core.utils": utils, **fake_tensorrts(world)}
 
 
 class CallersArray:
@@ -589,10 +652,10 @@ class CallersArray:
         self.world, self.values, self.device = world, values, device
         self.memory = world.allocate(values.nbytes + offset + 1, device)
         self.address = self.memory.start + offset
-        self.stream = FakeStream(world, device)
+        self.stream = world.new_stream(device)
         self.strides = strides
         self.version, self.readonly = 3, False
-        self.stream._put(lambda: world.write(self.address, values.tobytes()))
+        world.write_later(self.stream, self.address, values.tobytes())
 
     def free(self) -> None:
         self.stream.sync()
@@ -609,7 +672,7 @@ class CallersArray:
             "typestr": self.values.dtype.str,
             "data": (self.address, self.readonly),
             "strides": self.strides,
-            "stream": self.stream.handle,
+            "stream": int(self.stream.handle),
             "version": self.version,
         }
 
@@ -625,7 +688,4 @@ class DlpackArray(CallersArray):
         return 2, self.device
 
     def __dlpack__(self, *, stream: Any = None, max_version: Any = None, dl_device: Any = None, copy: Any = None) -> Any:
-        self.world.streams[stream].wait(self.stream)
-        view = types.SimpleNamespace(ptr=self.address, shape=self.values.shape, dtype=self.values.dtype, strides=self.strides)
-        view.device_id, view.is_device_accessible, view.readonly, view.exporting_obj = self.device, True, self.readonly, self
-        return view
+        return self.world.export(self, stream, max_version)

@@ -1,7 +1,8 @@
 """A CUDA device for PyTorch that is none: tensors that say they live on ``cuda:0``, hold their values in host memory, and refuse what a GPU's tensors refuse.
 
 Two mistakes break a program on a GPU and hide on a CPU: mixing tensors of both devices in one operation, and reading a tensor of the device as a NumPy
-array. Under ``PretendCuda()`` both raise, and everything else computes what a CPU computes, bit for bit.
+array. Under ``PretendCuda()`` both raise, and everything else computes what a CPU computes, bit for bit. A real GPU is
+held to the same by `test_device`.
 """
 
 from __future__ import annotations

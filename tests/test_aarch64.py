@@ -15,7 +15,7 @@ import pytest
 from foreign import ForeignProgram
 from helpers import Array, assert_same_bits, random_images, tiny_network
 from hostile import fashion_mnist
-from test_operators import CASES, case
+from operator_cases import CASES, case
 from tiny import TINY
 
 import pyvimtrt

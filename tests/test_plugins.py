@@ -1,36 +1,68 @@
-"""The TensorRT plugins on the CPU double of CUDA: every call that TensorRT makes, the operators' cases, the demo model, and what must be refused."""
+"""The TensorRT plugins, on the CPU double of CUDA and on a GPU: every call that TensorRT makes, the operators' cases, the demo model.
+
+What must be refused is the same code in both worlds, and is tested on the double.
+"""
 
 from __future__ import annotations
 
 import re
 import subprocess
-import zlib
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from cuda_double import SETTINGS, modules_folder
-from helpers import Array, assert_same_bits
-from plugin_double import create, described, field, load_plugins, output_dtypes, parser_fields, run_node, tensors
-from test_operators import CASES, case, conv, linear, norm, scan
+from gpu_world import in_world
+from network_run import NetworkConstants, NetworkOnWorld
+from operator_case import Array, Operator, assert_same_bits
+from operator_cases import BASES, CASES, case, scan
+from plugin_run import build, check_captured, check_two_streams, field, output_dtypes, tensors
+from plugin_run import create as create_in
+from plugin_run import parser_fields as parser_fields_in
+from plugin_run import run_node as run_node_in
+from worlds import DEVICE, DOUBLE, World, settings, world
 
 import pyvimtrt
 from pyvimtrt import zoo
 from pyvimtrt.data.images import find_images, load_image
-from pyvimtrt.graph.network import Network, load_network
+from pyvimtrt.graph.network import load_network
 from pyvimtrt.graph.operators import DOMAIN, OPERATORS, PLUGIN_VERSION
 from pyvimtrt.runtime.cpu import CpuEngine
-from pyvimtrt.runtime.reference import run_node as run_reference
 
 pytestmark = pytest.mark.needs_nvcc
 
-BASES = {"KScaledLinear": linear, "QuantConv1dSiLU": conv, "BidirectionalScan": scan, "AddRMSNormQuant": norm}
 FUZZ_ROUNDS = 10_000
 
 
+@pytest.fixture(params=[in_world(DOUBLE), in_world(DEVICE)])
+def plugins(request: pytest.FixtureRequest) -> World:
+    """The world whose plugins are run."""
+    return world(request.param)
+
+
+# On the double, where no world is named.
+
+
+def load_plugins() -> ModuleType:
+    return world(DOUBLE).plugins
+
+
 def chosen(label: str = "ascending", seed_of: str = "") -> Any:
-    return load_plugins().settings(**SETTINGS[label], seed=zlib.crc32(seed_of.encode()))
+    return settings(load_plugins(), label, seed_of)
+
+
+def create(op: str, attributes: dict[str, Any] | None = None, phase: str = "build") -> Any:
+    return create_in(world(DOUBLE), op, attributes, phase)
+
+
+def parser_fields(op: str, attributes: dict[str, Any]) -> list[Any]:
+    return parser_fields_in(world(DOUBLE), op, attributes)
+
+
+def described() -> dict[str, Any]:
+    found: dict[str, Any] = load_plugins().describe()
+    return found
 
 
 def base(op: str) -> tuple[list[Array], list[bool], dict[str, Any], tuple[Array, ...]]:
@@ -72,36 +104,75 @@ def test_a_logger_finder_is_taken_and_not_called():
 # Running
 
 
+def parts(operator: Operator) -> tuple[list[Array], list[bool]]:
+    """Return the operator's inputs, and which of them are constants."""
+    return list(operator.inputs.values()), [key not in operator.activations for key in operator.inputs]
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_a_case_through_all_of_tensorrts_calls(name: str):
+def test_a_case_through_all_of_tensorrts_calls(plugins: World, name: str):
     operator, expected = case(name)
-    constant = [key not in operator.activations for key in operator.inputs]
-    got = run_node(operator.op, operator.node.attributes, list(operator.inputs.values()), constant, chosen())
+    arrays, constant = parts(operator)
+    got = run_node_in(plugins, operator.op, operator.node.attributes, arrays, constant, settings(plugins.plugins))
     for output, one, wanted in zip(operator.outputs, got, expected, strict=True):
         assert_same_bits(one, wanted, f"{name}, {output}")
 
 
-def run_network(network: Network, pixels: Array, label: str) -> Array:
-    """Run every node of a network: the plugins on the double, copies in NumPy."""
-    values: dict[str, Array] = {name: v.data for name, v in network.values.items() if v.data is not None} | {network.input: pixels}
-    for node in network.nodes:
-        arrays = [values[name] for name in node.inputs]
-        if node.op in OPERATORS:
-            constant = [network.values[name].data is not None for name in node.inputs]
-            outputs = run_node(node.op, node.attributes, arrays, constant, chosen(label, node.name))
-        else:
-            outputs = list(run_reference(node, arrays))
-        values.update(zip(node.outputs, outputs, strict=True))
-    return values[network.output]
+CAPTURED = [name for name in CASES if name.endswith((" base", "197 tokens", "3 images"))]
 
 
-@pytest.mark.parametrize("label, count", [("ascending", 4), ("random", 1)])
-def test_the_demo_model_node_by_node_gives_the_cpu_engines_logits(label: str, count: int, tmp_path: Path):
+@pytest.mark.parametrize("name", CAPTURED)
+def test_a_case_in_a_graph_and_on_two_streams(plugins: World, name: str):
+    operator, expected = case(name)
+    arrays, constant = parts(operator)
+    plugin = build(plugins, operator.op, operator.node.attributes, arrays, constant)
+    check_captured(plugins, name, plugin, arrays, expected, "random")
+    check_two_streams(plugins, name, plugin, arrays, expected, "ascending")
+
+
+def test_a_wrong_replay_is_seen(plugins: World):
+    operator, expected = case("KScaledLinear base")
+    arrays, constant = parts(operator)
+    plugin = build(plugins, operator.op, operator.node.attributes, arrays, constant)
+    wrong = expected[0].copy()
+    wrong.reshape(-1)[-1] ^= 1
+    with pytest.raises(AssertionError, match="replay 1, output 0: 1 of"):
+        check_captured(plugins, "base", plugin, arrays, [wrong], "random")
+    with pytest.raises(AssertionError, match="stream 1 of 2, output 0: 1 of"):
+        check_two_streams(plugins, "base", plugin, arrays, [wrong], "random")
+
+
+def test_a_long_scan_gets_its_workspace_in_a_graph(plugins: World):
+    operator = scan(B=2, L=1500, E=18)
+    arrays, constant = parts(operator)
+    plugin = build(plugins, operator.op, operator.node.attributes, arrays, constant)
+    assert plugin.workspace_bytes > 0
+    check_captured(plugins, "1500 tokens", plugin, arrays, operator.reference(), "random")
+
+
+@pytest.mark.parametrize("label, count, reuse", [("ascending", 4, False), ("random", 1, True)])
+def test_the_demo_model_node_by_node_gives_the_cpu_engines_logits(plugins: World, label: str, count: int, reuse: bool, tmp_path: Path):
+    """Enqueued once and replayed from a graph; with memory of its own for each activation, and with memory that is used again."""
     network = load_network(pyvimtrt.build(output=tmp_path / "demo.onnx", backend="cpu"))
     images = np.stack([load_image(path, network.config) for path in find_images(zoo.DEMO_SAMPLES)[:count]])
-    logits = run_network(network, (images ^ np.uint8(128)).view(np.int8), label)
-    assert_same_bits(logits, CpuEngine(network).run(images), f"logits, {label}")
-    assert len(np.unique(logits)) > 9 * count
+    pixels, expected = (images ^ np.uint8(128)).view(np.int8), CpuEngine(network).run(images)
+    assert len(np.unique(expected)) > 9 * count
+    chosen_ = settings(plugins.plugins, label, "demo")
+    run = NetworkOnWorld(plugins, network, NetworkConstants(plugins, network, chosen_), count, chosen_, reuse)
+    run.write(pixels)
+    stream = plugins.plugins.Stream()
+    run.enqueue(stream)
+    stream.wait()
+    assert_same_bits(run.read(), expected, f"logits, {label}")
+    stream.begin_capture()
+    run.enqueue(stream)
+    graph = stream.end_capture()
+    run.poison(0x31)
+    run.write(pixels[::-1])
+    stream.launch(graph)
+    stream.wait()
+    assert_same_bits(run.read(), np.ascontiguousarray(expected[::-1]), f"logits, {label}, replayed")
+    plugins.plugins.finish()
 
 
 # Fields
@@ -321,12 +392,9 @@ def test_a_kernel_that_fails_is_a_status_and_a_sentence():
     assert "the kernel did not start, cudaError 700" in module.last_error() and "no device memory" in module.kernel_error()
 
 
-def test_a_long_sequence_gets_its_workspace():
+def test_a_long_sequence_needs_its_workspace():
     operator = scan(B=2, L=1500, E=18)
-    constant = [key not in operator.activations for key in operator.inputs]
     arrays, expected = list(operator.inputs.values()), operator.reference()
-    got = run_node("BidirectionalScan", operator.node.attributes, arrays, constant, chosen("random"))
-    assert_same_bits(got[0], expected[0], "1500 tokens")
     plugin = create("BidirectionalScan", operator.node.attributes)
     inputs, outputs = tensors(arrays, [False] * len(arrays)), tensors(expected, [False])
     assert plugin.workspace_bytes(inputs, outputs) > 0
@@ -343,8 +411,8 @@ def test_there_are_three_capabilities_and_no_more():
 
 
 def test_random_fields_and_tensors_neither_crash_nor_leak():
-    program = modules_folder() / "vimtrt_fuzz_plugins"
-    assert program.exists(), f"{program} is not there: see tests/cuda_double.py for the build"
+    program = world(DOUBLE).folder / "vimtrt_fuzz_plugins"
+    assert program.exists(), f"{program} is not there: see plugins/cuda_on_cpu/README.md for the build"
     result = subprocess.run([program, str(FUZZ_ROUNDS)], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     counts = dict(re.findall(r"(\w+) (\d+)", result.stdout))

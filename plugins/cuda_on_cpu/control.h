@@ -31,8 +31,9 @@ const std::string& last_error();
 void* device_allocate(size_t bytes, size_t alignment = 16, const char* name = "device memory");
 void device_free(void* memory);
 
-// From here on a write to it is an error. Only such memory may be read with cuda::load: it is the memory that no thread writes.
-void device_protect(void* memory);
+// From here on a write to it is an error, or allowed again. Only protected memory may be read with cuda::load: it is the memory that no
+// thread writes.
+void device_protect(void* memory, bool is_protected = true);
 
 }  // namespace cuda_on_cpu
 }  // namespace vimtrt

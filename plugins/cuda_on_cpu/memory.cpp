@@ -108,9 +108,9 @@ Guarded::~Guarded() {
 
 void Guarded::fill(uint8_t pattern) { std::memset(data_, pattern, bytes_); }
 
-void Guarded::protect() {
-  mprotect(mapping_ + page_, mapping_bytes_ - 2 * page_, PROT_READ);
-  is_protected_ = true;
+void Guarded::protect(bool is_protected) {
+  mprotect(mapping_ + page_, mapping_bytes_ - 2 * page_, is_protected ? PROT_READ : PROT_READ | PROT_WRITE);
+  is_protected_ = is_protected;
 }
 
 std::string Guarded::describe(const void* address) const {
@@ -154,10 +154,9 @@ void device_free(void* memory) {
   all.erase(found);
 }
 
-void device_protect(void* memory) {
-  for (const auto& each : device_memory()) {
-    if (each->data() == memory) return each->protect();
-  }
+void device_protect(void* memory, bool is_protected) {
+  Guarded* owner = owner_of(memory);
+  if (owner != nullptr && owner->data() == memory) return owner->protect(is_protected);
   throw std::invalid_argument("not the start of device memory");
 }
 

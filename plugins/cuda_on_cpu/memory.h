@@ -27,7 +27,7 @@ class Guarded {
   bool is_protected() const { return is_protected_; }
 
   void fill(uint8_t pattern);
-  void protect();
+  void protect(bool is_protected);
   bool holds(const void* address, size_t bytes) const {  // all of these bytes were asked for
     const auto offset = static_cast<size_t>(static_cast<const unsigned char*>(address) - data_);
     return offset <= bytes_ && bytes <= bytes_ - offset;

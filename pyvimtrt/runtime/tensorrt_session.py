@@ -1,6 +1,8 @@
 """The device side of one TensorRT engine: its stream, its memory, its execution contexts and CUDA graphs.
 
-Everything is enqueued on one stream of its own, in order: contexts may share their scratch memory, and callers' streams only have to be waited for.
+Everything runs on one stream of its own, in order: contexts may share their scratch memory, and callers' streams only
+have to be waited for. Graphs are captured from a second one: a result that another thread drops meanwhile is freed on
+the first, and must not get into the graph.
 A session is not thread safe, and its device must be current: `TensorRTEngine` sees to both.
 """
 
@@ -75,6 +77,7 @@ class Session:
         self._seen: deque[Launch] = deque(maxlen=MAX_SEEN)
         self._borrowed: deque[tuple[Any, Any]] = deque()
         self.stream = core.Device(device_id).create_stream()
+        self._captures = core.Device(device_id).create_stream()
         scratch_bytes = plan.engine.device_memory_size_v2
         self._scratch = self.allocate(scratch_bytes) if scratch_bytes else None
         self._context = self._new_context(specialize=False)
@@ -148,8 +151,9 @@ class Session:
         for buffer in filter(None, buffers):
             with contextlib.suppress(Exception):
                 buffer.close()
-        with contextlib.suppress(Exception):
-            self.stream.close()
+        for stream in (self._captures, self.stream):
+            with contextlib.suppress(Exception):
+                stream.close()
 
     def _pieces(self, count: int) -> Iterator[tuple[int, int, int]]:
         """Yield start, number of images and batch of each piece; a batch below the smallest is filled up with whatever the buffers hold."""
@@ -182,21 +186,23 @@ class Session:
         else:
             self._seen.append(launch)
             self._bind(self._context, launch)
-            self._enqueue(self._context, launch, self.stream)
+            self._enqueue(self._context, launch, self.stream, self.stream)
 
     def _capture(self, launch: Launch) -> None:
         """Run a launch and capture it for the next time. Each graph has a context of its own, as TensorRT advises: other shapes would change it."""
         context = self._new_context(specialize=True)
         self._bind(context, launch)
-        self._enqueue(context, launch, self.stream)  # this call's result; what a context sets up the first time stays out of the graph
-        self.stream.sync()
-        if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(int(self.stream.handle)):
+        self._captures.wait(self.stream)
+        # This call's result; what a context sets up the first time stays out of the graph.
+        self._enqueue(context, launch, self._captures, self._captures)
+        self._captures.sync()
+        if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(int(self._captures.handle)):
             self._cuda_graphs = False  # a plan built without REQUIRE_USER_ALLOCATION, which may allocate while it runs
             return
-        builder = self.stream.create_graph_builder()
+        builder = self._captures.create_graph_builder()
         try:
             builder.begin_building(CAPTURE_MODE)
-            self._enqueue(context, launch, builder)
+            self._enqueue(context, launch, self._captures, builder)
             graph = builder.end_building().complete()
         except Exception as error:
             raise BackendError(f"the CUDA graph of batch {launch.batch} cannot be captured: {_text(error)}; cuda_graphs=False goes without") from error
@@ -205,7 +211,7 @@ class Session:
                 builder.close()
         self._graphs[launch] = Captured(graph, context)
         while len(self._graphs) > MAX_GRAPHS:
-            _, oldest = self._graphs.popitem(last=False)  # not in use: the stream was waited for above
+            _, oldest = self._graphs.popitem(last=False)  # not in use: the streams were waited for above
             oldest.graph.close()
 
     def _bind(self, context: Any, launch: Launch) -> None:
@@ -216,16 +222,16 @@ class Session:
         ):
             raise self._refused(f"does not take batch {launch.batch}")
 
-    def _enqueue(self, context: Any, launch: Launch, stream: Any) -> None:
-        """Enqueue the copy in, the network and the copy out on the stream, or into the graph that is being captured from it."""
+    def _enqueue(self, context: Any, launch: Launch, stream: Any, target: Any) -> None:
+        """Enqueue the copy in, the network and the copy out on a stream, or into a graph, its builder the target."""
         staging = self._stage() if launch.staged else None
         image_bytes, logit_bytes = launch.batch * self._image_bytes, launch.batch * self.row_bytes
         if staging is not None:
-            _part(staging.host_images, image_bytes).copy_to(_part(staging.device_images, image_bytes), stream=stream)
-        if not context.execute_async_v3(int(self.stream.handle)):
+            _part(staging.host_images, image_bytes).copy_to(_part(staging.device_images, image_bytes), stream=target)
+        if not context.execute_async_v3(int(stream.handle)):
             raise self._refused("cannot run the engine")
         if staging is not None:
-            _part(staging.device_logits, logit_bytes).copy_to(_part(staging.host_logits, logit_bytes), stream=stream)
+            _part(staging.device_logits, logit_bytes).copy_to(_part(staging.host_logits, logit_bytes), stream=target)
 
     def _copy(self, source: int, target: int, size: int) -> None:
         from cuda import core

@@ -1,6 +1,6 @@
-// vimtrt_plugins_on_cpu: the plugin library, built for the CPU double, for Python (tests/test_plugins.py). It plays TensorRT's part: finds
-// creators through getCreators, makes plugins of fields, asks for types, shapes and formats, configures, serializes, makes them anew for
-// the runtime phase, copies them, and enqueues on device memory of the double.
+// The plugin library for Python, on the CPU double (vimtrt_plugins_on_cpu) or on a GPU (vimtrt_plugins_on_gpu); see tests/plugins.py. It
+// plays TensorRT's part: finds creators through getCreators, makes plugins of fields, asks for types, shapes and formats, configures,
+// serializes, makes them anew for the runtime phase, copies them, and enqueues on device memory.
 #include <NvInferRuntime.h>
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -22,8 +22,9 @@
 #include <vector>
 
 #include "plugins/common/plugin.h"
-#include "plugins/cuda_on_cpu/control.h"
-#include "plugins/cuda_on_cpu/python_settings.h"
+#include "tests/native/copies.h"
+#include "tests/native/device.h"
+#include "tests/native/python_device.h"
 
 extern "C" nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count);
 extern "C" void setLoggerFinder(nvinfer1::ILoggerFinder* finder);
@@ -39,6 +40,8 @@ namespace {
 using nvinfer1::PluginFieldType;
 using nvinfer1::PluginTensorDesc;
 using nvinfer1::TensorFormat;
+using test::Memory;
+using test::Settings;
 
 template <class Kind>
 using Names = std::vector<std::pair<const char*, Kind>>;
@@ -69,6 +72,7 @@ std::string name_of(const Names<Kind>& names, Kind kind) {
 }
 
 constexpr size_t kMostOutputBytes = size_t{1} << 28;
+constexpr int kNotStarted = 999;  // cudaErrorUnknown: last_error() knows more
 
 size_t bytes_of(DataType type) { return type == DataType::kINT8 ? 1 : 4; }
 
@@ -130,20 +134,6 @@ struct ExpressionBuilder final : nvinfer1::IExprBuilder {
   ExpressionBuilder() { mImpl = &impl; }
   ~ExpressionBuilder() noexcept override = default;
   Impl impl;
-};
-
-// Device memory of the double for as long as it is in scope.
-class Memory {
- public:
-  Memory(const PythonSettings& settings, size_t bytes, size_t element_bytes, const char* name)
-      : data_(cuda_on_cpu::device_allocate(bytes, std::max(settings.alignment, element_bytes), name)) {}
-  ~Memory() { cuda_on_cpu::device_free(data_); }
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-  void* data() const { return data_; }
-
- private:
-  void* data_;
 };
 
 std::vector<nvinfer1::IPluginCreatorV3One*> creators() {
@@ -248,39 +238,61 @@ class PythonPlugin {
   }
 
   // Returns the status and the outputs' bytes. `without` leaves out the address of that input or, from the count of inputs on, output.
-  std::pair<int, std::vector<nb::bytes>> enqueue(const PythonSettings& settings,
-                                                 const std::vector<nb::ndarray<nb::ro, nb::c_contig>>& arrays,
+  std::pair<int, std::vector<nb::bytes>> enqueue(const Settings& settings, const std::vector<nb::ndarray<nb::ro, nb::c_contig>>& arrays,
                                                  const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs,
                                                  size_t workspace_bytes, int without) const {
-    cuda_on_cpu::configure(settings.settings);
+    test::begin(settings);
     const auto in = all_static(inputs), out = all_static(outputs);
     std::deque<Memory> memory;
     std::vector<const void*> from;
     std::vector<void*> to;
     for (const auto& array : arrays) {
       memory.emplace_back(settings, array.nbytes(), array.itemsize(), "an input");
-      if (array.nbytes() > 0) std::memcpy(memory.back().data(), array.data(), array.nbytes());
-      cuda_on_cpu::device_protect(memory.back().data());
+      memory.back().write(array.data());
+      memory.back().protect();
       from.push_back(memory.back().data());
     }
-    std::vector<size_t> sizes;
+    const size_t first_output = memory.size();
     for (const PluginTensorDesc& desc : out) {
       size_t bytes = bytes_of(desc.type);
       for (int32_t i = 0; i < desc.dims.nbDims; ++i) bytes *= static_cast<size_t>(std::max<int64_t>(desc.dims.d[i], 0));
       if (bytes > kMostOutputBytes) bytes = 0;  // a shape that must be refused
       memory.emplace_back(settings, bytes, bytes_of(desc.type), "an output");
       to.push_back(memory.back().data());
-      sizes.push_back(bytes);
     }
     if (without >= 0)
       (static_cast<size_t>(without) < from.size() ? from[static_cast<size_t>(without)]
                                                   : (const void*&)to[static_cast<size_t>(without) - from.size()]) = nullptr;
     const Memory workspace(settings, workspace_bytes, 16, "the workspace");
-    const int status =
-        runtime_->enqueue(in.data(), out.data(), from.data(), to.data(), workspace_bytes > 0 ? workspace.data() : nullptr, nullptr);
+    static test::Stream stream;
+    int status = 0;
+    stream.run([&](cuda::Stream handle) {
+      status = runtime_->enqueue(in.data(), out.data(), from.data(), to.data(), workspace_bytes > 0 ? workspace.data() : nullptr, handle);
+      return 0;
+    });
+    if (status != 0) return {status, {}};
+    test::finish(0);
     std::vector<nb::bytes> results;
-    for (size_t i = 0; i < out.size() && status == 0; ++i) results.emplace_back(static_cast<const char*>(to[i]), sizes[i]);
+    for (size_t i = first_output; i < memory.size(); ++i) {
+      std::vector<char> bytes(memory[i].bytes());
+      memory[i].read(bytes.data());
+      results.emplace_back(bytes.data(), bytes.size());
+    }
     return {status, results};
+  }
+
+  // Starts the plugin on memory that is there already, or records it where the stream captures. The memory must outlive what was recorded.
+  void enqueue_on(test::Stream& stream, const std::vector<Memory*>& inputs, const std::vector<Memory*>& outputs,
+                  const std::vector<Tensor>& input_tensors, const std::vector<Tensor>& output_tensors, Memory* workspace) const {
+    std::vector<const void*> from;
+    std::vector<void*> to;
+    for (const Memory* memory : inputs) from.push_back(memory->data());
+    for (const Memory* memory : outputs) to.push_back(memory->data());
+    void* scratch = workspace != nullptr ? workspace->data() : nullptr;
+    stream.run([=, runtime = runtime_, in = all_static(input_tensors), out = all_static(output_tensors)](cuda::Stream s) {
+      test::set_roles(inputs, outputs);
+      return runtime->enqueue(in.data(), out.data(), from.data(), to.data(), scratch, s) == 0 ? 0 : kNotStarted;
+    });
   }
 
  private:
@@ -333,6 +345,32 @@ PythonPlugin* create_from_nothing(const std::string& name, int fields) {
   return create_from(name, fields == -1 ? nullptr : &collection, "build");
 }
 
+// Copies between operators; sizes are checked, since a wrong one would read beside the memory.
+void strided_copy(test::Stream& stream, Memory& x, Memory& y, size_t element_bytes, const Shape& shape, const Shape& strides) {
+  int64_t last = 0, count = 1;
+  for (size_t d = 0; d < shape.size() && d < strides.size(); ++d) {
+    last += (shape[d] - 1) * strides[d];
+    count *= shape[d];
+  }
+  if (static_cast<size_t>(count) * element_bytes != y.bytes() || (count > 0 && (static_cast<size_t>(last) + 1) * element_bytes > x.bytes()))
+    throw std::invalid_argument("sizes differ");
+  stream.run([=, from = &x, to = &y](cuda::Stream s) {
+    test::set_roles({from}, {to});
+    return test::strided_copy_launch(from->data(), to->data(), element_bytes, shape, strides, s);
+  });
+}
+
+void gather(test::Stream& stream, Memory& x, Memory& y, Memory& indices, int64_t outer, int64_t length, int64_t count,
+            int64_t inner_bytes) {
+  if (x.bytes() != static_cast<size_t>(outer * length * inner_bytes) || y.bytes() != static_cast<size_t>(outer * count * inner_bytes) ||
+      indices.bytes() != static_cast<size_t>(count) * sizeof(int64_t))
+    throw std::invalid_argument("sizes differ");
+  stream.run([=, from = &x, to = &y, of = &indices](cuda::Stream s) {
+    test::set_roles({from, of}, {to});
+    return test::gather_launch(from->data(), to->data(), static_cast<const int64_t*>(of->data()), outer, length, count, inner_bytes, s);
+  });
+}
+
 nb::list described(const std::vector<TensorSpec>& tensors) {
   nb::list all;
   for (const TensorSpec& tensor : tensors) {
@@ -377,13 +415,14 @@ nb::dict describe() {
 
 }  // namespace
 
-NB_MODULE(vimtrt_plugins_on_cpu, m) {
-  bind_settings(m);
+NB_MODULE(VIMTRT_MODULE, m) {
+  test::bind_device(m);
+  test::bind_memory(m);
   m.def("describe", describe);
   m.def("create", create, "name"_a, "fields"_a, "phase"_a = "build");
   m.def("create_from_nothing", create_from_nothing, "name"_a, "fields"_a);
   m.def("last_error", exported_last_error);
-  m.def("kernel_error", [] { return cuda_on_cpu::last_error(); });
+  m.def("kernel_error", test::last_error);
   m.def("version", vimtrt_plugins_version);
   m.def("set_logger_finder", [] { setLoggerFinder(nullptr); });
   nb::class_<PythonPlugin>(m, "Plugin")
@@ -398,7 +437,11 @@ NB_MODULE(vimtrt_plugins_on_cpu, m) {
       .def("clone", &PythonPlugin::clone)
       .def("attach", &PythonPlugin::attach)
       .def("on_shape_change", &PythonPlugin::on_shape_change, "inputs"_a, "outputs"_a)
-      .def("enqueue", &PythonPlugin::enqueue, "settings"_a, "arrays"_a, "inputs"_a, "outputs"_a, "workspace_bytes"_a = 0, "without"_a = -1);
+      .def("enqueue", &PythonPlugin::enqueue, "settings"_a, "arrays"_a, "inputs"_a, "outputs"_a, "workspace_bytes"_a = 0, "without"_a = -1)
+      .def("enqueue_on", &PythonPlugin::enqueue_on, "stream"_a, "inputs"_a, "outputs"_a, "input_tensors"_a, "output_tensors"_a,
+           "workspace"_a = nb::none());
+  m.def("strided_copy", strided_copy, "stream"_a, "x"_a, "y"_a, "element_bytes"_a, "shape"_a, "strides"_a);
+  m.def("gather", gather, "stream"_a, "x"_a, "y"_a, "indices"_a, "outer"_a, "length"_a, "count"_a, "inner_bytes"_a);
 }
 
 }  // namespace vimtrt

@@ -1,6 +1,6 @@
-// vimtrt_cuda_on_cpu: the CUDA kernels on the double for Python (tests/cuda_double.py). An operator's function takes what its node in the
-// network takes, by the same names, and returns its outputs. Every input lies in protected device memory of its own and every output in
-// poisoned memory of its own.
+// The CUDA kernels for Python, on the CPU double (vimtrt_cuda_on_cpu) or on a GPU (vimtrt_cuda_on_gpu); see tests/kernels.py. An operator's
+// function takes what its node in the network takes, by the same names, and returns its outputs. Every input lies in protected device
+// memory of its own and every output in poisoned memory of its own.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -9,7 +9,6 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <cstring>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -18,11 +17,14 @@
 
 #include "plugins/add_rms_norm_quant/kernel.h"
 #include "plugins/bidirectional_scan/kernel.h"
-#include "plugins/cuda_on_cpu/control.h"
-#include "plugins/cuda_on_cpu/planted.h"
-#include "plugins/cuda_on_cpu/python_settings.h"
 #include "plugins/kscaled_linear/kernel.h"
 #include "plugins/quant_conv1d_silu/kernel.h"
+#include "tests/native/device.h"
+#include "tests/native/probes.h"
+#include "tests/native/python_device.h"
+#ifdef VIMTRT_CUDA_ON_CPU
+#include "plugins/cuda_on_cpu/planted.h"
+#endif
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -30,51 +32,45 @@ using namespace nb::literals;
 namespace vimtrt {
 namespace {
 
+using test::Settings;
+
 template <class T>
 using Array = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
 using Int8s = Array<int8_t>;
 using Int32s = Array<int32_t>;
 using Floats = Array<float>;
 
-// Device memory for as long as it is in scope.
+// Device memory of elements.
 template <class T>
 class Device {
  public:
-  Device(const PythonSettings& settings, size_t count, const char* name)
-      : count_(count),
-        shift_(settings.shifted.empty() || settings.shifted == name ? settings.shift : 0),
-        memory_(cuda_on_cpu::device_allocate((shift_ + count) * sizeof(T), std::max(settings.alignment, sizeof(T)), name)),
-        data_(static_cast<T*>(memory_) + shift_) {}
-  ~Device() { cuda_on_cpu::device_free(memory_); }
-  Device(const Device&) = delete;
-  Device& operator=(const Device&) = delete;
+  Device(const Settings& settings, size_t count, const char* name) : count_(count), memory_(settings, count * sizeof(T), sizeof(T), name) {}
 
-  T* data() const { return data_; }
-  void protect() { cuda_on_cpu::device_protect(memory_); }
+  T* data() const { return static_cast<T*>(memory_.data()); }
+  void protect() { memory_.protect(); }
 
   void fill(const Array<T>& source) {
     if (source.size() != count_) throw std::invalid_argument("sizes differ");
-    if (count_ > 0) std::memcpy(data_, source.data(), count_ * sizeof(T));
+    memory_.write(source.data());
   }
 
   nb::object copy(std::vector<size_t> shape) const {
     T* memory = new T[std::max<size_t>(count_, 1)];
-    std::memcpy(memory, data_, count_ * sizeof(T));
     const nb::capsule owner(memory, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+    memory_.read(memory);
     return nb::cast(nb::ndarray<nb::numpy, T>(memory, shape.size(), shape.data(), owner));
   }
 
  private:
-  size_t count_, shift_;
-  void* memory_;
-  T* data_;
+  size_t count_;
+  test::Memory memory_;
 };
 
 // An input: a kernel may not write to it.
 template <class T>
 class Input {
  public:
-  Input(const PythonSettings& settings, const char* name, const Array<T>& source, bool is_written = false)
+  Input(const Settings& settings, const char* name, const Array<T>& source, bool is_written = false)
       : memory_(settings, source.size(), name) {
     memory_.fill(source);
     if (!is_written) memory_.protect();
@@ -87,8 +83,16 @@ class Input {
   Device<T> memory_;
 };
 
-void expect_success(int status) {
-  if (status != 0) throw KernelError("cudaError " + std::to_string(status) + ": " + cuda_on_cpu::last_error());
+// Starts a kernel and waits for it; raises KernelError where it failed.
+template <class Launch>
+void run(const Launch& launch) {
+  static test::Stream stream;
+  int status = 0;
+  stream.run([&](cuda::Stream handle) {
+    status = launch(handle);
+    return 0;
+  });
+  test::finish(status);
 }
 
 void expect_rank(size_t got, size_t expected) {
@@ -97,12 +101,12 @@ void expect_rank(size_t got, size_t expected) {
 
 std::vector<size_t> sizes(size_t a, size_t b, size_t c) { return {a, b, c}; }
 
-nb::tuple kscaled_linear(const PythonSettings& s, const Int8s& x, const Int8s& weight, const Floats& token_scale,
-                         const Floats& channel_scale, const Floats& bias, const Floats& out_token_scale, const std::optional<Int8s>& table,
+nb::tuple kscaled_linear(const Settings& s, const Int8s& x, const Int8s& weight, const Floats& token_scale, const Floats& channel_scale,
+                         const Floats& bias, const Floats& out_token_scale, const std::optional<Int8s>& table,
                          const std::optional<Int32s>& table_id, int64_t x_offset, const std::string& out_type) {
   expect_rank(x.ndim(), 3);
   expect_rank(weight.ndim(), 2);
-  cuda_on_cpu::configure(s.settings);
+  test::begin(s);
   const bool to_float = out_type == "float32";
   const Input<int8_t> x_on(s, "x", x), weight_on(s, "weight", weight);
   const Input<float> token_scale_on(s, "token_scale", token_scale), channel_scale_on(s, "channel_scale", channel_scale),
@@ -134,16 +138,16 @@ nb::tuple kscaled_linear(const PythonSettings& s, const Int8s& x, const Int8s& w
   } else {
     p.y_int8 = y_int8.data();
   }
-  expect_success(kscaled_linear_launch(p, nullptr));
+  run([&](cuda::Stream stream) { return kscaled_linear_launch(p, stream); });
   const std::vector<size_t> shape = sizes(x.shape(0), x.shape(1), features);
   return nb::make_tuple(to_float ? y_float.copy(shape) : y_int8.copy(shape));
 }
 
-nb::tuple quant_conv1d_silu(const PythonSettings& s, const Int8s& x, const Int8s& weight, const Floats& channel_scale, const Floats& bias,
+nb::tuple quant_conv1d_silu(const Settings& s, const Int8s& x, const Int8s& weight, const Floats& channel_scale, const Floats& bias,
                             const Int8s& table, const Int32s& table_id, int64_t x_offset) {
   expect_rank(x.ndim(), 3);
   expect_rank(weight.ndim(), 3);
-  cuda_on_cpu::configure(s.settings);
+  test::begin(s);
   const Input<int8_t> x_on(s, "x", x), weight_on(s, "weight", weight), table_on(s, "table", table);
   const Input<float> channel_scale_on(s, "channel_scale", channel_scale), bias_on(s, "bias", bias);
   const Input<int32_t> table_id_on(s, "table_id", table_id);
@@ -164,12 +168,12 @@ nb::tuple quant_conv1d_silu(const PythonSettings& s, const Int8s& x, const Int8s
   p.table_id = table_id_on.data();
   p.u[0] = forward.data();
   p.u[1] = backward.data();
-  expect_success(quant_conv1d_silu_launch(p, nullptr));
+  run([&](cuda::Stream stream) { return quant_conv1d_silu_launch(p, stream); });
   return nb::make_tuple(forward.copy(shape), backward.copy(shape));
 }
 
 // `with_workspace`: false leaves the workspace out, which the launch must notice where it needs one.
-nb::tuple bidirectional_scan(const PythonSettings& s, const Int8s& u_forward, const Int8s& u_backward, const Int8s& delta_forward,
+nb::tuple bidirectional_scan(const Settings& s, const Int8s& u_forward, const Int8s& u_backward, const Int8s& delta_forward,
                              const Int8s& delta_backward, const Int8s& bc_forward, const Int8s& bc_backward, const Int8s& gate,
                              const Floats& a_log2, const Floats& decay_tok, const Floats& input_scale, const Floats& b_scale_state,
                              const Floats& b_scale_tok, const Floats& c_scale_state, const Floats& c_scale_tok, const Floats& y_scale,
@@ -179,7 +183,7 @@ nb::tuple bidirectional_scan(const PythonSettings& s, const Int8s& u_forward, co
     expect_rank(each->ndim(), 3);
   }
   expect_rank(a_log2.ndim(), 3);
-  cuda_on_cpu::configure(s.settings);
+  test::begin(s);
   const Input<int8_t> u0(s, "u_forward", u_forward), u1(s, "u_backward", u_backward), delta0(s, "delta_forward", delta_forward),
       delta1(s, "delta_backward", delta_backward), bc0(s, "bc_forward", bc_forward), bc1(s, "bc_backward", bc_backward),
       gate_on(s, "gate", gate);
@@ -219,7 +223,7 @@ nb::tuple bidirectional_scan(const PythonSettings& s, const Int8s& u_forward, co
   p.out_inv_scale_tok = out_inv_scale_tok_on.data();
   p.y = y.data();
   const Device<float> workspace(s, bidirectional_scan_workspace_bytes(p) / sizeof(float), "workspace");
-  expect_success(bidirectional_scan_launch(p, nullptr, with_workspace ? workspace.data() : nullptr));
+  run([&](cuda::Stream stream) { return bidirectional_scan_launch(p, stream, with_workspace ? workspace.data() : nullptr); });
   return nb::make_tuple(y.copy(shape));
 }
 
@@ -233,11 +237,11 @@ size_t scan_workspace_bytes(int64_t batch, int32_t tokens, int32_t channels, int
 }
 
 // `in_place`: residual_out is the memory of "residual" or "hidden", or of its own.
-nb::tuple add_rms_norm_quant(const PythonSettings& s, const Floats& hidden, const Floats& residual, const Floats& gain,
+nb::tuple add_rms_norm_quant(const Settings& s, const Floats& hidden, const Floats& residual, const Floats& gain,
                              const Floats& inv_scale_tok, float epsilon, const std::string& in_place) {
   expect_rank(hidden.ndim(), 3);
   expect_rank(residual.ndim(), 3);
-  cuda_on_cpu::configure(s.settings);
+  test::begin(s);
   const std::vector<size_t> shape = sizes(hidden.shape(0), hidden.shape(1), hidden.shape(2));
   const size_t count = shape[0] * shape[1] * shape[2];
   const Input<float> hidden_on(s, "hidden", hidden, in_place == "hidden"), residual_on(s, "residual", residual, in_place == "residual"),
@@ -257,69 +261,77 @@ nb::tuple add_rms_norm_quant(const PythonSettings& s, const Floats& hidden, cons
   p.inv_scale_tok = inv_scale_tok_on.data();
   p.residual_out = in_place == "hidden" ? hidden_on.writable() : in_place == "residual" ? residual_on.writable() : residual_out.data();
   p.y = y.data();
-  expect_success(add_rms_norm_quant_launch(p, nullptr));
+  run([&](cuda::Stream stream) { return add_rms_norm_quant_launch(p, stream); });
   const nb::object out = in_place == "hidden"     ? hidden_on.copy(shape)
                          : in_place == "residual" ? residual_on.copy(shape)
                                                   : residual_out.copy(shape);
   return nb::make_tuple(out, y.copy(shape));
 }
 
-// Planted faults and probes
+// Probes
 
-nb::object run_fault(const PythonSettings& s, const std::string& name, bool corrected, const Floats& x) {
-  cuda_on_cpu::configure(s.settings);
-  const Input<float> x_on(s, "x", x);
-  const Device<float> y(s, planted::kElements, "y");
-  expect_success(planted::run_fault(name, corrected, x_on.data(), y.data(), nullptr));
-  return y.copy({planted::kElements});
-}
-
-nb::object multiply(const PythonSettings& s, const Int8s& a, const Int8s& b, const Int32s& c, bool with_ldmatrix) {
-  cuda_on_cpu::configure(s.settings);
+nb::object multiply(const Settings& s, const Int8s& a, const Int8s& b, const Int32s& c, bool with_ldmatrix) {
+  test::begin(s);
   const Input<int8_t> a_on(s, "a", a), b_on(s, "b", b);
   const Input<int32_t> d(s, "d", c, true);
-  expect_success(planted::multiply(a_on.data(), b_on.data(), d.writable(), with_ldmatrix, nullptr));
+  run([&](cuda::Stream stream) { return probes::multiply(a_on.data(), b_on.data(), d.writable(), with_ldmatrix, stream); });
   return d.copy({16, 8});
 }
 
 using Probe = int (*)(const int32_t* a, const int32_t* b, const int32_t* c, int32_t* d, cuda::Stream stream);
 
 template <Probe probe>
-nb::object of_words(const PythonSettings& s, const Int32s& a, const Int32s& b, const Int32s& c) {
-  cuda_on_cpu::configure(s.settings);
+nb::object of_words(const Settings& s, const Int32s& a, const Int32s& b, const Int32s& c) {
+  test::begin(s);
   const Input<int32_t> a_on(s, "a", a), b_on(s, "b", b), c_on(s, "c", c);
   const Device<int32_t> d(s, 32, "d");
-  expect_success(probe(a_on.data(), b_on.data(), c_on.data(), d.data(), nullptr));
+  run([&](cuda::Stream stream) { return probe(a_on.data(), b_on.data(), c_on.data(), d.data(), stream); });
   return d.copy({32});
 }
 
 template <class T>
-nb::tuple shuffle(const PythonSettings& s, const Array<T>& x) {
-  cuda_on_cpu::configure(s.settings);
+nb::tuple shuffle(const Settings& s, const Array<T>& x) {
+  test::begin(s);
   const Input<T> x_on(s, "x", x);
   const Device<T> xored(s, 32 * 32, "xored"), sent(s, 32 * 32, "sent");
-  expect_success(planted::shuffle(x_on.data(), xored.data(), sent.data(), nullptr));
+  run([&](cuda::Stream stream) { return probes::shuffle(x_on.data(), xored.data(), sent.data(), stream); });
   return nb::make_tuple(xored.copy({32, 32}), sent.copy({32, 32}));
 }
 
-nb::object scale(const PythonSettings& s, const Floats& x, float factor) {
-  cuda_on_cpu::configure(s.settings);
+nb::object scale(const Settings& s, const Floats& x, float factor) {
+  test::begin(s);
   const Input<float> x_on(s, "x", x);
   const Device<float> y(s, x.size(), "y");
-  expect_success(planted::scale(x_on.data(), factor, y.data(), static_cast<int>(x.size()), nullptr));
+  run([&](cuda::Stream stream) { return probes::scale(x_on.data(), factor, y.data(), static_cast<int>(x.size()), stream); });
   return y.copy({x.size()});
 }
 
+// The status of the launch, and what the double says of it.
 std::pair<int, std::string> launch_nothing(unsigned x, unsigned y, unsigned z, unsigned threads, size_t shared_bytes) {
-  cuda_on_cpu::configure({});
-  const int status = planted::launch_nothing(cuda::Grid{x, y, z}, threads, shared_bytes, nullptr);
-  return {status, cuda_on_cpu::last_error()};
+  test::begin({});
+  int status = 0;
+  run([&](cuda::Stream stream) {
+    status = probes::launch_nothing(x, y, z, threads, shared_bytes, stream);
+    return 0;
+  });
+  return {status, test::last_error()};
 }
+
+#ifdef VIMTRT_CUDA_ON_CPU
+// Planted faults: of the double alone, on a GPU they may do anything.
+nb::object run_fault(const Settings& s, const std::string& name, bool corrected, const Floats& x) {
+  test::begin(s);
+  const Input<float> x_on(s, "x", x);
+  const Device<float> y(s, planted::kElements, "y");
+  run([&](cuda::Stream stream) { return planted::run_fault(name, corrected, x_on.data(), y.data(), stream); });
+  return y.copy({planted::kElements});
+}
+#endif
 
 }  // namespace
 
-NB_MODULE(vimtrt_cuda_on_cpu, m) {
-  bind_settings(m);
+NB_MODULE(VIMTRT_MODULE, m) {
+  test::bind_device(m);
   m.def("kscaled_linear", kscaled_linear, "settings"_a, "x"_a, "weight"_a, "token_scale"_a, "channel_scale"_a, "bias"_a,
         "out_token_scale"_a, "table"_a = nb::none(), "table_id"_a = nb::none(), "x_offset"_a = 0, "out_type"_a = "int8");
   m.def("quant_conv1d_silu", quant_conv1d_silu, "settings"_a, "x"_a, "weight"_a, "channel_scale"_a, "bias"_a, "table"_a, "table_id"_a,
@@ -331,15 +343,17 @@ NB_MODULE(vimtrt_cuda_on_cpu, m) {
   m.def("bidirectional_scan_workspace_bytes", scan_workspace_bytes, "batch"_a, "tokens"_a, "channels"_a, "states"_a);
   m.def("add_rms_norm_quant", add_rms_norm_quant, "settings"_a, "hidden"_a, "residual"_a, "gain"_a, "inv_scale_tok"_a, "epsilon"_a = 1e-5f,
         "in_place"_a = "");
-  m.def("fault_names", planted::fault_names);
-  m.def("run_fault", run_fault, "settings"_a, "name"_a, "corrected"_a, "x"_a);
   m.def("multiply", multiply, "settings"_a, "a"_a, "b"_a, "c"_a, "with_ldmatrix"_a);
-  m.def("dp4a", of_words<planted::dp4a>, "settings"_a, "a"_a, "b"_a, "c"_a);
-  m.def("byte_permute", of_words<planted::byte_permute>, "settings"_a, "a"_a, "b"_a, "selector"_a);
+  m.def("dp4a", of_words<probes::dp4a>, "settings"_a, "a"_a, "b"_a, "c"_a);
+  m.def("byte_permute", of_words<probes::byte_permute>, "settings"_a, "a"_a, "b"_a, "selector"_a);
   m.def("shuffle", shuffle<float>, "settings"_a, "x"_a.noconvert());
   m.def("shuffle", shuffle<int64_t>, "settings"_a, "x"_a.noconvert());
   m.def("scale", scale, "settings"_a, "x"_a, "factor"_a);
   m.def("launch_nothing", launch_nothing, "x"_a, "y"_a, "z"_a, "threads"_a, "shared_bytes"_a);
+#ifdef VIMTRT_CUDA_ON_CPU
+  m.def("fault_names", planted::fault_names);
+  m.def("run_fault", run_fault, "settings"_a, "name"_a, "corrected"_a, "x"_a);
+#endif
 }
 
 }  // namespace vimtrt
