@@ -543,6 +543,8 @@ def conv_far_tile(inputs: dict[str, Any], rng: np.random.Generator) -> None:
     inputs["table_id"][:, 128:] = len(inputs["table"]) - 1
 
 
+TILES = ("small", "flat", "medium", "large")  # of KScaledLinear: a launch chooses one by its sizes, and tests run each
+
 # Layers of Vim and what follows from a GPU's tiles, vector accesses and limits: more rows and columns than one block takes, offsets of every alignment,
 # no image.
 OFFSETS = (1, 2, 4, 8, 16)
@@ -553,11 +555,11 @@ LAYERS = {
     "KScaledLinear dt_proj": lambda: linear(B=1, L=197, C=12, O=384, beside=32, tables_=5, ids="all"),
     "KScaledLinear out_proj": lambda: linear(B=1, L=197, C=384, O=192, out_type="float32"),
     "KScaledLinear head": lambda: linear(B=8, L=1, C=192, O=1000, out_type="float32"),
-    "KScaledLinear tiles of 64, tables": lambda: linear(B=1, L=2, C=24, O=7001, tables_=33),
-    "KScaledLinear tiles of 64, float": lambda: linear(B=1, L=2, C=65, O=7001, out_type="float32"),
-    "KScaledLinear tiles of 64, many rows": lambda: linear(B=517, L=7, C=100, O=63, x_offset=3, beside=1, tables_=20),
-    "KScaledLinear tiles of 128, tables": lambda: linear(B=1, L=1300, C=33, O=897, tables_=17),
-    "KScaledLinear tiles of 128, float": lambda: linear(B=1, L=1300, C=130, O=897, out_type="float32"),
+    "KScaledLinear many columns, tables": lambda: linear(B=1, L=2, C=24, O=7001, tables_=33),
+    "KScaledLinear many columns, float": lambda: linear(B=1, L=2, C=65, O=7001, out_type="float32"),
+    "KScaledLinear many rows": lambda: linear(B=517, L=7, C=100, O=63, x_offset=3, beside=1, tables_=20),
+    "KScaledLinear many rows and columns, tables": lambda: linear(B=1, L=1300, C=33, O=897, tables_=17),
+    "KScaledLinear many rows and columns, float": lambda: linear(B=1, L=1300, C=130, O=897, out_type="float32"),
     "KScaledLinear Vim-Small x_proj": lambda: linear(B=1, L=197, C=768, O=56),
     "KScaledLinear Vim-Base dt_proj": lambda: linear(B=1, L=60, C=48, O=1536, beside=32),
     "QuantConv1dSiLU layer": lambda: conv(B=1, L=197, E=384, beside=384),

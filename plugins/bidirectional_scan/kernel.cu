@@ -72,8 +72,10 @@ constexpr size_t kMaxSharedBytes = 48 * 1024;
 constexpr int64_t kMaxGridX = 2147483647;
 constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
 
-// From this many blocks on, narrow fills a GPU: two for each of an A100's 108 processors. README.md has the reckoning.
-constexpr int64_t kManyBlocks = 216;
+// From this many blocks on narrow is faster: four blocks of wide do the work of one of narrow, a processor holds two at once, and as soon
+// as some processor has more than four, those take longer. One more than an H100 has processors; README.md has the times. A constant,
+// because the workspace depends on it, which is planned before the GPU is known.
+constexpr int64_t kManyBlocks = 133;
 
 template <int States, int Lanes, int Tile, int Crews>
 struct Layout {

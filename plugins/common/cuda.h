@@ -26,6 +26,8 @@
 #include <cuda_runtime.h>
 
 #define VIMTRT_KERNEL static __global__
+// The same for a kernel of that many threads, its registers limited such that `blocks` of it fit a processor.
+#define VIMTRT_KERNEL_OF(threads, blocks) static __global__ __launch_bounds__(threads, blocks)
 #define VIMTRT_DEVICE static __device__ __forceinline__
 
 namespace vimtrt {
@@ -112,6 +114,14 @@ VIMTRT_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "
 template <int Pending>
 VIMTRT_DEVICE void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
+
+// Processors of the current GPU: for choosing among ways that give the same bits.
+inline int processors() {
+  int device = 0, count = 0;
+  const bool known =
+      cudaGetDevice(&device) == cudaSuccess && cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess;
+  return known ? count : 108;
 }
 
 // Starts a kernel; asynchronous. Returns 0 or a cudaError_t. Asks for more than 48 KiB of shared memory where that is needed.

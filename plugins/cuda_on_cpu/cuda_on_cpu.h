@@ -14,6 +14,7 @@
 #include "plugins/common/stream.h"
 
 #define VIMTRT_KERNEL static
+#define VIMTRT_KERNEL_OF(threads, blocks) static
 #define VIMTRT_DEVICE static inline
 
 // The vector types of CUDA that cuda.h names.
@@ -169,6 +170,8 @@ void wait_copies() {
   static_assert(Pending >= 0, "a number of groups");
   cuda_on_cpu::wait_groups(Pending);
 }
+
+inline int processors() { return 132; }  // an H100's
 
 // Runs the kernel to its end.
 template <class... Parameters, class... Arguments>

@@ -1,8 +1,8 @@
 // KScaledLinear on a GPU: y = epilogue(x * weight^T) with int8 tensor cores (docs/numerics.md). README.md beside this file has the numbers.
 //
 // Grid:   x = tiles of rows (images times tokens), y = tiles of output channels; shapes beyond a grid's limits take several launches.
-// Block:  128 threads, 4 warps as 2 x 2, each one quarter of the tile.
-// Shared: kStages * (kRows + kColumns) * kDepth bytes: 48 KiB (128 x 128), 32 KiB (64 x 64 and 32 x 32).
+// Block:  4 warps as 2 x 2, each one quarter of the tile; 8 as 2 x 4 for 128 x 128 with an int8 output, whose epilogue needs the registers.
+// Shared: kStages * (kRows + kColumns) * kDepth bytes: 48 KiB (128 x 128), 36 KiB (128 x 64, 32 x 64), 32 KiB (64 x 64, 32 x 32).
 //
 //                kColumns output channels                   a stage holds kDepth input channels of every row and column of the tile:
 //            .-----------------------------.
@@ -34,8 +34,10 @@
 //                                        48 49  50 51          62 63
 //
 // fp32: the same over 16 shared rows, 4 channels of a thread, one float4.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <iterator>
 
 #include "plugins/common/cuda.h"
 #include "plugins/common/numerics.h"
@@ -45,7 +47,6 @@ namespace vimtrt {
 namespace {
 
 constexpr int kWarpThreads = 32;
-constexpr int kThreads = 128;
 constexpr int kChunkBytes = 16;
 constexpr int kStepDepth = 32;  // input channels of one mma
 constexpr int kTableBytes = 256;
@@ -54,18 +55,48 @@ constexpr uint32_t kFarTables = 1u << 31;
 constexpr int64_t kMaxGridX = 2147483647;
 constexpr int kMaxGridY = 65535;
 
-template <int Rows, int Columns, int Depth, int Stages>
+// Down x Across warps share a tile; registers are limited such that Blocks of them fit a processor.
+template <int Rows, int Columns, int Depth, int Stages, int Down = 2, int Across = 2, int Blocks = 1>
 struct Tile {
   static constexpr int kRows = Rows, kColumns = Columns, kDepth = Depth, kStages = Stages;
-  static constexpr int kWarpRows = Rows / 2, kWarpColumns = Columns / 2;
+  static constexpr int kWarpsAcross = Across, kThreads = Down * Across * kWarpThreads, kBlocks = Blocks;
+  static constexpr int kWarpRows = Rows / Down, kWarpColumns = Columns / Across;
   static constexpr int kDown = kWarpRows / 16, kAcross = kWarpColumns / 8;  // mma tiles of a warp
   static constexpr int kStageBytes = (Rows + Columns) * Depth;
   static constexpr int kSharedBytes = Stages * kStageBytes;
 };
 
-using LargeTile = Tile<128, 128, 64, 3>;
-using MediumTile = Tile<64, 64, 64, 4>;
-using SmallTile = Tile<32, 32, 128, 4>;
+// Microseconds of a launch in which a processor has one block, and of each further one, by the depth: those after the first run beside it.
+// Measured on an H200 and fitted (README.md); on another GPU it is their ratios that count.
+struct Cost {
+  double first, first_of_depth, next, next_of_depth;
+};
+
+template <class Shape_>
+struct Choice {
+  using Shape = Shape_;
+  Cost cost;
+};
+
+// The tiles that a launch chooses from. An int8 output costs more in the epilogue, an fp32 one in the stores.
+template <class Output>
+struct Choices;
+
+template <>
+struct Choices<int8_t> {
+  static constexpr Choice<Tile<32, 32, 128, 4>> kSmall{{2.43, 0.0021, 0.60, 0.0006}};
+  static constexpr Choice<Tile<32, 64, 128, 3>> kFlat{{2.84, 0.0025, 0.71, 0.0008}};
+  static constexpr Choice<Tile<128, 64, 64, 3>> kMedium{{4.47, 0.0070, 1.33, 0.0034}};
+  static constexpr Choice<Tile<128, 128, 64, 3, 2, 4, 2>> kLarge{{5.37, 0.0081, 2.66, 0.0060}};
+};
+
+template <>
+struct Choices<float> {
+  static constexpr Choice<Tile<32, 32, 128, 4>> kSmall{{2.17, 0.0019, 0.27, 0.0009}};
+  static constexpr Choice<Tile<32, 64, 128, 3>> kFlat{{2.18, 0.0027, 0.27, 0.0013}};
+  static constexpr Choice<Tile<64, 64, 64, 4>> kMedium{{2.73, 0.0054, 0.30, 0.0023}};
+  static constexpr Choice<Tile<128, 128, 64, 3, 2, 2, 3>> kLarge{{4.62, 0.0108, 0.54, 0.0059}};
+};
 
 // Channels side by side in a thread's results.
 template <class Shape, class Output>
@@ -144,47 +175,47 @@ VIMTRT_DEVICE void copy_unit(int8_t* shared, const int8_t* global, int bytes, in
 VIMTRT_DEVICE bool is_last_step(int depth, int k) { return depth - k <= kStepDepth; }
 
 // Values k .. k + Depth - 1 of Rows rows, zeros beyond the depth. Rows that do not exist keep what was there: their results are not stored.
-template <int Rows, int Depth, int Run>
+template <class Shape, int Rows, int Run>
 VIMTRT_DEVICE void copy_wide(int8_t* shared, const Operand& from, int k) {
-  constexpr unsigned kRowsAtOnce = kThreads * kChunkBytes / Depth;
-  const unsigned row = cuda::thread_x() * kChunkBytes / Depth, byte = cuda::thread_x() * kChunkBytes % Depth;
+  constexpr unsigned kRowsAtOnce = Shape::kThreads * kChunkBytes / Shape::kDepth;
+  const unsigned row = cuda::thread_x() * kChunkBytes / Shape::kDepth, byte = cuda::thread_x() * kChunkBytes % Shape::kDepth;
   const bool exists = k + static_cast<int>(byte) < from.depth;
   const int8_t* source = exists ? from.of_thread + k : from.first;
   const int64_t step = exists ? kRowsAtOnce * from.stride : 0;
 #pragma unroll
   for (unsigned i = 0; i < Rows / kRowsAtOnce; ++i) {
-    const unsigned at = place<Depth>(shared_row<Run>(row), byte) ^ place<Depth>(shared_row<Run>(i * kRowsAtOnce), 0);
+    const unsigned at = place<Shape::kDepth>(shared_row<Run>(row), byte) ^ place<Shape::kDepth>(shared_row<Run>(i * kRowsAtOnce), 0);
     if (row + i * kRowsAtOnce < static_cast<unsigned>(from.rows)) cuda::copy_async<16>(shared + at, source, exists ? 16 : 0);
     source += step;
   }
 }
 
 // The same in units of 8 or 4 bytes or byte by byte.
-template <int Rows, int Depth, int Run>
+template <class Shape, int Rows, int Run>
 VIMTRT_DEVICE void copy_narrow(int8_t* shared, const Operand& from, int k) {
   const bool last = is_last_step(from.depth, k);
   const unsigned unit = from.width >= 8 ? 8 : 4;
   const unsigned at = cuda::thread_x() * unit;
-  const unsigned first = last ? at / kStepDepth : at / Depth;
-  const unsigned byte = last ? at % kStepDepth : at % Depth;
-  const unsigned rows_at_once = last ? kThreads * unit / kStepDepth : kThreads * unit / Depth;
+  const unsigned first = last ? at / kStepDepth : at / Shape::kDepth;
+  const unsigned byte = last ? at % kStepDepth : at % Shape::kDepth;
+  const unsigned rows_at_once = last ? Shape::kThreads * unit / kStepDepth : Shape::kThreads * unit / Shape::kDepth;
   const int left = from.depth - k - static_cast<int>(byte);
   const int bytes = left < 0 ? 0 : left < static_cast<int>(unit) ? left : static_cast<int>(unit);
   const int8_t* source = from.first + (bytes > 0 ? first * from.stride + k + byte : 0);
   const int64_t step = bytes > 0 ? rows_at_once * from.stride : 0;
 #pragma unroll 1
   for (unsigned row = first; row < static_cast<unsigned>(from.rows); row += rows_at_once) {
-    copy_unit(shared + place<Depth>(shared_row<Run>(row), byte), source, bytes, from.width);
+    copy_unit(shared + place<Shape::kDepth>(shared_row<Run>(row), byte), source, bytes, from.width);
     source += step;
   }
 }
 
-template <int Rows, int Depth, int Run>
+template <class Shape, int Rows, int Run>
 VIMTRT_DEVICE void copy_matrix(int8_t* shared, const Operand& from, int k) {
   if (from.width == 16) {
-    copy_wide<Rows, Depth, Run>(shared, from, k);
+    copy_wide<Shape, Rows, Run>(shared, from, k);
   } else {
-    copy_narrow<Rows, Depth, Run>(shared, from, k);
+    copy_narrow<Shape, Rows, Run>(shared, from, k);
   }
 }
 
@@ -206,13 +237,14 @@ VIMTRT_DEVICE uint32_t or_of_warp(uint32_t bits) {
 }
 
 // Behind the identity, which is table -1, the tables that are used.
+template <class Shape>
 VIMTRT_DEVICE void copy_tables(int8_t* shared, const int8_t* table, uint32_t used, int width) {
   const int unit = width >= 8 ? 8 : 4;
 #pragma unroll 1
-  for (int byte = static_cast<int>(cuda::thread_x()) * unit; byte < kSharedTables * kTableBytes; byte += kThreads * unit) {
+  for (int byte = static_cast<int>(cuda::thread_x()) * unit; byte < kSharedTables * kTableBytes; byte += Shape::kThreads * unit) {
     if (used >> (byte / kTableBytes) & 1u) copy_unit(shared + kTableBytes + byte, table + byte, unit, width);
   }
-  for (int i = static_cast<int>(cuda::thread_x()); i < kTableBytes; i += kThreads) shared[i] = static_cast<int8_t>(i - 128);
+  for (int i = static_cast<int>(cuda::thread_x()); i < kTableBytes; i += Shape::kThreads) shared[i] = static_cast<int8_t>(i - 128);
 }
 
 template <class T>
@@ -223,19 +255,19 @@ VIMTRT_DEVICE void copy_number(T* shared, const T* global, int at, bool exists) 
 template <class Shape>
 VIMTRT_DEVICE void copy_constants(Constants<Shape>* to, const Launch& launch, const Part& part, uint32_t used) {
   const KScaledLinearParams& p = launch.p;
-  for (int c = static_cast<int>(cuda::thread_x()); c < Shape::kColumns; c += kThreads) {
+  for (int c = static_cast<int>(cuda::thread_x()); c < Shape::kColumns; c += Shape::kThreads) {
     const bool exists = c < part.columns;
     copy_number(to->channel_scale + c, p.channel_scale + part.first_column, c, exists);
     copy_number(to->bias + c, p.bias + part.first_column, c, exists);
     if (used != 0) copy_number(to->table_id + c, p.table_id + part.first_column, c, exists);
   }
   const uint32_t first_token = static_cast<uint32_t>(part.first_row % p.tokens);
-  for (int r = static_cast<int>(cuda::thread_x()); r < Shape::kRows; r += kThreads) {
+  for (int r = static_cast<int>(cuda::thread_x()); r < Shape::kRows; r += Shape::kThreads) {
     const int token = static_cast<int>((first_token + static_cast<uint32_t>(r)) % static_cast<uint32_t>(p.tokens));
     copy_number(to->token_scale + r, p.token_scale, token, r < part.rows);
     copy_number(to->out_token_scale + r, p.out_token_scale, token, r < part.rows);
   }
-  if (used != 0) copy_tables(to->tables, p.table, used, launch.table_width);
+  if (used != 0) copy_tables<Shape>(to->tables, p.table, used, launch.table_width);
 }
 
 // sums += x * weight^T over the first Steps steps of a stage, this warp's quarter.
@@ -243,8 +275,9 @@ template <class Shape, int Steps>
 VIMTRT_DEVICE void multiply(const int8_t* x, const int8_t* weight, Sums<Shape>& sums) {
   const unsigned lane = cuda::thread_x() % kWarpThreads, warp = cuda::thread_x() / kWarpThreads;
   // Which row and which half of a step's 32 values a lane addresses for ldmatrix, in the order of the mma's registers.
-  const unsigned x_row = warp / 2 * Shape::kWarpRows + lane % 16, x_byte = lane / 16 * kChunkBytes;
-  const unsigned weight_row = warp % 2 * Shape::kWarpColumns + lane / 16 * 8 + lane % 8, weight_byte = lane / 8 % 2 * kChunkBytes;
+  const unsigned x_row = warp / Shape::kWarpsAcross * Shape::kWarpRows + lane % 16, x_byte = lane / 16 * kChunkBytes;
+  const unsigned weight_row = warp % Shape::kWarpsAcross * Shape::kWarpColumns + lane / 16 * 8 + lane % 8,
+                 weight_byte = lane / 8 % 2 * kChunkBytes;
 #pragma unroll
   for (int step = 0; step < Steps; ++step) {
     uint32_t a[Shape::kDown][4];
@@ -342,7 +375,7 @@ VIMTRT_DEVICE void finish(Output* y, const Launch& launch, const Part& part, con
   const int lane = static_cast<int>(cuda::thread_x() % kWarpThreads), warp = static_cast<int>(cuda::thread_x() / kWarpThreads);
 #pragma unroll
   for (int group = 0; group < Shape::kWarpColumns / (4 * kChannels); ++group) {
-    const int column = warp % 2 * Shape::kWarpColumns + group * 4 * kChannels + lane % 4 * kChannels;
+    const int column = warp % Shape::kWarpsAcross * Shape::kWarpColumns + group * 4 * kChannels + lane % 4 * kChannels;
     Channels<kChannels> channels;
     for (int e = 0; e < kChannels; ++e) {
       channels.scale[e] = constants.channel_scale[column + e];
@@ -356,7 +389,7 @@ VIMTRT_DEVICE void finish(Output* y, const Launch& launch, const Part& part, con
     channels.exist = part.columns - column;
 #pragma unroll
     for (int i = 0; i < 2 * Shape::kDown; ++i) {
-      const int row = warp / 2 * Shape::kWarpRows + 8 * i + lane / 4;
+      const int row = warp / Shape::kWarpsAcross * Shape::kWarpRows + 8 * i + lane / 4;
       if (row >= part.rows) continue;
       const float m = constants.token_scale[row], r = constants.out_token_scale[row];
       float w[kChannels];
@@ -377,7 +410,8 @@ VIMTRT_DEVICE Operand operand(const int8_t* base, int64_t first_row, int rows, i
 }
 
 template <class Shape, class Output>
-VIMTRT_KERNEL void kscaled_linear_kernel(Launch launch) {
+VIMTRT_KERNEL_OF(Shape::kThreads, Shape::kBlocks)
+void kscaled_linear_kernel(Launch launch) {
   static_assert(sizeof(Constants<Shape>) <= Shape::kStageBytes, "the constants fit a stage");
   const KScaledLinearParams& p = launch.p;
   Part part;
@@ -401,8 +435,8 @@ VIMTRT_KERNEL void kscaled_linear_kernel(Launch launch) {
     const int next = k + Shape::kStages - 1;
     if (next < stages) {
       int8_t* const stage = shared + next % Shape::kStages * Shape::kStageBytes;
-      copy_matrix<Shape::kRows, Shape::kDepth, 2>(stage, x, next * Shape::kDepth);
-      copy_matrix<Shape::kColumns, Shape::kDepth, kRun<Shape, Output>>(stage + Shape::kRows * Shape::kDepth, weight, next * Shape::kDepth);
+      copy_matrix<Shape, Shape::kRows, 2>(stage, x, next * Shape::kDepth);
+      copy_matrix<Shape, Shape::kColumns, kRun<Shape, Output>>(stage + Shape::kRows * Shape::kDepth, weight, next * Shape::kDepth);
     } else if (next == stages) {
       used = or_of_warp(used);
       copy_constants(constants, launch, part, used);
@@ -442,39 +476,52 @@ int launch_tiles(Launch launch, cuda::Stream stream) {
       const int64_t x = row_tiles - row < kMaxGridX ? row_tiles - row : kMaxGridX;
       const int y = column_tiles - column < kMaxGridY ? column_tiles - column : kMaxGridY;
       const cuda::Grid grid{static_cast<unsigned>(x), static_cast<unsigned>(y)};
-      const int status = cuda::launch(kscaled_linear_kernel<Shape, Output>, grid, kThreads, Shape::kSharedBytes, stream, launch);
+      const int status = cuda::launch(kscaled_linear_kernel<Shape, Output>, grid, Shape::kThreads, Shape::kSharedBytes, stream, launch);
       if (status != 0) return status;
     }
   }
   return 0;
 }
 
-// How long the tiles take: rounds of as many blocks as an A100 has processors, times the time of one block. What bounds a block of 128 x
-// 128 are the tensor cores, the smaller ones the reads of shared memory, of which they make more for each product: 8, 3 and 1.5 clocks per
-// input channel. A GPU with fewer processors has more rounds than estimated and would do better with larger tiles, one with more the other
-// way round; no result depends on it.
+// How long the launch would take with these tiles. No result depends on it.
 template <class Shape>
-double estimated_time(int64_t rows, int32_t columns, double block) {
-  constexpr double kProcessors = 108;
-  const double blocks = std::ceil(static_cast<double>(rows) / Shape::kRows) * std::ceil(static_cast<double>(columns) / Shape::kColumns);
-  return std::ceil(blocks / kProcessors) * block;
+double estimated_time(const Choice<Shape>& choice, const KScaledLinearParams& p, int processors) {
+  const double blocks =
+      std::ceil(static_cast<double>(p.rows) / Shape::kRows) * std::ceil(static_cast<double>(p.out_features) / Shape::kColumns);
+  const double further = std::ceil(blocks / processors) - 1;  // of one processor
+  const double depth = std::ceil(static_cast<double>(p.in_features) / kStepDepth) * kStepDepth;
+  return choice.cost.first + choice.cost.first_of_depth * depth + further * (choice.cost.next + choice.cost.next_of_depth * depth);
 }
 
 template <class Output>
-int launch_best(const Launch& launch, cuda::Stream stream) {
-  const int64_t rows = launch.p.rows;
-  const int32_t columns = launch.p.out_features;
-  const double large = estimated_time<LargeTile>(rows, columns, 8.0);
-  const double medium = estimated_time<MediumTile>(rows, columns, 3.0);
-  const double small = estimated_time<SmallTile>(rows, columns, 1.5);
-  if (large <= medium && large <= small) return launch_tiles<LargeTile, Output>(launch, stream);
-  if (medium <= small) return launch_tiles<MediumTile, Output>(launch, stream);
-  return launch_tiles<SmallTile, Output>(launch, stream);
+KScaledLinearTile best_tile(const KScaledLinearParams& p, int processors) {
+  const double times[] = {estimated_time(Choices<Output>::kSmall, p, processors), estimated_time(Choices<Output>::kFlat, p, processors),
+                          estimated_time(Choices<Output>::kMedium, p, processors), estimated_time(Choices<Output>::kLarge, p, processors)};
+  return static_cast<KScaledLinearTile>(std::min_element(std::begin(times), std::end(times)) - std::begin(times));
+}
+
+template <class Output>
+int launch_tile(KScaledLinearTile tile, const Launch& launch, cuda::Stream stream) {
+  using Of = Choices<Output>;
+  switch (tile) {
+    case KScaledLinearTile::kSmall:
+      return launch_tiles<typename decltype(Of::kSmall)::Shape, Output>(launch, stream);
+    case KScaledLinearTile::kFlat:
+      return launch_tiles<typename decltype(Of::kFlat)::Shape, Output>(launch, stream);
+    case KScaledLinearTile::kMedium:
+      return launch_tiles<typename decltype(Of::kMedium)::Shape, Output>(launch, stream);
+    default:
+      return launch_tiles<typename decltype(Of::kLarge)::Shape, Output>(launch, stream);
+  }
 }
 
 }  // namespace
 
-int kscaled_linear_launch(const KScaledLinearParams& params, cuda::Stream stream) {
+KScaledLinearTile kscaled_linear_tile(const KScaledLinearParams& params, int processors) {
+  return params.y_float != nullptr ? best_tile<float>(params, processors) : best_tile<int8_t>(params, processors);
+}
+
+int kscaled_linear_launch_tile(const KScaledLinearParams& params, KScaledLinearTile tile, cuda::Stream stream) {
   if (params.rows == 0) return 0;
   Launch launch;
   launch.p = params;
@@ -483,10 +530,14 @@ int kscaled_linear_launch(const KScaledLinearParams& params, cuda::Stream stream
   launch.table_width = width_of(address(params.table));
   if (params.y_float != nullptr) {
     launch.y_width = width_of(address(params.y_float) | static_cast<uint64_t>(params.out_features) * sizeof(float));
-    return launch_best<float>(launch, stream);
+    return launch_tile<float>(tile, launch, stream);
   }
   launch.y_width = width_of(address(params.y_int8) | static_cast<uint64_t>(params.out_features));
-  return launch_best<int8_t>(launch, stream);
+  return launch_tile<int8_t>(tile, launch, stream);
+}
+
+int kscaled_linear_launch(const KScaledLinearParams& params, cuda::Stream stream) {
+  return kscaled_linear_launch_tile(params, kscaled_linear_tile(params, cuda::processors()), stream);
 }
 
 }  // namespace vimtrt

@@ -9,6 +9,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <map>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -101,9 +102,15 @@ void expect_rank(size_t got, size_t expected) {
 
 std::vector<size_t> sizes(size_t a, size_t b, size_t c) { return {a, b, c}; }
 
+const std::map<std::string, KScaledLinearTile> kTiles = {{"small", KScaledLinearTile::kSmall},
+                                                         {"flat", KScaledLinearTile::kFlat},
+                                                         {"medium", KScaledLinearTile::kMedium},
+                                                         {"large", KScaledLinearTile::kLarge}};
+
+// `tile`: one of kTiles, or empty for the one that the launch chooses.
 nb::tuple kscaled_linear(const Settings& s, const Int8s& x, const Int8s& weight, const Floats& token_scale, const Floats& channel_scale,
                          const Floats& bias, const Floats& out_token_scale, const std::optional<Int8s>& table,
-                         const std::optional<Int32s>& table_id, int64_t x_offset, const std::string& out_type) {
+                         const std::optional<Int32s>& table_id, int64_t x_offset, const std::string& out_type, const std::string& tile) {
   expect_rank(x.ndim(), 3);
   expect_rank(weight.ndim(), 2);
   test::begin(s);
@@ -138,7 +145,9 @@ nb::tuple kscaled_linear(const Settings& s, const Int8s& x, const Int8s& weight,
   } else {
     p.y_int8 = y_int8.data();
   }
-  run([&](cuda::Stream stream) { return kscaled_linear_launch(p, stream); });
+  run([&](cuda::Stream stream) {
+    return tile.empty() ? kscaled_linear_launch(p, stream) : kscaled_linear_launch_tile(p, test::choose(kTiles, tile), stream);
+  });
   const std::vector<size_t> shape = sizes(x.shape(0), x.shape(1), features);
   return nb::make_tuple(to_float ? y_float.copy(shape) : y_int8.copy(shape));
 }
@@ -225,6 +234,18 @@ nb::tuple bidirectional_scan(const Settings& s, const Int8s& u_forward, const In
   const Device<float> workspace(s, bidirectional_scan_workspace_bytes(p) / sizeof(float), "workspace");
   run([&](cuda::Stream stream) { return bidirectional_scan_launch(p, stream, with_workspace ? workspace.data() : nullptr); });
   return nb::make_tuple(y.copy(shape));
+}
+
+// The tile that a launch takes on a GPU of so many processors.
+std::string kscaled_linear_tile_of(int64_t rows, int32_t out_features, int32_t in_features, bool to_float, int processors) {
+  KScaledLinearParams p;
+  p.rows = rows;
+  p.out_features = out_features;
+  p.in_features = in_features;
+  float unused = 0;
+  if (to_float) p.y_float = &unused;
+  const KScaledLinearTile tile = kscaled_linear_tile(p, processors);
+  return std::find_if(kTiles.begin(), kTiles.end(), [&](const auto& each) { return each.second == tile; })->first;
 }
 
 size_t scan_workspace_bytes(int64_t batch, int32_t tokens, int32_t channels, int32_t states) {
@@ -333,7 +354,8 @@ nb::object run_fault(const Settings& s, const std::string& name, bool corrected,
 NB_MODULE(VIMTRT_MODULE, m) {
   test::bind_device(m);
   m.def("kscaled_linear", kscaled_linear, "settings"_a, "x"_a, "weight"_a, "token_scale"_a, "channel_scale"_a, "bias"_a,
-        "out_token_scale"_a, "table"_a = nb::none(), "table_id"_a = nb::none(), "x_offset"_a = 0, "out_type"_a = "int8");
+        "out_token_scale"_a, "table"_a = nb::none(), "table_id"_a = nb::none(), "x_offset"_a = 0, "out_type"_a = "int8", "tile"_a = "");
+  m.def("kscaled_linear_tile", kscaled_linear_tile_of, "rows"_a, "out_features"_a, "in_features"_a, "to_float"_a, "processors"_a);
   m.def("quant_conv1d_silu", quant_conv1d_silu, "settings"_a, "x"_a, "weight"_a, "channel_scale"_a, "bias"_a, "table"_a, "table_id"_a,
         "x_offset"_a = 0);
   m.def("bidirectional_scan", bidirectional_scan, "settings"_a, "u_forward"_a, "u_backward"_a, "delta_forward"_a, "delta_backward"_a,

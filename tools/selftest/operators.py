@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from kernel_run import check_operator, run_operator
 from operator_case import Array, Operator, assert_same_bits
-from operator_cases import BASES, CASES, LAYERS, MANY, SCANS_WITH_WORKSPACE, norm, scan
+from operator_cases import BASES, CASES, LAYERS, MANY, SCANS_WITH_WORKSPACE, TILES, norm, scan
 from worlds import World, settings
 
 from selftest.cases import run_cases
 from selftest.options import Options, Part, world_of
 
 ALIGNED = "ascending"  # the label whose memory is aligned before it is shifted
-DRY = (" base", "layer", " shifted by 1", "x_offset=1")  # ends of the names that the dry run takes, beside the probes
+DRY = (" base", "layer", " shifted by 1", "x_offset=1", "base, large tile")  # ends of the names that the dry run takes, beside the probes
 
 
 def run(options: Options) -> Part:
@@ -60,6 +60,12 @@ def all_checks(world: World, changes: dict[str, object]) -> dict[str, Callable[[
             check_operator(world, f"{name}, {array or 'all'}", operator, expected, labels=(ALIGNED,), changes=moved)
         return sum(array.size for array in expected) * (1 + len(operator.inputs) + len(operator.outputs))
 
+    def tile(name: str, make: Callable[[], Operator], which: str) -> int:
+        operator = make()
+        expected = operator.reference()
+        check_operator(world, name, operator, expected, labels=("random",), changes=changes, tile=which)
+        return sum(array.size for array in expected) or 1
+
     def in_place(name: str, which: str, **sizes: int) -> int:
         operator = norm(**sizes)
         expected = operator.reference()
@@ -71,6 +77,10 @@ def all_checks(world: World, changes: dict[str, object]) -> dict[str, Callable[[
     for op, make in BASES.items():
         for shift in (1, 4, 8):
             checks[f"{op} shifted by {shift}"] = lambda op=op, make=make, shift=shift: shifted(op, make, shift)
+    for name, make in all_cases().items():
+        if name.startswith("KScaledLinear"):
+            for which in TILES:
+                checks[f"{name}, {which} tile"] = lambda name=name, make=make, which=which: tile(name, make, which)
     for which in ("residual", "hidden"):
         for D in (33, 192, 1100):
             checks[f"AddRMSNormQuant D={D} in place of {which}"] = lambda w=which, D=D: in_place(f"in place of {w}", w, D=D)
