@@ -26,6 +26,13 @@ cmake -S . -B build/tests -G Ninja -DCMAKE_MAKE_PROGRAM="$(realpath -s "$VENV/bi
   -DVIMTRT_PYTHON=OFF -DVIMTRT_CUDA_ON_CPU=ON > /dev/null
 cmake --build build/tests > /dev/null
 "$VENV/bin/python" tools/kernel_coverage.py --reset
+if [ "$plugins" = ON ]; then
+  echo "== the GPU self-test, a dry run on the CPU double; and the same modules for a GPU, compiled and linked"
+  PYTHONSAFEPATH=1 "$VENV/bin/python" tools/gpu_selftest.py --device double --report build/dry_run
+  cmake -S . -B build/device -G Ninja -DCMAKE_MAKE_PROGRAM="$(realpath -s "$VENV/bin/ninja")" -DPython_EXECUTABLE="$(realpath -s "$VENV/bin/python")" \
+    -DVIMTRT_PYTHON=OFF -DVIMTRT_CUDA_ON_GPU=ON -DCMAKE_CUDA_ARCHITECTURES=90-real > /dev/null
+  cmake --build build/device --target vimtrt_cuda_on_gpu vimtrt_plugins_on_gpu > /dev/null
+fi
 echo "== the CPU engine for 64-bit ARM, which an emulator runs"
 if have_aarch64; then
   cmake -S . -B build/aarch64 -G Ninja -DCMAKE_MAKE_PROGRAM="$(realpath -s "$VENV/bin/ninja")" -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake \

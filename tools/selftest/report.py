@@ -120,9 +120,17 @@ def plot(found: dict[str, Part], folder: Path) -> str | None:
     if not part.get("networks"):
         return "nothing was measured"
     try:
-        from matplotlib.figure import Figure
+        import matplotlib
     except ImportError:
         return "matplotlib is not installed"
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        _plot(part, folder)
+    return None
+
+
+def _plot(part: Part, folder: Path) -> None:
+    from matplotlib.figure import Figure
+
     models = list(dict.fromkeys(row["model"] for row in part["networks"]))
     figure = Figure(figsize=(5 * len(models), 4), layout="constrained")
     for axes, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
@@ -156,4 +164,3 @@ def plot(found: dict[str, Part], folder: Path) -> str | None:
     axes.set_xlabel("share of the operators' time, %")
     axes.legend(fontsize=7, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     figure.savefig(folder / "operators.svg")
-    return None
