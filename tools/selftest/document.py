@@ -1,6 +1,6 @@
 """Write a report's tables into docs/gpu.md, between its two marks, and its plots beside it.
 
-    python tools/selftest/document.py gpu_report            # the folder of a run on a GPU
+python tools/selftest/document.py gpu_report            # the folder of a run on a GPU
 """
 
 from __future__ import annotations
@@ -49,9 +49,7 @@ def network_lines(speed: dict[str, Any]) -> list[str]:
     for row in speed["networks"]:
         peers = row.get("peers", {})
         ours = peers.get(OURS, row["alone"])
-        others = [
-            f"{peers[name]['median_ms']:.2f} ({peers[name]['median_ms'] / ours['median_ms']:.2f})" if name in peers else "" for name in names
-        ]
+        others = [f"{peers[name]['median_ms']:.2f} ({peers[name]['median_ms'] / ours['median_ms']:.2f})" if name in peers else "" for name in names]
         rows.append((row["model"].split("_")[1], row["batch"], spread(ours), rate(row["batch"], ours), *others))
     return table(("Vim", "batch", "int8, ms (p10 .. p90)", "images/s", *(f"{name}, ms (times int8)" for name in names)), rows)
 
