@@ -18,7 +18,7 @@ from pyvimtrt.model.safetensors_file import read_safetensors
 from pyvimtrt.model.stored_tensor import StoredTensor
 from pyvimtrt.model.torch_file import ZIP_MAGIC, check_inflation, read_torch_file
 from pyvimtrt.model.weight_sets import WeightSet, choose_by_key, find_sets, pickled_class
-from pyvimtrt.model.weights import Weights, check_weights, misfit
+from pyvimtrt.model.weights import Weights, check_weights, misfit, weight_shapes
 
 KEY_OPTION = "--weights-key"
 
@@ -141,6 +141,9 @@ def _problem(config: VimConfig, found: WeightSet) -> str:
     """Return why a set of weights cannot be the model's, as the end of a sentence, or nothing."""
     if found.clash:
         return f"hold two tensors of the name {found.clash[:80]}, with and without a wrapper's part; save one state dict"
+    for name in sorted(weight_shapes(config).keys() & found.tensors.keys()):
+        if found.tensors[name].kind:  # before the shapes, which such tensors need not say
+            return f"cannot be used: {name} {found.tensors[name].problem()}"
     problem = misfit(config, {name: tensor.shape for name, tensor in found.tensors.items()})
     if problem:
         return f"do not fit the model {model_name(config)}: {problem}"
@@ -152,8 +155,6 @@ def _problem(config: VimConfig, found: WeightSet) -> str:
 
 
 def _distance(config: VimConfig, found: WeightSet) -> int:
-    from pyvimtrt.model.weights import weight_shapes
-
     expected = weight_shapes(config)
     wrong = sum(found.tensors[name].shape != shape for name, shape in expected.items() if name in found.tensors)
     return len(expected.keys() ^ found.tensors.keys()) + wrong

@@ -63,11 +63,10 @@ def _describe_text(start: bytes) -> str | None:
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
-        if error.start < len(body) - 4:  # else a letter cut in two by the end of what was read
+        if len(start) < _START or error.start < len(body) - 4:  # else a letter cut in two by the end of what was read
             return None
         text = body[: error.start].decode("utf-8")
-    words = text.split()
-    if text.isprintable() or (" " in text and len(words) > 1 and all(c.isprintable() or c in "\r\n\t" for c in text)):
+    if len(text) > 4 and all(c.isprintable() or c in "\r\n\t" for c in text) and (" " in text or text.strip().isprintable()):
         return f"is a text, not a checkpoint: {_shown(body)}; download the file itself"
     return None
 

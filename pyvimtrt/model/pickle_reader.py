@@ -13,8 +13,9 @@ from typing import IO, Any, NamedTuple
 
 from pyvimtrt.model.stored_tensor import MAX_AXES, BytesStorage, Storage, StoredTensor, row_major
 
-MAX_OPCODES = 2_000_000  # some seconds of reading; the largest checkpoints of this model with all states of training have 100,000
+MAX_OPCODES = 600_000  # a second or two; checkpoints with all states of training have 100,000
 MAX_MEMO = 1 << 31
+MAX_ENCODED = 1 << 28  # bytes written as text, which a pickle can ask for again and again
 
 
 class CodeFoundError(Exception):
@@ -55,7 +56,7 @@ _PLAIN = {
     *(f"collections.{name}" for name in ("OrderedDict", "defaultdict", "Counter", "deque")),
     *(f"datetime.{name}" for name in ("datetime", "date", "time", "timedelta", "timezone")),
     *("argparse.Namespace", "types.SimpleNamespace", "decimal.Decimal", "fractions.Fraction", "uuid.UUID", "zoneinfo.ZoneInfo"),
-    *("torch.device", "torch.dtype", "torch.Size", "torch.Generator"),
+    *("torch.device", "torch.dtype", "torch.Size", "torch.Generator", "torch.serialization._get_layout"),
     *("numpy.dtype", "numpy.multiarray.scalar", "numpy.multiarray._reconstruct"),
     *(f"numpy.random._pickle.{name}" for name in ("__randomstate_ctor", "__generator_ctor", "__bit_generator_ctor")),
 }
@@ -94,6 +95,8 @@ StorageOf = Callable[[str, int, str], Storage]  # key, bytes, the element's type
 class _Array(Record):
     """An array of NumPy; its state says all."""
 
+    tensor: StoredTensor | None = None
+
 
 def read_pickle(stream: IO[bytes], storage_of: StorageOf) -> Any:
     """Return what the pickle at the stream's position holds; the stream then stands behind it.
@@ -114,6 +117,7 @@ class _Reader:
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
+        self.encoded = 0
         self.storages: dict[str, TypedStorage] = {}
 
     def run(self, stream: IO[bytes]) -> Any:
@@ -314,6 +318,9 @@ class _Reader:
             value, encoding = arguments
             if not isinstance(value, str) or encoding not in ("latin1", "latin-1"):
                 raise ValueError("it is damaged: bytes are not written as bytes")
+            self.encoded += len(value)
+            if self.encoded > MAX_ENCODED:
+                raise ValueError(f"it writes more than {MAX_ENCODED} bytes as text; save its state dict as .safetensors")
             return value.encode("latin-1")
         if text == "copyreg._reconstructor":
             return self._make(arguments[0], ())
@@ -338,7 +345,8 @@ class _Reader:
     def _tensor(self, function: str, arguments: tuple[Any, ...]) -> StoredTensor | None:
         """Return the tensor that one of PyTorch's functions builds, None for another function."""
         if function in _ODD_TENSORS:
-            shapes = [value for value in arguments if isinstance(value, tuple) and value and all(type(n) is int for n in value)]
+            inside = [item for value in arguments if isinstance(value, tuple) for item in value]
+            shapes = [value for value in (*arguments, *inside) if isinstance(value, tuple) and value and _are_counts(value)]
             return StoredTensor("unknown", shapes[0] if shapes else (), kind=_ODD_TENSORS[function])
         if function in ("_rebuild_parameter", "_rebuild_parameter_with_state"):
             if not isinstance(arguments[0], StoredTensor):
@@ -406,7 +414,15 @@ def as_tensor(value: Any) -> StoredTensor | None:
     """Return a value of a pickle as a tensor where it is one, or an array of NumPy."""
     if isinstance(value, StoredTensor):
         return value
-    if not isinstance(value, _Array) or not isinstance(value.state, tuple) or len(value.state) != 5:
+    if not isinstance(value, _Array):
+        return None
+    if value.tensor is None:
+        value.tensor = _array_tensor(value)
+    return value.tensor
+
+
+def _array_tensor(value: _Array) -> StoredTensor | None:
+    if not isinstance(value.state, tuple) or len(value.state) != 5:
         return None
     _, shape, dtype, fortran, data = value.state
     if not _are_counts(shape) or len(shape) > MAX_AXES or not isinstance(data, bytes | bytearray):

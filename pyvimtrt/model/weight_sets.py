@@ -8,7 +8,7 @@ dictionary whose names have the same beginning before the model's own names.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from pyvimtrt.model.stored_tensor import StoredTensor
 
 MAX_CONTAINERS = 20_000  # dictionaries and lists looked into
 MAX_DEPTH = 8
+MAX_TOP_KEYS = 40
 MAX_PREFIXES = 16  # of one dictionary
 # Parts of names that wrappers of PyTorch put anywhere: DataParallel and AveragedModel, torch.compile, FSDP, activation checkpoints.
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_flat_param")
@@ -117,7 +118,7 @@ def _dictionaries(content: Any) -> Iterator[tuple[tuple[str, ...], dict[str, Sto
                 return
             pairs = _pairs(value)
             tensors = {key: tensor for key, item in pairs if isinstance(key, str) and (tensor := as_tensor(item)) is not None}
-            if tensors or (isinstance(value, Pairs) and not keys and not pairs):
+            if tensors or (type(value) is Pairs and not keys and not pairs):
                 yield keys, tensors
             below += [((*keys, str(key)[:80]), item) for key, item in pairs if isinstance(item, Pairs | list | tuple) and as_tensor(item) is None]
             if len(below) > MAX_CONTAINERS:
@@ -134,10 +135,13 @@ def _pairs(value: Any) -> list[tuple[Any, Any]]:
 def choose_by_key(sets: list[WeightSet], key: str) -> list[WeightSet]:
     """Return the sets that a --weights-key names: its whole name or path, else its first or last parts."""
     parts = tuple(part for part in re.split(r"[/.]", key) if part and part not in WRAPPERS)
-    exact = [s for s in sets if key in (s.name, s.full_name(), s.prefix, s.prefix.rstrip(".")) or (parts and _parts(s) == parts)]
-    if exact:
-        return exact
-    return [s for s in sets if parts and (_parts(s)[: len(parts)] == parts or _parts(s)[-len(parts) :] == parts)]
+    ways: list[Callable[[WeightSet], bool]] = [
+        lambda s: key == s.full_name(),
+        lambda s: key == s.name,
+        lambda s: bool(parts) and _parts(s) == parts,
+        lambda s: bool(parts) and parts in (_parts(s)[: len(parts)], _parts(s)[-len(parts) :]),
+    ]
+    return next((found for way in ways if (found := [s for s in sets if way(s)])), [])
 
 
 def _parts(found: WeightSet) -> tuple[str, ...]:
@@ -155,3 +159,8 @@ def pickled_class(content: Any) -> str | None:
         ):
             return str(value.cls)
     return None
+
+
+def top_keys(content: Any) -> list[str]:
+    """Return the first keys of a dictionary."""
+    return [str(key)[:80] for key, _ in _pairs(content)[:MAX_TOP_KEYS]]

@@ -59,7 +59,8 @@ def misfit(config: VimConfig, shapes: Mapping[str, tuple[int, ...]]) -> str:
         problems.append(_shown(wrong, "; ", " and {} more"))
     if not problems:
         return ""
-    return "; ".join(problems) + _cure(config, shapes, [name for name, shape in expected.items() if name in shapes and shapes[name] != shape])
+    is_size = expected.keys() == shapes.keys() and all(shapes[name] == shape for name, shape in expected.items() if name != "pos_embed")
+    return "; ".join(problems) + _cure(config, shapes, is_size)
 
 
 def check_weights(config: VimConfig, weights: Weights, source: str) -> None:
@@ -77,6 +78,7 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], like: VimConfig | None =
 
     What shapes do not tell (eps; the stride, and so the image) is that of ``like`` where it can be, else the usual.
     """
+    strides = [like.stride] if like else []
     like = like or VimConfig()
     try:
         dim, channels, patch, _ = shapes["patch_embed.proj.weight"]
@@ -95,7 +97,7 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], like: VimConfig | None =
             "cls": cls,
             "eps": like.eps,
         }
-        for stride in dict.fromkeys((like.stride, patch, patch // 2)):
+        for stride in dict.fromkeys((*strides, patch, patch // 2)):
             if 1 <= stride <= MAX_IMAGE and 1 <= patches <= MAX_TOKENS:
                 smallest = (math.isqrt(patches) - 1) * stride + patch
                 img = like.img if smallest <= like.img < smallest + stride else smallest
@@ -107,14 +109,14 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], like: VimConfig | None =
     return None
 
 
-def _cure(config: VimConfig, shapes: Mapping[str, tuple[int, ...]], wrong: list[str]) -> str:
-    """Return what to do about weights that do not fit: which model they fit, above all which size of image."""
+def _cure(config: VimConfig, shapes: Mapping[str, tuple[int, ...]], is_size: bool) -> str:
+    """Return what to do about weights that do not fit: which model they fit, or which size of image where that is all."""
     fitting = infer_config(shapes, config)
     if fitting is None:
-        if wrong != ["pos_embed"]:
+        if not is_size:
             return ""
         return "; position embeddings are not resized, and these are of no square image with the model's patches: give weights that were trained at its size"
-    if wrong == ["pos_embed"]:
+    if is_size:
         size = f"{fitting.img} x {fitting.img} pixels" + (f" and a stride of {fitting.stride}" if fitting.stride != config.stride else "")
         return f"; position embeddings are not resized, and these are of images of {size}: give the model {model_name(fitting)}"
     return f"; these are the weights of the model {model_name(fitting)}: give that model"
