@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pyvimtrt.errors import BackendError, ModelError, UsageError, missing_extra
+from pyvimtrt.errors import BackendError, CalibrationError, ModelError, NetworkError, UsageError, brief, missing_extra
 from pyvimtrt.files import check_writable
 from pyvimtrt.graph.assemble import assemble, save_network
 from pyvimtrt.model.checkpoint import WeightsFile, as_weights_file, load_weights
@@ -173,7 +173,11 @@ def build(
             raise ModelError(f"{cache_path} was made with {what} {', '.join(map(str, made_with))}; calibrate again to change it")
     if labels and len(labels) != config.classes:
         raise ModelError(f"the model has {config.classes} classes, but {len(labels)} labels were given")
-    network = assemble(config, loaded, cache, tuple(labels) or defaults.labels)
+    try:
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what is not finite is found by the network's check
+            network = assemble(config, loaded, cache, tuple(labels) or defaults.labels)
+    except NetworkError as error:
+        raise CalibrationError(f"no network can be made of {cache_path} ({brief(error)}); run pyvimtrt calibrate again") from error
     if backend == "cpu":
         save_network(network, output)
         return output

@@ -12,7 +12,7 @@ from typing import Any
 import safetensors
 
 from pyvimtrt import zoo
-from pyvimtrt.errors import DataError
+from pyvimtrt.errors import DataError, brief
 from pyvimtrt.graph.network import load_network
 from pyvimtrt.model.checkpoint import read_content, read_sets
 from pyvimtrt.model.config import DEMO_MODEL, MODELS
@@ -75,7 +75,7 @@ def _is_calibration(path: Path) -> bool:
         with safetensors.safe_open(path, "numpy") as file:
             return METADATA_KEY in (file.metadata() or {})
     except (OSError, safetensors.SafetensorError, ValueError) as error:
-        raise DataError(f"{path} is damaged or not a .safetensors file: {error}") from error
+        raise DataError(f"{path} is damaged or not a .safetensors file: {brief(error)}") from error
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
@@ -86,11 +86,11 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         read_sets(path)  # says what it holds instead
     known: dict[str, Any] = {"kind": "weights", "bytes": path.stat().st_size}
     if len(sets) == 1:
-        known |= {"key": sets[0].name} if sets[0].name != "." else {}
+        known |= {"key": brief(sets[0].name, 80)} if sets[0].name != "." else {}
         return known | _weights(sets[0])
     inside = {found.keys[0] for found in sets if found.keys}
     beside = [key for key in top_keys(content) if key not in inside]
-    return known | {"beside them": beside, "sets": [{"key": found.name, **_weights(found)} for found in sets[:MAX_SETS]]}
+    return known | {"beside them": beside, "sets": [{"key": brief(found.name, 80), **_weights(found)} for found in sets[:MAX_SETS]]}
 
 
 def _weights(found: WeightSet) -> dict[str, Any]:

@@ -79,13 +79,21 @@ class Settings:
     out: Path = Path("o")
 
 
-OPTIMIZER = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(4)}}, "param_groups": [{"lr": 0.1, "params": [0, 1]}]}
+OPTIMIZER = {
+    "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(4)}},
+    "param_groups": [{"lr": 0.1, "params": [0, 1]}],
+}
 NUMPY_STATE = np.random.RandomState(0).get_state()
 
 FORMS: dict[str, Callable[[State], Any]] = {
     "bare": lambda s: s,
     "ordered": lambda s: collections.OrderedDict(s),
-    "DeiT and Vim": lambda s: {"model": s, "optimizer": OPTIMIZER, "epoch": 3, "args": argparse.Namespace(lr=0.1, out=Path("o"))},
+    "DeiT and Vim": lambda s: {
+        "model": s,
+        "optimizer": OPTIMIZER,
+        "epoch": 3,
+        "args": argparse.Namespace(lr=0.1, out=Path("o")),
+    },
     "timm": lambda s: {
         "epoch": 3,
         "arch": "vim",
@@ -99,18 +107,35 @@ FORMS: dict[str, Callable[[State], Any]] = {
         "epoch": 1,
         "global_step": 5,
         "pytorch-lightning_version": "2.1",
-        "state_dict": {**prefixed("model.", s), "criterion.weight": torch.ones(3), "train_acc.tp": torch.zeros(3, dtype=torch.int64)},
+        "state_dict": {
+            **prefixed("model.", s),
+            "criterion.weight": torch.ones(3),
+            "train_acc.tp": torch.zeros(3, dtype=torch.int64),
+        },
         "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_score": torch.tensor(0.5), "dirpath": Path("x")}},
         "optimizer_states": [OPTIMIZER],
         "hyper_parameters": AttributeDict(lr=0.1, root=Path("data")),
     },
-    "torch tutorial": lambda s: {"epoch": 3, "model_state_dict": s, "optimizer_state_dict": OPTIMIZER, "loss": torch.tensor(0.3)},
+    "torch tutorial": lambda s: {
+        "epoch": 3,
+        "model_state_dict": s,
+        "optimizer_state_dict": OPTIMIZER,
+        "loss": torch.tensor(0.3),
+    },
     "data parallel": lambda s: prefixed("module.", s),
     "torch.compile": lambda s: prefixed("_orig_mod.", s),
     "compiled, parallel, in Lightning": lambda s: {"state_dict": prefixed("net._orig_mod.module.", s)},
     "FSDP": wrapped,
-    "DeepSpeed": lambda s: {"module": s, "buffer_names": [], "param_shapes": [collections.OrderedDict(a=torch.Size([3]))], "ds_config": {"lr": 1}},
-    "Composer": lambda s: {"state": {"model": prefixed("model.", s), "timestamp": {"epoch": 1}}, "rng": [{"python": (3, (1, 2), None), "numpy": NUMPY_STATE}]},
+    "DeepSpeed": lambda s: {
+        "module": s,
+        "buffer_names": [],
+        "param_shapes": [collections.OrderedDict(a=torch.Size([3]))],
+        "ds_config": {"lr": 1},
+    },
+    "Composer": lambda s: {
+        "state": {"model": prefixed("model.", s), "timestamp": {"epoch": 1}},
+        "rng": [{"python": (3, (1, 2), None), "numpy": NUMPY_STATE}],
+    },
     "AveragedModel": lambda s: {"n_averaged": torch.tensor(5), **prefixed("module.", s)},
     "BasicSR": lambda s: {"params": s},
     "mmengine": lambda s: {
@@ -125,10 +150,22 @@ FORMS: dict[str, Callable[[State], Any]] = {
     "parameters": lambda s: {name: torch.nn.Parameter(value) for name, value in s.items()},
     "views of one storage": lambda s: flat(s),
     "transposed": lambda s: {name: value.t().contiguous().t() if value.ndim == 2 else value for name, value in s.items()},
-    "numpy metadata": lambda s: {"model": s, "best": np.float64(76.5), "history": np.arange(4.0), "flags": {np.bool_(True)}, "i": np.int64(3)},
-    "paths, dates, sets": lambda s: {"model": s, "x": [pathlib.PurePosixPath("a"), datetime.timedelta(1), frozenset({1}), {2}, 3j, slice(1), bytearray(b"a")]},
+    "numpy metadata": lambda s: {
+        "model": s,
+        "best": np.float64(76.5),
+        "history": np.arange(4.0),
+        "flags": {np.bool_(True)},
+        "i": np.int64(3),
+    },
+    "paths, dates, sets": lambda s: {
+        "model": s,
+        "x": [pathlib.PurePosixPath("a"), datetime.timedelta(1), frozenset({1}), {2}, 3j, slice(1), bytearray(b"a")],
+    },
     "settings of a class": lambda s: {"model": s, "cfg": Settings()},
-    "devices and types": lambda s: {"model": s, "x": [torch.device("cpu"), torch.float16, torch.Size([2]), torch.get_rng_state()]},
+    "devices and types": lambda s: {
+        "model": s,
+        "x": [torch.device("cpu"), torch.float16, torch.Size([2]), torch.get_rng_state()],
+    },
     "the same set twice": lambda s: {"model": s, "state_dict": {name: value.clone() for name, value in s.items()}},
     "the same tensors twice": lambda s: {"model": s, "ema": s},
     "an average of another model": lambda s: {"model": s, "ema": {**other(s), "head.bias": torch.zeros(7)}},
@@ -150,7 +187,18 @@ def test_common_forms_give_the_weights(form: str, old: bool, tmp_path: Path, tin
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
         assert_same(load_weights(tiny_config, path), tiny_weights)
-    assert (notes == []) == (form in ("bare", "ordered", "numpy arrays", "arrays in Fortran's order", "parameters", "views of one storage", "transposed"))
+    assert (notes == []) == (
+        form
+        in (
+            "bare",
+            "ordered",
+            "numpy arrays",
+            "arrays in Fortran's order",
+            "parameters",
+            "views of one storage",
+            "transposed",
+        )
+    )
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -226,12 +274,32 @@ def test_deflated_files_of_honest_size(tmp_path: Path, tiny_config: VimConfig, t
 
 SEVERAL: dict[str, tuple[Callable[[State], Any], str, str]] = {
     "model and average": (lambda s: {"model": other(s), "model_ema": s}, "model", "model_ema"),
-    "timm": (lambda s: {"state_dict": other(s), "state_dict_ema": prefixed("module.", s)}, "state_dict", "state_dict_ema"),
-    "in one dictionary": (lambda s: {"state_dict": {**prefixed("model.", other(s)), **prefixed("ema.module.", s)}}, "state_dict/model", "state_dict/ema"),
+    "timm": (
+        lambda s: {"state_dict": other(s), "state_dict_ema": prefixed("module.", s)},
+        "state_dict",
+        "state_dict_ema",
+    ),
+    "in one dictionary": (
+        lambda s: {"state_dict": {**prefixed("model.", other(s)), **prefixed("ema.module.", s)}},
+        "state_dict/model",
+        "state_dict/ema",
+    ),
     "bare, with an average": (lambda s: {**other(s), **prefixed("ema.", s)}, ".", "ema"),
-    "one inside the other": (lambda s: {**prefixed("net.", other(s)), **prefixed("net.average.", s)}, "net", "net/average"),
-    "student and teacher": (lambda s: {"student": prefixed("module.", other(s)), "teacher": prefixed("module.", s)}, "student", "teacher"),
-    "a callback's": (lambda s: {"state_dict": other(s), "callbacks": {"EMA": {"weights": s}}}, "state_dict", "callbacks/EMA/weights"),
+    "one inside the other": (
+        lambda s: {**prefixed("net.", other(s)), **prefixed("net.average.", s)},
+        "net",
+        "net/average",
+    ),
+    "student and teacher": (
+        lambda s: {"student": prefixed("module.", other(s)), "teacher": prefixed("module.", s)},
+        "student",
+        "teacher",
+    ),
+    "a callback's": (
+        lambda s: {"state_dict": other(s), "callbacks": {"EMA": {"weights": s}}},
+        "state_dict",
+        "callbacks/EMA/weights",
+    ),
     "wrapped and not": (lambda s: {**other(s), **prefixed("module.", s)}, ".", "module"),
 }
 
@@ -242,7 +310,8 @@ def test_several_sets_are_named_and_the_key_chooses(form: str, tmp_path: Path, t
     path = tmp_path / "a.pth"
     torch.save(make(state), path)
     with pytest.raises(
-        ModelError, match=r"holds 2 different sets of weights that fit the model: .*choose one with --weights-key .* or --weights-key "
+        ModelError,
+        match=r"holds 2 different sets of weights that fit the model: .*choose one with --weights-key .* or --weights-key ",
     ) as error:
         load_weights(tiny_config, path)
     assert f"--weights-key {first} or --weights-key {second}" in str(error.value)
@@ -279,7 +348,12 @@ def test_extra_tensors_are_no_silent_choice(tmp_path: Path, tiny_config: VimConf
 
 
 def test_every_command_takes_the_key(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_weights_file: Path, tiny_weights: Weights, state: State, tiny_images: Any
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    tiny_weights_file: Path,
+    tiny_weights: Weights,
+    state: State,
+    tiny_images: Any,
 ):
     path, good = tmp_path / "two.pth", tmp_path / "good.pth"
     torch.save({"model": other(state), "model_ema": state}, path)
@@ -380,7 +454,8 @@ def test_whole_models_are_refused(tmp_path: Path, tiny_config: VimConfig, tiny_w
     for content in (model, {"model": model, "epoch": 3}):
         torch.save(content, tmp_path / "a.pth")
         with pytest.raises(
-            ModelError, match=r"a whole object of the class pyvimtrt\.model\.vim\.VisionMamba, which takes code to load; save model\.state_dict\(\)"
+            ModelError,
+            match=r"a whole object of the class pyvimtrt\.model\.vim\.VisionMamba, which takes code to load; save model\.state_dict\(\)",
         ):
             load_weights(tiny_config, tmp_path / "a.pth")
 
@@ -452,7 +527,14 @@ def test_expanded_tensors_take_no_memory(tmp_path: Path, tiny_config: VimConfig,
     with pytest.raises(ModelError, match="unexpected x"):
         load_weights(tiny_config, path)
     large = parse_model("vim:img=8,patch=4,dim=16,depth=1,classes=1000000,channels=1")
-    torch.save({**state, "head.weight": torch.zeros(1, 1).expand(1_000_000, 16), "head.bias": torch.zeros(1).expand(1_000_000)}, path)
+    torch.save(
+        {
+            **state,
+            "head.weight": torch.zeros(1, 1).expand(1_000_000, 16),
+            "head.bias": torch.zeros(1).expand(1_000_000),
+        },
+        path,
+    )
     with pytest.raises(ModelError, match=r"would take \d+ bytes of memory: its tensors are expanded or deflated"):
         load_weights(large, path)
     assert describe(path)["parameters"] > 16_000_000
@@ -481,8 +563,14 @@ def test_deflated_entries_take_no_memory(entry: str, tmp_path: Path, tiny_config
 
 ODD: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
     "complex": (lambda x: x.to(torch.complex64), "is of the type complex64, and its imaginary part would be lost"),
-    "complex double": (lambda x: x.to(torch.complex128), "is of the type complex128, and its imaginary part would be lost"),
-    "sparse": (lambda x: x.to_sparse(), "is a sparse tensor, whose values are not in the file as they are; save it as a plain tensor"),
+    "complex double": (
+        lambda x: x.to(torch.complex128),
+        "is of the type complex128, and its imaginary part would be lost",
+    ),
+    "sparse": (
+        lambda x: x.to_sparse(),
+        "is a sparse tensor, whose values are not in the file as they are; save it as a plain tensor",
+    ),
     "sparse rows": (lambda x: x.to_sparse_csr(), "is a sparse tensor"),
     "meta": (lambda x: x.to("meta"), "is a meta tensor"),
     "quantized": (lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), "is a quantized tensor"),
@@ -498,7 +586,11 @@ ODD: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
 @pytest.mark.parametrize("kind", ODD)
 def test_odd_tensors_are_refused_with_the_reason(kind: str, old: bool, tmp_path: Path, tiny_config: VimConfig, state: State):
     convert, reason = ODD[kind]
-    torch.save({"model": {**state, "head.weight": convert(state["head.weight"])}}, tmp_path / "a.pth", _use_new_zipfile_serialization=not old)
+    torch.save(
+        {"model": {**state, "head.weight": convert(state["head.weight"])}},
+        tmp_path / "a.pth",
+        _use_new_zipfile_serialization=not old,
+    )
     with pytest.raises(ModelError, match=rf"a\.pth under model cannot be used: head\.weight {reason}"):
         load_weights(tiny_config, tmp_path / "a.pth")
 
@@ -578,7 +670,11 @@ def test_calls_are_refused_and_not_made(function: Callable[..., Any], old: bool,
     mark = tmp_path / "ran"
     arguments = {exec: f"open({str(mark)!r}, 'w')", eval: f"open({str(mark)!r}, 'w')"}.get(function, mark)
     extra = ("w",) if function is io.open else ("stem",) if function is getattr else ()
-    torch.save({"model": state, "args": [Call(function, arguments, *extra)]}, tmp_path / "a.pth", _use_new_zipfile_serialization=not old)
+    torch.save(
+        {"model": state, "args": [Call(function, arguments, *extra)]},
+        tmp_path / "a.pth",
+        _use_new_zipfile_serialization=not old,
+    )
     with pytest.raises(ModelError, match=r"it is no checkpoint of tensors alone, but calls .*; save its state dict as .safetensors"):
         load_weights(tiny_config, tmp_path / "a.pth")
     with pytest.raises(ModelError, match="but calls"):
@@ -590,7 +686,11 @@ def test_objects_of_unknown_classes_are_neither_imported_nor_made(tmp_path: Path
     """Settings of a class that this machine does not have; and one whose state would run something."""
     torch.save({"model": state, "cfg": Settings()}, tmp_path / "a.pth")
     data = io.BytesIO((tmp_path / "a.pth").read_bytes())
-    rezip(data, tmp_path / "b.pth", lambda _, content: content.replace(b"ctest_checkpoints\nSettings", b"cno_such_module_\nSettings"))
+    rezip(
+        data,
+        tmp_path / "b.pth",
+        lambda _, content: content.replace(b"ctest_checkpoints\nSettings", b"cno_such_module_\nSettings"),
+    )
     with pytest.warns(CheckpointNote, match="taken from model"):
         assert_same(load_weights(tiny_config, tmp_path / "b.pth"), tiny_weights)
 
@@ -599,7 +699,14 @@ def test_objects_of_unknown_classes_are_neither_imported_nor_made(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "spec", [*MODELS, TINY, TINY + ",cls=double", TINY + ",cls=none,stride=2", "vim:img=32,patch=8,stride=4,dim=21,depth=2,state=8,rank=3"]
+    "spec",
+    [
+        *MODELS,
+        TINY,
+        TINY + ",cls=double",
+        TINY + ",cls=none,stride=2",
+        "vim:img=32,patch=8,stride=4,dim=21,depth=2,state=8,rank=3",
+    ],
 )
 def test_shapes_tell_the_model(spec: str):
     config = parse_model(spec)
@@ -622,7 +729,10 @@ def test_shapes_tell_the_model(spec: str):
     ],
 )  # fmt: skip
 def test_weights_of_another_size_say_which(given: str, held: str, cure: str, tmp_path: Path):
-    safetensors.numpy.save_file({name: np.zeros(shape, np.float32) for name, shape in weight_shapes(parse_model(held)).items()}, tmp_path / "a.safetensors")
+    safetensors.numpy.save_file(
+        {name: np.zeros(shape, np.float32) for name, shape in weight_shapes(parse_model(held)).items()},
+        tmp_path / "a.safetensors",
+    )
     with pytest.raises(ModelError, match=cure):
         load_weights(parse_model(given), tmp_path / "a.safetensors")
 
@@ -630,7 +740,10 @@ def test_weights_of_another_size_say_which(given: str, held: str, cure: str, tmp
 def test_position_embeddings_of_no_square_say_so(tmp_path: Path, tiny_config: VimConfig, state: State):
     for shape in ((1, 8, 16), (5, 16), (1, 5, 17), (1, 16, 4, 1)):
         torch.save({**state, "pos_embed": torch.zeros(shape)}, tmp_path / "a.pth")
-        with pytest.raises(ModelError, match=r"pos_embed is .*, expected \(1, 5, 16\); position embeddings are not resized, and these are of no square image"):
+        with pytest.raises(
+            ModelError,
+            match=r"pos_embed is .*, expected \(1, 5, 16\); position embeddings are not resized, and these are of no square image",
+        ):
             load_weights(tiny_config, tmp_path / "a.pth")
 
 
@@ -639,7 +752,12 @@ def test_position_embeddings_of_no_square_say_so(tmp_path: Path, tiny_config: Vi
 
 def test_inspect_reads_checkpoints(tmp_path: Path, tiny_config: VimConfig, tiny_weights: Weights, state: State):
     torch.save(
-        {"model": state, "model_ema": prefixed("module.", {k: v.half() for k, v in state.items()}), "epoch": 3, "args": argparse.Namespace(lr=1)},
+        {
+            "model": state,
+            "model_ema": prefixed("module.", {k: v.half() for k, v in state.items()}),
+            "epoch": 3,
+            "args": argparse.Namespace(lr=1),
+        },
         tmp_path / "a.pth",
     )
     parameters = sum(value.size for value in tiny_weights.values())
@@ -648,7 +766,13 @@ def test_inspect_reads_checkpoints(tmp_path: Path, tiny_config: VimConfig, tiny_
         "bytes": (tmp_path / "a.pth").stat().st_size,
         "beside them": ["epoch", "args"],
         "sets": [
-            {"key": key, "tensors": len(state), "parameters": parameters, "types": {dtype: len(state)}, "fits": [tiny_config.spec()]}
+            {
+                "key": key,
+                "tensors": len(state),
+                "parameters": parameters,
+                "types": {dtype: len(state)},
+                "fits": [tiny_config.spec()],
+            }
             for key, dtype in (("model", "float32"), ("model_ema", "float16"))
         ],
     }
@@ -657,3 +781,21 @@ def test_inspect_reads_checkpoints(tmp_path: Path, tiny_config: VimConfig, tiny_
     demo = random_weights(MODELS["vim_demo_fashion_mnist"])
     torch.save({"state_dict": prefixed("model.", tensors(demo))}, tmp_path / "c")
     assert describe(tmp_path / "c")["fits"] == ["vim_demo_fashion_mnist"]
+
+
+def test_names_in_files_do_not_reach_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str], state: State):
+    """Names of tensors, keys and classes that hold escape sequences, lone surrogates or a novel."""
+    path = tmp_path / "a.pth"
+    for name in ("\x1b[31mred", "a\nb\rc", "\u202eabc", "x" * 100_000, "\ud800"):
+        for content in (
+            {**state, name: torch.zeros(1)},
+            {name: state, "b": other(state)},
+            {name: 3},
+            {f"{name}.patch_embed.proj.weight": torch.zeros(1)},
+        ):
+            torch.save(content, path, pickle_protocol=4)
+            for command in (("inspect", path), ("eval", TINY, tmp_path, "--weights", path, "--weights-key", name)):
+                code = cli.main([str(argument) for argument in command])
+                printed = capsys.readouterr()
+                assert code in (0, 2) and len(printed.err) < 2000, printed.err
+                assert printed.err.strip("\n").isprintable() and "\x1b" not in printed.out

@@ -28,14 +28,14 @@ from helpers import assert_same_bits, tiny_cache, tiny_model, varied_weights
 from onnx import numpy_helper
 from tiny import TINY
 
+from pyvimtrt.api import build
 from pyvimtrt.errors import CalibrationError, ModelError, NetworkError, VimTrtError
-from pyvimtrt.graph.assemble import assemble
-from pyvimtrt.graph.network import load_network, network_from_model
+from pyvimtrt.graph.network import load_network
 from pyvimtrt.inspect_file import describe
 from pyvimtrt.model.checkpoint import load_weights
 from pyvimtrt.model.config import parse_model
 from pyvimtrt.model.weights import weight_shapes
-from pyvimtrt.quantization.cache import check_cache, load_cache, save_cache
+from pyvimtrt.quantization.cache import save_cache
 from pyvimtrt.runtime.cpu import CpuEngine
 from pyvimtrt.runtime.reference import ReferenceEngine
 
@@ -93,7 +93,25 @@ def change_bytes(data: bytes, rng: Rng) -> bytes:
     return bytes(out[: int(rng.integers(len(out) + 1))] if rng.random() < 0.05 else out)
 
 
-NUMBERS = (0, 1, -1, 2, 7, 8, 16, 127, 255, 256, 65535, 1 << 31, -(1 << 31), (1 << 31) - 1, 1 << 40, (1 << 63) - 1, -(1 << 63))
+NUMBERS = (
+    0,
+    1,
+    -1,
+    2,
+    7,
+    8,
+    16,
+    127,
+    255,
+    256,
+    65535,
+    1 << 31,
+    -(1 << 31),
+    (1 << 31) - 1,
+    1 << 40,
+    (1 << 63) - 1,
+    -(1 << 63),
+)
 FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-30, 1e30, float("inf"), float("nan"), 3e38, 1e-45)
 
 
@@ -137,8 +155,10 @@ def changed_scalar(field: Any, value: Any, rng: Rng, texts: list[str]) -> Any:
         return change_bytes(value, rng)
     if field.type in (field.TYPE_FLOAT, field.TYPE_DOUBLE):
         return float(rng.choice(FLOATS))
+    if field.type == field.TYPE_ENUM:
+        return int(rng.choice([entry.number for entry in field.enum_type.values]))
     number = int(rng.choice(NUMBERS)) if rng.random() < 0.5 else value + int(rng.integers(-2, 3))
-    low, high = (-(1 << 31), (1 << 31) - 1) if field.type in (field.TYPE_INT32, field.TYPE_ENUM) else (-(1 << 63), (1 << 63) - 1)
+    low, high = (-(1 << 31), (1 << 31) - 1) if field.type == field.TYPE_INT32 else (-(1 << 63), (1 << 63) - 1)
     return min(max(number, low), high)
 
 
@@ -153,7 +173,13 @@ def change_constant(model: onnx.ModelProto, rng: Rng) -> None:
         else:
             array.reshape(-1)[places] = rng.integers(-3, 128, size=len(places))
     else:
-        shapes = [(1, *array.shape), array.shape[::-1], (*array.shape, 1), (array.size,), array.shape[1:] if array.size else ()]
+        shapes = [
+            (1, *array.shape),
+            array.shape[::-1],
+            (*array.shape, 1),
+            (array.size,),
+            array.shape[1:] if array.size else (),
+        ]
         array = np.resize(array, shapes[int(rng.integers(len(shapes)))])
     tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
 
@@ -168,12 +194,24 @@ def change_reshape(model: onnx.ModelProto, rng: Rng) -> None:
         node.attribute.append(onnx.helper.make_attribute("perm", [int(axis) for axis in order]))
         return
     tensor = next(t for t in model.graph.initializer if t.name == node.input[1])
-    numbers = numpy_helper.to_array(tensor)
+    numbers = numpy_helper.to_array(tensor).copy()
     if node.op_type == "Reshape":
         tail = numbers.reshape(-1)[1:]
-        choices = [np.array([0, *rng.permutation(tail)]), np.array([0, int(np.prod(tail))]), numbers[None], np.array([0, *tail, 1]), tail]
+        choices = [
+            np.array([0, *rng.permutation(tail)]),
+            np.array([0, int(np.prod(tail))]),
+            numbers[None],
+            np.array([0, *tail, 1]),
+            tail,
+        ]
     else:
-        choices = [rng.permutation(numbers.reshape(-1)), numbers[None], numbers.reshape(-1)[0], np.zeros_like(numbers), numbers.repeat(2)]
+        choices = [
+            rng.permutation(numbers.reshape(-1)),
+            numbers[None],
+            numbers.reshape(-1)[0],
+            np.zeros_like(numbers),
+            numbers.repeat(2),
+        ]
     chosen = choices[int(rng.integers(len(choices)))]
     tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(chosen, dtype=numbers.dtype).reshape(chosen.shape), tensor.name))
 
@@ -246,16 +284,32 @@ def change_json(value: Any, rng: Rng) -> Any:
     if isinstance(value, list) and value and rng.random() < 0.8:
         at = int(rng.integers(len(value)))
         return [*value[:at], change_json(value[at], rng), *value[at + 1 :]]
-    odd: list[Any] = [None, True, "", "x", [], {}, [1], {"a": 1}, 1.5, float("nan"), float("inf"), 10**400, [[[]]], *map(int, NUMBERS)]
+    odd: list[Any] = [
+        None,
+        True,
+        "",
+        "x",
+        [],
+        {},
+        [1],
+        {"a": 1},
+        1.5,
+        float("nan"),
+        float("inf"),
+        10**400,
+        [[[]]],
+        *map(int, NUMBERS),
+    ]
     return odd[int(rng.integers(len(odd)))]
 
 
 def test_caches_are_refused_or_make_a_network(tmp_path: Path):
-    """Every cache that belongs to the model makes a network that is read again."""
+    """Every cache that belongs to the model makes an engine that is read again."""
     rng = np.random.default_rng(int(os.environ.get("PYVIMTRT_FUZZ_SEED", "0")))
     config, weights, cache = parse_model(TINY), varied_weights(parse_model(TINY)), tiny_cache(TINY)
     path = tmp_path / "a.calib.safetensors"
     save_cache(cache, path)
+    safetensors.numpy.save_file(weights, tmp_path / "w.safetensors")
     whole = path.read_bytes()
     refused = accepted = 0
     with bounded() as done, np.errstate(all="ignore"):
@@ -277,13 +331,12 @@ def test_caches_are_refused_or_make_a_network(tmp_path: Path):
                 data = safetensors.numpy.save(tensors, header["__metadata__"])
             path.write_bytes(data)
             try:
-                found = load_cache(path)
-                check_cache(found, config, weights, str(path))
+                engine = build(TINY, tmp_path / "w.safetensors", path, tmp_path / "a.onnx", backend="cpu")
             except CalibrationError as error:
                 assert_sentence(error, path)
                 refused += 1
             else:
-                network_from_model(assemble(config, weights, found), "network")
+                assert load_network(engine).config == config
                 accepted += 1
             try:
                 json.dumps(describe(path))
@@ -341,7 +394,12 @@ def change_archive(data: bytes, rng: Rng) -> bytes:
 
 def seeds(state: dict[str, torch.Tensor]) -> dict[str, bytes]:
     """Return checkpoints of each kind of file."""
-    nested = {"model": state, "best": np.float64(1.5), "path": Path("a"), "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}}}
+    nested = {
+        "model": state,
+        "best": np.float64(1.5),
+        "path": Path("a"),
+        "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}},
+    }
     prefixed = {"state_dict": {"model." + name: value for name, value in state.items()}, "epoch": 3}
     found = {}
     for name, content in (("bare", state), ("nested", nested), ("prefixed", prefixed)):

@@ -112,7 +112,14 @@ def test_timm_knows_every_model(name: str):
 
 def test_what_training_scripts_give_is_taken():
     """timm's train.py, and the published one of Vim."""
-    keywords = {"pretrained": False, "num_classes": 7, "drop_rate": 0.0, "drop_path_rate": 0.1, "drop_block_rate": None, "global_pool": None}
+    keywords = {
+        "pretrained": False,
+        "num_classes": 7,
+        "drop_rate": 0.0,
+        "drop_path_rate": 0.1,
+        "drop_block_rate": None,
+        "global_pool": None,
+    }
     model = timm.create_model(DEMO, **keywords, in_chans=None, img_size=32, scriptable=False, bn_eps=None)
     assert (model.config.img, model.config.classes, model.num_classes, model.config.channels) == (32, 7, 7, 1)
     assert [round(layer.drop_path.rate, 6) for layer in model.layers] == [0.0, 0.02, 0.04, 0.06, 0.08, 0.1]
@@ -120,7 +127,13 @@ def test_what_training_scripts_give_is_taken():
     assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
     assert timm.create_model(DEMO, img_size=(32, 32), in_chans=3).config.img == 32
     small = timm.create_model("vim_tiny_patch16_224", img_size=64, patch_size=32, embed_dim=32, depth=2, num_classes=5)
-    assert (small.config.patch, small.config.stride, small.config.dim, small.config.rank, small.config.depth) == (32, 32, 32, 2, 2)
+    assert (small.config.patch, small.config.stride, small.config.dim, small.config.rank, small.config.depth) == (
+        32,
+        32,
+        32,
+        2,
+        2,
+    )
 
 
 @pytest.mark.parametrize(

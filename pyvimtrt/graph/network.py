@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 from pyvimtrt.data import statistics
 from pyvimtrt.data.statistics import Moments
-from pyvimtrt.errors import ModelError, NetworkError
+from pyvimtrt.errors import ModelError, NetworkError, brief
 from pyvimtrt.graph.operators import DOMAIN, OPERATORS, OPSET, Value, check_node
 from pyvimtrt.model.config import VimConfig, parse_model
 
@@ -129,7 +129,7 @@ def load_network(path: Path) -> Network:
         return network_from_model(model, str(path))
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError, MemoryError) as error:
         # Protobuf hands out bytes where text is not UTF-8, and numbers of any size: no check below foresees all of it.
-        raise NetworkError(f"{path} is damaged ({error}); build the network again") from error
+        raise NetworkError(f"{path} is damaged ({brief(error)}); build the network again") from error
 
 
 def _read_model(path: Path) -> onnx.ModelProto:
@@ -208,7 +208,7 @@ def _check_names(names: list[str], what: str, where: str) -> None:
     """Raise NetworkError where two things of one kind have the same name."""
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
-        raise NetworkError(f"{where}: two {what} have the name {str(twice)[:80]!r}; build the network again")
+        raise NetworkError(f"{where}: two {what} have the name {brief(twice, 80)!r}; build the network again")
 
 
 def _check_declared(declared: onnx.ValueInfoProto, value: Value, source: str) -> None:

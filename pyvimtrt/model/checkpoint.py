@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pyvimtrt.errors import ModelError
+from pyvimtrt.errors import ModelError, brief
 from pyvimtrt.files import atomic_output
 from pyvimtrt.model.config import VimConfig, model_name
 from pyvimtrt.model.foreign_file import describe_foreign
@@ -54,7 +54,7 @@ def load_weights(config: VimConfig, source: str | Path | WeightsFile) -> Weights
     try:
         weights = _read(chosen, file.path)
     except (OSError, ValueError, MemoryError) as error:
-        raise ModelError(f"cannot read weights from {file.path}: {error or 'out of memory'}; get the file again") from error
+        raise ModelError(f"cannot read weights from {file.path}: {brief(error) or 'out of memory'}; get the file again") from error
     check_weights(config, weights, _place(chosen, file.path))
     note = _note(chosen, sets)
     if note:
@@ -69,7 +69,9 @@ def read_sets(path: Path) -> list[WeightSet]:
     if not sets:
         model = pickled_class(content)
         if model is not None:
-            raise ModelError(f"{path} holds no state dict but a whole object of the class {model[:80]}, which takes code to load; save model.state_dict()")
+            raise ModelError(
+                f"{path} holds no state dict but a whole object of the class {brief(model, 80)}, which takes code to load; save model.state_dict()"
+            )
         raise ModelError(f"{path} holds no state dict: no tensors under the names of weights; save model.state_dict()")
     return sets
 
@@ -117,7 +119,7 @@ def _choose(config: VimConfig, sets: list[WeightSet], file: WeightsFile) -> tupl
     if file.key is not None:
         candidates = choose_by_key(sets, file.key)
         if not candidates:
-            raise ModelError(f"{file.path} holds no weights under {file.key[:80]!r}; {KEY_OPTION} takes one of: {_names(sets)}")
+            raise ModelError(f"{file.path} holds no weights under {brief(file.key, 80)!r}; {KEY_OPTION} takes one of: {_names(sets)}")
     problems = [_problem(config, found) for found in candidates]
     fitting = [found for found, problem in zip(candidates, problems, strict=True) if not problem]
     if not fitting:
@@ -126,9 +128,9 @@ def _choose(config: VimConfig, sets: list[WeightSet], file: WeightsFile) -> tupl
     first = fitting[0]
     different = [first, *(other for other in fitting[1:] if not _equal(first, other, file.path))]
     if len(different) > 1:
-        names = [found.name for found in different]
+        names = [brief(found.name, 80) for found in different]
         if len(set(names)) < len(names):
-            names = [found.full_name() for found in different]
+            names = [brief(found.full_name(), 80) for found in different]
         raise ModelError(
             f"{file.path} holds {len(different)} different sets of weights that fit the model: {', '.join(names)}; "
             f"choose one with {' or '.join(f'{KEY_OPTION} {name}' for name in names)}"
@@ -140,7 +142,7 @@ def _choose(config: VimConfig, sets: list[WeightSet], file: WeightsFile) -> tupl
 def _problem(config: VimConfig, found: WeightSet) -> str:
     """Return why a set of weights cannot be the model's, as the end of a sentence, or nothing."""
     if found.clash:
-        return f"hold two tensors of the name {found.clash[:80]}, with and without a wrapper's part; save one state dict"
+        return f"hold two tensors of the name {brief(found.clash, 80)}, with and without a wrapper's part; save one state dict"
     for name in sorted(weight_shapes(config).keys() & found.tensors.keys()):
         if found.tensors[name].kind:  # before the shapes, which such tensors need not say
             return f"cannot be used: {name} {found.tensors[name].problem()}"
@@ -168,7 +170,7 @@ def _equal(one: WeightSet, other: WeightSet, path: Path) -> bool:
     try:
         return all(np.array_equal(tensor.read(), other.tensors[name].read()) for name, tensor in one.tensors.items())
     except (OSError, ValueError, MemoryError) as error:
-        raise ModelError(f"cannot read weights from {path}: {error or 'out of memory'}; get the file again") from error
+        raise ModelError(f"cannot read weights from {path}: {brief(error) or 'out of memory'}; get the file again") from error
 
 
 def _read(found: WeightSet, path: Path) -> Weights:
@@ -176,24 +178,24 @@ def _read(found: WeightSet, path: Path) -> Weights:
 
 
 def _place(found: WeightSet, path: Path) -> str:
-    return str(path) if found.name == "." else f"{path} under {found.name[:80]}"
+    return str(path) if found.name == "." else f"{path} under {brief(found.name, 80)}"
 
 
 def _names(sets: list[WeightSet]) -> str:
     names = list(dict.fromkeys(found.name for found in sets))
-    return ", ".join(name[:80] for name in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return ", ".join(brief(name, 80) for name in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _note(chosen: WeightSet, fitting: list[WeightSet]) -> str:
     """Return what was chosen, taken off and left out; empty for a bare state dict under the model's own names."""
     parts = []
     if chosen.keys:
-        parts.append(f"weights taken from {'/'.join(chosen.keys)[:80]}")
+        parts.append(f"weights taken from {brief('/'.join(chosen.keys), 80)}")
     off = [*filter(None, [chosen.prefix]), *(f"{part}." for part in chosen.wrappers)]
     if off:
-        parts.append(f"{' and '.join(repr(text[:80]) for text in off)} taken off their names")
+        parts.append(f"{' and '.join(repr(brief(text, 80)) for text in off)} taken off their names")
     if chosen.neutral:
-        parts.append(f"{chosen.neutral[0][:80]}{f' and {len(chosen.neutral) - 1} more' if len(chosen.neutral) > 1 else ''} left out")
+        parts.append(f"{brief(chosen.neutral[0], 80)}{f' and {len(chosen.neutral) - 1} more' if len(chosen.neutral) > 1 else ''} left out")
     if len(fitting) > 1:
         parts.append(f"{_names([found for found in fitting if found is not chosen])} holds the same")
     return "; ".join(parts)
@@ -223,4 +225,13 @@ if TYPE_CHECKING:
 
     from pyvimtrt.model.vim import VisionMamba
 
-__all__ = ["CheckpointNote", "StoredTensor", "WeightsFile", "as_weights_file", "load_model", "load_weights", "read_sets", "save_weights"]
+__all__ = [
+    "CheckpointNote",
+    "StoredTensor",
+    "WeightsFile",
+    "as_weights_file",
+    "load_model",
+    "load_weights",
+    "read_sets",
+    "save_weights",
+]

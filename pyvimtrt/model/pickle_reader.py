@@ -51,11 +51,33 @@ class Record(Pairs):
 
 # Classes whose objects are written as a call of the class, and are plain values.
 _PLAIN = {
-    *(f"builtins.{name}" for name in ("set", "frozenset", "list", "tuple", "dict", "bytearray", "bytes", "complex", "slice", "range", "object")),
+    *(
+        f"builtins.{name}"
+        for name in (
+            "set",
+            "frozenset",
+            "list",
+            "tuple",
+            "dict",
+            "bytearray",
+            "bytes",
+            "complex",
+            "slice",
+            "range",
+            "object",
+        )
+    ),
     *(f"pathlib.{name}" for name in ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")),
     *(f"collections.{name}" for name in ("OrderedDict", "defaultdict", "Counter", "deque")),
     *(f"datetime.{name}" for name in ("datetime", "date", "time", "timedelta", "timezone")),
-    *("argparse.Namespace", "types.SimpleNamespace", "decimal.Decimal", "fractions.Fraction", "uuid.UUID", "zoneinfo.ZoneInfo"),
+    *(
+        "argparse.Namespace",
+        "types.SimpleNamespace",
+        "decimal.Decimal",
+        "fractions.Fraction",
+        "uuid.UUID",
+        "zoneinfo.ZoneInfo",
+    ),
     *("torch.device", "torch.dtype", "torch.Size", "torch.Generator", "torch.serialization._get_layout"),
     *("numpy.dtype", "numpy.multiarray.scalar", "numpy.multiarray._reconstruct"),
     *(f"numpy.random._pickle.{name}" for name in ("__randomstate_ctor", "__generator_ctor", "__bit_generator_ctor")),
@@ -76,7 +98,18 @@ _STORAGES = {
     "Byte": "uint8", "Bool": "bool", "ComplexDouble": "complex128", "ComplexFloat": "complex64", "Untyped": "uint8",
     "QInt8": "qint8", "QUInt8": "quint8", "QInt32": "qint32", "QUInt4x2": "quint4x2", "QUInt2x4": "quint2x4",
 }  # fmt: skip
-_STORAGE_BYTES = {"float64": 8, "int64": 8, "complex64": 8, "complex128": 16, "float32": 4, "int32": 4, "qint32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
+_STORAGE_BYTES = {
+    "float64": 8,
+    "int64": 8,
+    "complex64": 8,
+    "complex128": 16,
+    "float32": 4,
+    "int32": 4,
+    "qint32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "int16": 2,
+}
 _NUMPY_TYPES = {"f2": "float16", "f4": "float32", "f8": "float64", "c8": "complex64", "c16": "complex128"}
 
 
@@ -105,7 +138,17 @@ def read_pickle(stream: IO[bytes], storage_of: StorageOf) -> Any:
     """
     try:
         return _Reader(storage_of).run(stream)
-    except (TypeError, IndexError, KeyError, AttributeError, OverflowError, RecursionError, MemoryError, UnicodeError, SyntaxError) as error:
+    except (
+        TypeError,
+        IndexError,
+        KeyError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        MemoryError,
+        UnicodeError,
+        SyntaxError,
+    ) as error:
         raise ValueError(f"it is damaged: {error}") from error
 
 
@@ -384,10 +427,37 @@ class _Reader:
 
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _LITERALS = {
-    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING"),
-    *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+    *(
+        "INT",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG",
+        "LONG1",
+        "LONG4",
+        "FLOAT",
+        "BINFLOAT",
+        "STRING",
+        "BINSTRING",
+        "SHORT_BINSTRING",
+    ),
+    *(
+        "UNICODE",
+        "SHORT_BINUNICODE",
+        "BINUNICODE",
+        "BINUNICODE8",
+        "BINBYTES",
+        "SHORT_BINBYTES",
+        "BINBYTES8",
+        "BYTEARRAY8",
+    ),
 }
-_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg", "pathlib._local": "pathlib", "collections.abc": "collections"}
+_MODULES = {
+    "__builtin__": "builtins",
+    "copy_reg": "copyreg",
+    "pathlib._local": "pathlib",
+    "collections.abc": "collections",
+}
 _NUMPY = ("numpy.core.", "numpy._core.")
 
 

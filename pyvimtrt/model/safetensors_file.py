@@ -9,7 +9,7 @@ from typing import Any
 
 import safetensors
 
-from pyvimtrt.errors import ModelError
+from pyvimtrt.errors import ModelError, brief
 from pyvimtrt.model.stored_tensor import Storage, StoredTensor, row_major
 
 MAX_HEADER_BYTES = 1 << 24
@@ -42,8 +42,16 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
         tensors = {name: _tensor(path, 8 + length, entry) for name, entry in header.items()}
         with safetensors.safe_open(path, "numpy"):  # the format's own checks: types, sizes, holes
             return tensors
-    except (OSError, safetensors.SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ModelError(f"cannot read weights from {path}: it is damaged or not a .safetensors file ({error}); get the file again") from error
+    except (
+        OSError,
+        safetensors.SafetensorError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        raise ModelError(f"cannot read weights from {path}: it is damaged or not a .safetensors file ({brief(error)}); get the file again") from error
 
 
 def _header_bytes(path: Path) -> int:

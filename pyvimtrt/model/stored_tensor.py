@@ -83,7 +83,12 @@ class StoredTensor:
 
     def same_place(self, other: StoredTensor) -> bool:
         """Return whether both are the same bytes of the file."""
-        return self.storage is other.storage and (self.dtype, self.shape, self.strides, self.offset) == (other.dtype, other.shape, other.strides, other.offset)
+        return self.storage is other.storage and (self.dtype, self.shape, self.strides, self.offset) == (
+            other.dtype,
+            other.shape,
+            other.strides,
+            other.offset,
+        )
 
     def _item(self) -> int:
         return np.dtype(FLOATS[self.dtype]).itemsize

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from pyvimtrt.errors import ModelError
+from pyvimtrt.errors import ModelError, brief
 from pyvimtrt.model.pickle_reader import CodeFoundError, read_pickle
 from pyvimtrt.model.stored_tensor import Storage
 
@@ -34,11 +34,11 @@ def read_torch_file(path: Path) -> Any:
         return _read_zip(path) if _begins(path, ZIP_MAGIC) else _read_old(path)
     except CodeFoundError as error:
         raise ModelError(
-            f"cannot read weights from {path}: it is no checkpoint of tensors alone, but calls {str(error)[:80]}, and code in files is not run; "
+            f"cannot read weights from {path}: it is no checkpoint of tensors alone, but calls {brief(error, 80)}, and code in files is not run; "
             "save its state dict as .safetensors"
         ) from error
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, struct.error, zlib.error) as error:
-        raise ModelError(f"cannot read weights from {path}: it is no checkpoint of tensors alone, or damaged ({error}); {AGAIN}") from error
+        raise ModelError(f"cannot read weights from {path}: it is no checkpoint of tensors alone, or damaged ({brief(error)}); {AGAIN}") from error
 
 
 def check_inflation(taken: int, path: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pyvimtrt.errors import brief
 from pyvimtrt.model.pickle_reader import Pairs, Record, as_tensor
 from pyvimtrt.model.stored_tensor import StoredTensor
 
@@ -20,7 +21,14 @@ MAX_DEPTH = 8
 MAX_TOP_KEYS = 40
 MAX_PREFIXES = 16  # of one dictionary
 # Parts of names that wrappers of PyTorch put anywhere: DataParallel and AveragedModel, torch.compile, FSDP, activation checkpoints.
-WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_flat_param")
+WRAPPERS = (
+    "module",
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",
+    "_flat_param",
+)
 _ANY_WRAPPERS = rf"(?:(?:{'|'.join(WRAPPERS)})\.)*"
 _ANCHOR = re.compile(rf"^((?:.*?\.)?)patch_embed\.{_ANY_WRAPPERS}proj\.{_ANY_WRAPPERS}weight$")
 # What tools leave in a state dict that no result depends on: counters of profilers and of averages; losses and metrics of trainers.
@@ -163,4 +171,4 @@ def pickled_class(content: Any) -> str | None:
 
 def top_keys(content: Any) -> list[str]:
     """Return the first keys of a dictionary."""
-    return [str(key)[:80] for key, _ in _pairs(content)[:MAX_TOP_KEYS]]
+    return [brief(key, 80) for key, _ in _pairs(content)[:MAX_TOP_KEYS]]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyvimtrt.errors import ModelError
+from pyvimtrt.errors import ModelError, brief
 from pyvimtrt.model.config import CONV_WIDTH, MAX_IMAGE, MAX_TOKENS, VimConfig, model_name
 
 Weights = dict[str, npt.NDArray[np.float32]]
@@ -53,7 +53,7 @@ def misfit(config: VimConfig, shapes: Mapping[str, tuple[int, ...]]) -> str:
     problems = []
     for what, names in (("missing", expected.keys() - shapes.keys()), ("unexpected", shapes.keys() - expected.keys())):
         if names:
-            problems.append(f"{what} {_shown(sorted(name[:_NAME_CHARACTERS] for name in names), ', ', ' and {} more')}")
+            problems.append(f"{what} {_shown(sorted(brief(name, _NAME_CHARACTERS) for name in names), ', ', ' and {} more')}")
     wrong = [f"{name} is {shapes[name]}, expected {shape}" for name, shape in expected.items() if name in shapes and shapes[name] != shape]
     if wrong:
         problems.append(_shown(wrong, "; ", " and {} more"))
