@@ -32,6 +32,8 @@ _POINTERS = {
 
 def describe_foreign(path: Path) -> str | None:
     """Return what a file is that cannot be a checkpoint, with the cure, or None where it may be one. Raises OSError where it cannot be read."""
+    if path.suffix in (".onnx", ".engine"):
+        return "is an engine or a network, not a checkpoint; give the weights it was built from"
     with path.open("rb") as file:
         start = file.read(_START)
         file.seek(257)

@@ -15,7 +15,6 @@ from pyvimtrt.model.stored_tensor import MAX_AXES, BytesStorage, Storage, Stored
 
 MAX_OPCODES = 600_000  # a second or two; checkpoints with all states of training have 100,000
 MAX_MEMO = 1 << 31
-MAX_ENCODED = 1 << 28  # bytes written as text, which a pickle can ask for again and again
 
 
 class CodeFoundError(Exception):
@@ -76,6 +75,8 @@ _PLAIN = {
         "decimal.Decimal",
         "fractions.Fraction",
         "uuid.UUID",
+        "uuid.SafeUUID",
+        "functools.partial",
         "zoneinfo.ZoneInfo",
     ),
     *("torch.device", "torch.dtype", "torch.Size", "torch.Generator", "torch.serialization._get_layout"),
@@ -131,13 +132,13 @@ class _Array(Record):
     tensor: StoredTensor | None = None
 
 
-def read_pickle(stream: IO[bytes], storage_of: StorageOf) -> Any:
-    """Return what the pickle at the stream's position holds; the stream then stands behind it.
+def read_pickle(stream: IO[bytes], storage_of: StorageOf, size: int) -> Any:
+    """Return what the pickle at the stream's position holds, of ``size`` bytes at most; the stream then stands behind it.
 
     Raises CodeFoundError where it calls functions, ValueError where it is damaged or too long.
     """
     try:
-        return _Reader(storage_of).run(stream)
+        return _Reader(storage_of, size).run(stream)
     except (
         TypeError,
         IndexError,
@@ -155,12 +156,12 @@ def read_pickle(stream: IO[bytes], storage_of: StorageOf) -> Any:
 class _Reader:
     """The stack machine of pickles, on inert values."""
 
-    def __init__(self, storage_of: StorageOf) -> None:
+    def __init__(self, storage_of: StorageOf, size: int) -> None:
         self.storage_of = storage_of
+        self.unencoded = size  # bytes written as text that may come yet: a pickle can ask for the same again and again
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
-        self.encoded = 0
         self.storages: dict[str, TypedStorage] = {}
 
     def run(self, stream: IO[bytes]) -> Any:
@@ -338,7 +339,11 @@ class _Reader:
             raise ValueError("it is damaged: a state is given to what is no object")
 
     def op_binpersid(self, _: Any) -> None:
-        self.stack.append(self._storage(self._pop()))
+        identity = self._pop()
+        if isinstance(identity, tuple) and len(identity) > 1 and identity[0] == "module":  # a class, in old files with its text
+            self.stack.append(identity[1])
+        else:
+            self.stack.append(self._storage(identity))
 
     def _make(self, cls: Any, arguments: Any) -> Any:
         """Stand for a new object, whose class gives it its state later: no class is made or called."""
@@ -361,10 +366,12 @@ class _Reader:
             value, encoding = arguments
             if not isinstance(value, str) or encoding not in ("latin1", "latin-1"):
                 raise ValueError("it is damaged: bytes are not written as bytes")
-            self.encoded += len(value)
-            if self.encoded > MAX_ENCODED:
-                raise ValueError(f"it writes more than {MAX_ENCODED} bytes as text; save its state dict as .safetensors")
+            self.unencoded -= len(value)
+            if self.unencoded < 0:
+                raise ValueError("it writes more bytes as text than it has; save its state dict as .safetensors")
             return value.encode("latin-1")
+        if text == "builtins.getattr" and isinstance(arguments[0], Name) and isinstance(arguments[1], str):
+            return Name(arguments[0].module, f"{arguments[0].name}.{arguments[1]}")
         if text == "copyreg._reconstructor":
             return self._make(arguments[0], ())
         if text == "numpy.multiarray._reconstruct":

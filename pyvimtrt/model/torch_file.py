@@ -18,7 +18,6 @@ from pyvimtrt.model.stored_tensor import Storage
 
 ZIP_MAGIC = b"PK\x03\x04"
 OLD_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file of PyTorch before 1.6
-MAX_PICKLE_BYTES = 1 << 27  # of the archive's pickle, which holds no weights
 MAX_ENTRIES = 100_000  # of an archive
 INFLATION = 16  # times its size on disk that a file may take in memory, beyond the allowance
 ALLOWANCE = 1 << 26
@@ -139,9 +138,7 @@ class _Archive:
 def _read_zip(path: Path) -> Any:
     archive = _Archive(path)
     info = archive.entries[archive.root + "data.pkl"]
-    if info.file_size > MAX_PICKLE_BYTES:
-        raise ValueError(f"its data.pkl has {info.file_size} bytes, more than {MAX_PICKLE_BYTES}")
-    return read_pickle(io.BytesIO(archive.read(info, 0, info.file_size)), archive.storage)
+    return read_pickle(io.BytesIO(archive.read(info, 0, info.file_size)), archive.storage, info.file_size)
 
 
 def _check_entries(file: IO[bytes]) -> None:
@@ -193,15 +190,15 @@ def _read_old(path: Path) -> Any:
         return _Absent()
 
     with _mapped(path) as stream:
-        first = read_pickle(stream, none)
+        size = len(stream)
+        first = read_pickle(stream, none, size)
         if first != OLD_MAGIC:
             return first  # a pickle of arrays
         for _ in range(2):  # version and machine
-            read_pickle(stream, none)
-        content = read_pickle(stream, storage)
-        keys = read_pickle(stream, none)
+            read_pickle(stream, none, size)
+        content = read_pickle(stream, storage, size)
+        keys = read_pickle(stream, none, size)
         position = stream.tell()
-        size = len(stream)
         if not isinstance(keys, list):
             raise ValueError("it is damaged: its storages have no names")
         for key in keys:
