@@ -15,11 +15,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyvimtrt.api import build, calibrate, load_model
+    from pyvimtrt.api import WeightsFile, build, calibrate, load_model
     from pyvimtrt.runtime.engine import Engine, load_engine
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "__version__", "build", "calibrate", "load_engine", "load_model"]
+__all__ = ["Engine", "WeightsFile", "__version__", "build", "calibrate", "load_engine", "load_model"]
 
 # Read by OpenMP when it loads, here and in torch. Waiting threads give up their core soon: with the default, calls on a machine whose cores are
 # busy with something else take many times longer, because workers spin through whole time slices. A value the user set stays.
@@ -31,6 +31,7 @@ _LAZY = {
     "build": "pyvimtrt.api",
     "calibrate": "pyvimtrt.api",
     "load_model": "pyvimtrt.api",
+    "WeightsFile": "pyvimtrt.model.checkpoint",
 }
 
 

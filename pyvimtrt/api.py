@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pyvimtrt.errors import BackendError, ModelError, UsageError, missing_extra
+from pyvimtrt.errors import BackendError, CalibrationError, ModelError, NetworkError, UsageError, brief, missing_extra
 from pyvimtrt.files import check_writable
 from pyvimtrt.graph.assemble import assemble, save_network
+from pyvimtrt.model.checkpoint import WeightsFile, as_weights_file, load_weights
 from pyvimtrt.model.checkpoint import load_model as load_torch_model
-from pyvimtrt.model.checkpoint import load_weights
 from pyvimtrt.model.config import DEMO_MODEL, VimConfig, parse_model
 from pyvimtrt.model.defaults import model_defaults
 from pyvimtrt.quantization.cache import Cache, check_cache, load_cache, save_cache
@@ -26,6 +26,7 @@ from pyvimtrt.runtime.tensorrt_build import PACKAGES, PlanOptions, build_plan, c
 if TYPE_CHECKING:
     from pyvimtrt.model.vim import VisionMamba
 
+WeightsSource = str | Path | WeightsFile
 BACKENDS = ("auto", "cpu", "tensorrt", "tensorrt-rtx")
 
 
@@ -40,18 +41,28 @@ def per_channel(values: Sequence[float] | None, default: tuple[float, ...], chan
     return tuple(float(v) for v in values) * (channels if len(values) == 1 else 1)
 
 
-def resolve_weights(config: VimConfig, path: str | Path | None) -> Path:
+def resolve_weights(config: VimConfig, weights: WeightsSource | None) -> WeightsFile:
     """Return the weights file of a model: the one given, or the bundled one."""
-    if path is not None:
-        return Path(path)
+    if weights is not None:
+        return as_weights_file(weights)
     bundled = model_defaults(config).weights
     if bundled is None:
         raise ModelError(f"the model {config.spec()} has no bundled weights; give a checkpoint with --weights")
-    return bundled
+    return WeightsFile(bundled)
 
 
-def load_model(model: str, weights: str | Path | None = None) -> VisionMamba:
-    """Return the fp32 PyTorch model in evaluation mode, by name or ``vim:...`` text, with a checkpoint or the bundled weights."""
+def keyed_weights(weights: str | Path | None, key: str | None) -> WeightsFile | None:
+    """Return a checkpoint with the set of weights to take from it, as two options of a command give them. Raises UsageError for a key without a file."""
+    if weights is None and key is not None:
+        raise UsageError("a key of weights (--weights-key) goes with a checkpoint (--weights)")
+    return None if weights is None else WeightsFile(Path(weights), key)
+
+
+def load_model(model: str, weights: WeightsSource | None = None) -> VisionMamba:
+    """Return the fp32 PyTorch model in evaluation mode, by name or ``vim:...`` text, with a checkpoint or the bundled weights.
+
+    ``WeightsFile(path, key)`` chooses one of several sets of weights in a checkpoint.
+    """
     config = parse_model(model)
     loaded = load_weights(config, resolve_weights(config, weights))
     try:
@@ -62,7 +73,7 @@ def load_model(model: str, weights: str | Path | None = None) -> VisionMamba:
 
 def calibrate(
     model: str,
-    weights: str | Path | None,
+    weights: WeightsSource | None,
     images: npt.NDArray[np.uint8],
     *,
     recipe: str = "default",
@@ -128,7 +139,7 @@ def engine_suffix(backend: str) -> str:
 
 def build(
     model: str = DEMO_MODEL,
-    weights: str | Path | None = None,
+    weights: WeightsSource | None = None,
     calibration: str | Path | None = None,
     output: str | Path | None = None,
     *,
@@ -162,7 +173,11 @@ def build(
             raise ModelError(f"{cache_path} was made with {what} {', '.join(map(str, made_with))}; calibrate again to change it")
     if labels and len(labels) != config.classes:
         raise ModelError(f"the model has {config.classes} classes, but {len(labels)} labels were given")
-    network = assemble(config, loaded, cache, tuple(labels) or defaults.labels)
+    try:
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what is not finite is found by the network's check
+            network = assemble(config, loaded, cache, tuple(labels) or defaults.labels)
+    except NetworkError as error:
+        raise CalibrationError(f"no network can be made of {cache_path} ({brief(error)}); run pyvimtrt calibrate again") from error
     if backend == "cpu":
         save_network(network, output)
         return output
@@ -173,4 +188,16 @@ def build(
     return output
 
 
-__all__ = ["PlanOptions", "build", "calibrate", "engine_suffix", "load_model", "per_channel", "resolve_backend", "resolve_weights"]
+__all__ = [
+    "PlanOptions",
+    "WeightsFile",
+    "WeightsSource",
+    "build",
+    "calibrate",
+    "engine_suffix",
+    "keyed_weights",
+    "load_model",
+    "per_channel",
+    "resolve_backend",
+    "resolve_weights",
+]

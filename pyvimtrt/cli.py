@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +27,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=MAX_THREADS, help="Threads; all cores by default.")]
 Weights = Annotated[Path | None, typer.Option(help="Checkpoint, .safetensors or .pth; default: the bundled one.")]
+WeightsKey = Annotated[str | None, typer.Option(metavar="KEY", help="Which set of weights to take where several in the checkpoint fit, such as model_ema.")]
 Mean = Annotated[str | None, typer.Option(help="Mean of pixels in 0..1: one number, or one per channel: 0.5,0.4,0.4")]
 Std = Annotated[str | None, typer.Option(help="Standard deviation of pixels: one number, or one per channel.")]
 
@@ -57,6 +59,7 @@ def build(
         typer.Argument(metavar="[RECIPE.toml | MODEL]", help="Recipe file or model; default: bundled model."),
     ] = None,
     weights: Weights = None,
+    weights_key: WeightsKey = None,
     calib: Annotated[Path | None, typer.Option(help="Calibration cache; default: the bundled one.")] = None,
     int8: Annotated[bool, typer.Option("--int8", help="Build in int8: the only precision, so required.")] = False,
     backend: Annotated[str | None, typer.Option(help="auto, cpu, tensorrt or tensorrt-rtx.")] = None,
@@ -93,6 +96,7 @@ def build(
         recipe,
         **_given(
             weights=weights,
+            weights_key=weights_key,
             calibration=calib,
             output=output,
             backend=backend,
@@ -118,6 +122,7 @@ def calibrate(
     images: Annotated[Path, typer.Option(help="Folder of images (with or without class folders), or .npz.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Cache file to write, .safetensors.")],
     weights: Weights = None,
+    weights_key: WeightsKey = None,
     count: Annotated[int, typer.Option(min=1, help="Images drawn at random.")] = 256,
     recipe: Annotated[str, typer.Option(help="default, paper or naive.")] = "default",
     k: Annotated[str | None, typer.Option(help="Clusters of tokens, such as 4, or full; default: the recipe's.")] = None,
@@ -154,7 +159,7 @@ def calibrate(
     with progress_bar("calibrating") as progress:
         cache = api.calibrate(
             model,
-            weights,
+            api.keyed_weights(weights, weights_key),
             pixels,
             recipe=recipe,
             k=k,
@@ -210,6 +215,7 @@ def evaluate(
     engine_or_model: Annotated[str, typer.Argument(metavar="ENGINE|MODEL", help="Engine file, or a model run in fp32.")],
     data: Annotated[Path, typer.Argument(help="Folder with a folder per class, .npz of images and labels, or Fashion-MNIST.")],
     weights: Weights = None,
+    weights_key: WeightsKey = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first images.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images run at a time.")] = 32,
     threads: Threads = None,
@@ -224,6 +230,7 @@ def evaluate(
       pyvimtrt eval engines/vim_demo_fashion_mnist.onnx /usr/share/datasets/fashion-mnist
       pyvimtrt eval vim_tiny_patch16_224 --weights vim_t.pth val/ --limit 1000 --json
     """
+    from pyvimtrt.api import keyed_weights
     from pyvimtrt.cli_output import print_fields, print_json, print_warnings, progress_bar
     from pyvimtrt.evaluate import evaluate as run
 
@@ -231,7 +238,7 @@ def evaluate(
         accuracy = run(
             engine_or_model,
             data,
-            weights,
+            keyed_weights(weights, weights_key),
             limit=limit,
             batch=batch,
             threads=threads,
@@ -259,6 +266,7 @@ def compare(
     engine: Annotated[Path, typer.Argument(help="Engine file made by pyvimtrt build.")],
     data: Annotated[Path, typer.Option(help="Images, with or without labels: a folder, an .npz, or Fashion-MNIST.")],
     weights: Weights = None,
+    weights_key: WeightsKey = None,
     calib: Annotated[Path | None, typer.Option(help="Cache the engine was built from, for what costs how much; default: the bundled one.")] = None,
     report: Annotated[Path | None, typer.Option(help="HTML file for the report with plots.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first images.")] = None,
@@ -275,6 +283,7 @@ def compare(
       pyvimtrt compare engines/vim_demo_fashion_mnist.onnx --data /usr/share/datasets/fashion-mnist --report report.html
       pyvimtrt compare vim_t.onnx --weights vim_t.pth --calib vim_t.calib.safetensors --data val/ --limit 1000 --attribution tensors
     """
+    from pyvimtrt.api import keyed_weights
     from pyvimtrt.cli_output import print_comparison, print_json, print_warnings, progress_bars
     from pyvimtrt.compare.results import to_json
     from pyvimtrt.compare.run import Settings
@@ -290,7 +299,7 @@ def compare(
             raise missing_extra("matplotlib", "compare", "the report") from error
     settings = Settings(limit, batch, threads, attribution, attribution_images)
     with progress_bars() as progress:
-        found = run(engine, data, weights, calib, settings, progress)
+        found = run(engine, data, keyed_weights(weights, weights_key), calib, settings, progress)
     print_warnings(found.warnings)
     if report is not None:
         save_report(found, report)
@@ -302,6 +311,7 @@ def bench(
     engine: Annotated[Path, typer.Argument(help="CPU engine, .onnx, made by pyvimtrt build.")],
     vs: Annotated[str | None, typer.Option("--vs", metavar="PEER,..", help="Runtimes to measure beside it: all, or some of the names below.")] = None,
     weights: Weights = None,
+    weights_key: WeightsKey = None,
     batch: Annotated[int, typer.Option(min=1, help="Images of one run.")] = 1,
     threads: Annotated[str | None, typer.Option(metavar="N,..", help="Numbers of threads to try for each peer; default: 1 and all cores.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each peer, taking turns.")] = 30,
@@ -319,6 +329,7 @@ def bench(
       pyvimtrt bench engines/vim_demo_fashion_mnist.onnx
       pyvimtrt bench vim_t.onnx --weights vim_t.pth --vs all --batch 16 --plot bench.svg
     """
+    from pyvimtrt.api import keyed_weights
     from pyvimtrt.bench.plot import check_plot, save_plot
     from pyvimtrt.bench.run import Settings, parse_peers
     from pyvimtrt.bench.run import bench as run
@@ -328,7 +339,7 @@ def bench(
     if plot is not None:
         check_plot(plot)
     with progress_bar("measuring") as progress:
-        found = run(engine, weights, settings, progress)
+        found = run(engine, keyed_weights(weights, weights_key), settings, progress)
     if plot is not None:
         save_plot(found, plot)
     if as_json:
@@ -453,6 +464,7 @@ def export_onnx(
     model: Annotated[str, typer.Argument(help="Registered name, or vim:img=32,patch=4,dim=128,depth=8,classes=10,channels=3")],
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write, .onnx.")],
     weights: Weights = None,
+    weights_key: WeightsKey = None,
     labels: Annotated[Path | None, typer.Option(help="Text file with the label of each class, one a line.")] = None,
     mean: Mean = None,
     std: Std = None,
@@ -464,11 +476,12 @@ def export_onnx(
     Example:
       pyvimtrt export onnx vim_tiny_patch16_224 --weights vim_t.pth -o vim_t_fp32.onnx
     """
+    from pyvimtrt.api import keyed_weights
     from pyvimtrt.cli_output import print_fields, print_json
     from pyvimtrt.export.onnx_fp32 import export_model
     from pyvimtrt.recipe_file import read_labels
 
-    export_model(model, weights, output, _numbers("--mean", mean), _numbers("--std", std), read_labels(labels) if labels else None)
+    export_model(model, keyed_weights(weights, weights_key), output, _numbers("--mean", mean), _numbers("--std", std), read_labels(labels) if labels else None)
     result = {"file": str(output), "bytes": output.stat().st_size}
     (print_json if as_json else print_fields)(result)
 
@@ -544,8 +557,8 @@ def export_triton(
 
 
 @app.command()
-def inspect(file: Annotated[Path, typer.Argument(help="Engine, calibration cache or weights.")], as_json: Json = False) -> None:
-    """Show what is in a file: an engine (.onnx), a calibration cache or weights (.safetensors).
+def inspect(file: Annotated[Path, typer.Argument(help="Engine, calibration cache or checkpoint.")], as_json: Json = False) -> None:
+    """Show what is in a file: an engine (.onnx, .engine), a calibration cache, or a checkpoint with its sets of weights.
 
     \b
     Example:
@@ -642,6 +655,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = DEBUG in arguments  # taken wherever it stands, so that it can be added to the end of a line
     arguments = [a for a in arguments if a != DEBUG]
     try:
+        _print_notes()
         code = app(arguments or ["--help"], prog_name="pyvimtrt", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
@@ -658,6 +672,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(f"{error.format_message()} (see pyvimtrt --help)", EXIT_ERROR, debug)
         hint = f"run the same line with {DEBUG} for the traceback, and report it"
         return _fail(f"unexpected {type(error).__name__}: {error}; {hint}", EXIT_UNEXPECTED, debug)
+
+
+def _print_notes() -> None:
+    """Print what is said about checkpoints as one line on stderr, and leave other warnings as they are."""
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if category.__name__ == "CheckpointNote":
+            print("note:", " ".join(str(message).split()), file=sys.stderr)
+        else:
+            usual(message, category, *rest, **more)
+
+    warnings.showwarning = show
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

@@ -98,10 +98,13 @@ def print_served(found: Mapping[str, Any]) -> None:
 
 def print_file(description: Mapping[str, Any]) -> None:
     """Print what `inspect_file.describe` found."""
-    tables = {"operators", "steps"}
+    tables = {"operators", "steps", "sets"}
     print_fields({k: v for k, v in description.items() if k not in tables})
     if "operators" in description:
         print_table("", ("operator", "nodes"), list(description["operators"].items()))
+    if "sets" in description:
+        sets = [(found["key"], found["tensors"], found["parameters"], ", ".join(found["types"]), ", ".join(found["fits"])) for found in description["sets"]]
+        print_table("", ("weights key", "tensors", "parameters", "types", "fits"), sets)
     if "steps" in description:
         rows = [(name, f"{s['min']:.6g}", f"{s['max']:.6g}") for name, s in description["steps"].items()]
         print_table("", ("steps", "smallest", "largest"), rows)

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+_SPACES = "\n\t\u00a0\u3000"  # not printable by Python's rule, and harmless
+
 
 class VimTrtError(Exception):
-    """Base of all errors a user can cause or cure; the command line prints the message alone and exits with code 2."""
+    """Base of all errors a user can cause or cure; the command line prints the message alone and exits with code 2.
+
+    What a message quotes of files and requests is made printable, so that no file writes to a terminal or a log.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message)))
 
 
 class ModelError(VimTrtError):
@@ -33,6 +41,17 @@ class OutputError(VimTrtError):
 
 class UsageError(VimTrtError):
     """Options, or a recipe file, that make no sense."""
+
+
+def printable(text: str) -> str:
+    """Return a text without what a terminal or a log would act on: control characters, lone surrogates, changes of direction."""
+    return "".join(c if c.isprintable() or c in _SPACES else "?" for c in text)
+
+
+def brief(text: object, length: int = 160) -> str:
+    """Return what a file or a library says as part of a sentence: one line that a terminal may show, and no longer than ``length``."""
+    line = printable(" ".join(str(text)[: 8 * length].split()))
+    return line if len(line) <= length else line[: length - 3] + "..."
 
 
 def missing_extra(package: str, extra: str, purpose: str) -> BackendError:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pyvimtrt.api import load_model, per_channel
+from pyvimtrt.api import WeightsSource, load_model, per_channel
 from pyvimtrt.data.datasets import Dataset, open_dataset
 from pyvimtrt.data.statistics import Likeness
 from pyvimtrt.errors import DataError, UsageError
@@ -49,7 +49,7 @@ def is_engine(text: str) -> bool:
 def evaluate(
     engine_or_model: str,
     data: str | Path,
-    weights: str | Path | None = None,
+    weights: WeightsSource | None = None,
     *,
     limit: int | None = None,
     batch: int = 32,
@@ -77,7 +77,7 @@ def evaluate(
 
 def fp32_classifier(
     model: str,
-    weights: str | Path | None = None,
+    weights: WeightsSource | None = None,
     threads: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,

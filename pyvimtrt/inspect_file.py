@@ -12,13 +12,17 @@ from typing import Any
 import safetensors
 
 from pyvimtrt import zoo
-from pyvimtrt.errors import DataError
+from pyvimtrt.errors import DataError, brief
 from pyvimtrt.graph.network import load_network
+from pyvimtrt.model.checkpoint import read_content, read_sets
 from pyvimtrt.model.config import DEMO_MODEL, MODELS
-from pyvimtrt.model.weights import weight_shapes
+from pyvimtrt.model.foreign_file import describe_foreign
+from pyvimtrt.model.weight_sets import WeightSet, find_sets, top_keys
+from pyvimtrt.model.weights import infer_config, weight_shapes
 from pyvimtrt.quantization.cache import METADATA_KEY, load_cache
 from pyvimtrt.runtime.plan import PLAN_SUFFIX, read_plan
 
+MAX_SETS = 20  # described of one file
 _PLACE = re.compile(r"^(layers\.\d+\.)?((forward|backward)\.)?")  # what the names of the tensors of one kind differ in
 
 
@@ -27,15 +31,22 @@ def describe(path: Path) -> dict[str, Any]:
 
     Raises DataError for any other file, and the error of the file's own reader where it is damaged.
     """
-    if not path.is_file():
+    try:
+        exists = path.is_file()
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise DataError(f"no file at {str(path)[:80]!r}: {error}") from error
+    if not exists:
         raise DataError(f"no file at {path}")
     if path.suffix == ".onnx":
         return _engine(path)
     if path.suffix == PLAN_SUFFIX:
         return _plan(path)
-    if path.suffix == ".safetensors":
-        return _safetensors(path)
-    raise DataError(f"{path} is neither an engine (.onnx, .engine) nor a calibration cache or weights (.safetensors)")
+    if path.suffix == ".safetensors" and _is_calibration(path):
+        return _calibration(path)
+    foreign = describe_foreign(path)
+    if foreign is not None:
+        raise DataError(f"{path} is neither an engine (.onnx, .engine), a calibration cache (.safetensors) nor a checkpoint: it {foreign}")
+    return _checkpoint(path)
 
 
 def _engine(path: Path) -> dict[str, Any]:
@@ -59,24 +70,38 @@ def _plan(path: Path) -> dict[str, Any]:
     return {"kind": "TensorRT engine", **{key: list(value) if isinstance(value, tuple) else value for key, value in (network | info).items()}}
 
 
-def _safetensors(path: Path) -> dict[str, Any]:
+def _is_calibration(path: Path) -> bool:
     try:
         with safetensors.safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, it is no dict
-            shapes = {name: tuple(s.get_shape()) for name, s in slices.items()}
-            types = Counter(str(s.get_dtype()) for s in slices.values())
+            return METADATA_KEY in (file.metadata() or {})
     except (OSError, safetensors.SafetensorError, ValueError) as error:
-        raise DataError(f"{path} is damaged or not a .safetensors file: {error}") from error
-    if METADATA_KEY in metadata:
-        return _calibration(path)
+        raise DataError(f"{path} is damaged or not a .safetensors file: {brief(error)}") from error
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    """Describe a checkpoint; of several sets of weights each is listed under the key that --weights-key takes."""
+    content = read_content(path)
+    sets = [found for found in find_sets(content) if found.tensors]
+    if not sets:
+        read_sets(path)  # says what it holds instead
+    known: dict[str, Any] = {"kind": "weights", "bytes": path.stat().st_size}
+    if len(sets) == 1:
+        known |= {"key": brief(sets[0].name, 80)} if sets[0].name != "." else {}
+        return known | _weights(sets[0])
+    inside = {found.keys[0] for found in sets if found.keys}
+    beside = [key for key in top_keys(content) if key not in inside]
+    return known | {"beside them": beside, "sets": [{"key": brief(found.name, 80), **_weights(found)} for found in sets[:MAX_SETS]]}
+
+
+def _weights(found: WeightSet) -> dict[str, Any]:
+    shapes = {name: tensor.shape for name, tensor in found.tensors.items()}
+    fits = [name for name, config in MODELS.items() if weight_shapes(config) == shapes]
+    inferred = None if fits else infer_config(shapes)
     return {
-        "kind": "weights",
-        "bytes": path.stat().st_size,
         "tensors": len(shapes),
-        "parameters": sum(math.prod(shape) for shape in shapes.values()),
-        "types": dict(types.most_common()),
-        "fits": [name for name, config in MODELS.items() if weight_shapes(config) == shapes],
+        "parameters": sum(tensor.elements for tensor in found.tensors.values()),
+        "types": dict(Counter(tensor.dtype for tensor in found.tensors.values()).most_common()),
+        "fits": [inferred.spec()] if inferred else fits,
     }
 
 

@@ -38,6 +38,7 @@ class EngineRecipe:
 
     model: str = DEMO_MODEL
     weights: Path | None = None
+    weights_key: str | None = None
     calibration: Path | None = None
     output: Path | None = None
     labels: tuple[str, ...] = ()
@@ -93,7 +94,7 @@ def run_recipe(recipe: EngineRecipe, progress: Progress | None = None) -> Path:
                 _calibrate(recipe, plan, recipe.calibration, progress)
         return api.build(
             recipe.model,
-            recipe.weights,
+            api.keyed_weights(recipe.weights, recipe.weights_key),
             recipe.calibration,
             output,
             backend=backend,
@@ -133,7 +134,7 @@ def _calibrate(recipe: EngineRecipe, plan: CalibrationPlan, output: Path, progre
     images = sample_images(plan.images, parse_model(recipe.model), plan.count, plan.seed)
     api.calibrate(
         recipe.model,
-        recipe.weights,
+        api.keyed_weights(recipe.weights, recipe.weights_key),
         images,
         recipe=plan.recipe,
         k=plan.k,

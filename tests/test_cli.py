@@ -296,8 +296,8 @@ def test_inspect_weights(works: Callable[..., str], fails: Callable[..., str], t
         "bytes": tiny_weights_file.stat().st_size,
         "tensors": len(tiny_weights),
         "parameters": sum(w.size for w in tiny_weights.values()),
-        "types": {"F32": len(tiny_weights)},
-        "fits": [],
+        "types": {"float32": len(tiny_weights)},
+        "fits": [parse_model(TINY).spec()],
     }
     path = tmp_path / "demo.safetensors"
     safetensors.numpy.save_file(random_weights(parse_model(DEMO_MODEL)), path)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import multiprocessing
+import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +23,7 @@ from pyvimtrt.graph.network import Network, load_network
 from pyvimtrt.native import require_native
 from pyvimtrt.runtime import cpu as cpu_module
 from pyvimtrt.runtime.cpu import CpuEngine
+from pyvimtrt.runtime.reference import ReferenceEngine
 
 BEST = require_native().available_isas()[0]
 
@@ -174,3 +178,50 @@ def test_deeply_nested_metadata_is_refused(tmp_path: Path, tiny_engine_file: Pat
 
 def test_no_images_give_no_logits(tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]):
     assert pyvimtrt.load_engine(tiny_engine_file).run(tiny_images[:0]).shape == (0, 3)
+
+
+def run_in_child(engine: pyvimtrt.Engine, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], int]:
+    return engine.run(images), engine.threads
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
+def test_engines_go_to_other_processes_by_their_path(method: str, tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]):
+    engine = pyvimtrt.load_engine(tiny_engine_file, threads=1)
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        logits, threads = pool.apply(run_in_child, (engine, tiny_images))
+    np.testing.assert_array_equal(logits, engine.run(tiny_images))
+    assert threads == 1
+
+
+def test_pickled_engines_are_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]):
+    monkeypatch.chdir(tiny_engine_file.parent)
+    engine = pyvimtrt.load_engine(tiny_engine_file.name, threads=1)
+    engine.set_threads(2)
+    data = pickle.dumps(engine)
+    assert len(data) < 2000  # a path, not weights
+    monkeypatch.chdir(tmp_path)
+    again = pickle.loads(data)
+    assert again.threads == 2 and again.source == tiny_engine_file and again.info == engine.info
+    np.testing.assert_array_equal(again.run(tiny_images), engine.run(tiny_images))
+    np.testing.assert_array_equal(copy.deepcopy(again).run(tiny_images), engine.run(tiny_images))
+
+
+def test_pickled_engines_whose_file_changed_are_refused(tmp_path: Path, tiny_engine_file: Path):
+    path = tmp_path / "a.onnx"
+    path.write_bytes(tiny_engine_file.read_bytes())
+    data = pickle.dumps(pyvimtrt.load_engine(path))
+    model = onnx.load(path)
+    next(entry for entry in model.metadata_props if entry.key == "pyvimtrt.weights_sha256").value = '"other"'
+    onnx.save(model, path)
+    with pytest.raises(NetworkError, match="holds another engine than the one that was pickled"):
+        pickle.loads(data)
+    path.unlink()
+    with pytest.raises(NetworkError, match="cannot read"):
+        pickle.loads(data)
+
+
+def test_engines_of_memory_alone_cannot_be_pickled(tiny_engine_file: Path):
+    network = load_network(tiny_engine_file)
+    for engine in (CpuEngine(network), ReferenceEngine(network)):
+        with pytest.raises(NetworkError, match="an engine made from a network in memory cannot be pickled; save the network"):
+            pickle.dumps(engine)

@@ -338,6 +338,98 @@ REFUSED: dict[str, tuple[Edit, str]] = {
 }
 
 
+def same_constant_twice(model: onnx.ModelProto) -> None:
+    """Two constants of one name: some take the first, others the last."""
+    other = numpy_helper.from_array(numpy_helper.to_array(initializer(model, "head.weight")) // 2, "head.weight")
+    model.graph.initializer.append(other)
+
+
+def attribute_twice(op: str, name: str, value: object) -> Edit:
+    return lambda model: node(model, op).attribute.append(helper.make_attribute(name, value))
+
+
+def add_input(op: str) -> Edit:
+    return lambda model: node(model, op).input.append("head.table_id" if op == "x" else model.graph.initializer[0].name)
+
+
+def values_twice(model: onnx.ModelProto) -> None:
+    tensor = initializer(model, "head.bias")
+    tensor.float_data.extend([1.0, 2.0, 3.0])
+
+
+def negative_shape(model: onnx.ModelProto) -> None:
+    """NumPy would work out a size of -1; other readers refuse it."""
+    initializer(model, "head.weight").dims[0] = -1
+
+
+def constant_called(name: str) -> Edit:
+    return lambda model: model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 1, 8, 8), np.int8), name))
+
+
+def function_of_an_operator(model: onnx.ModelProto) -> None:
+    """A function of the name of an operator: what ONNX Runtime would run in its place."""
+    model.functions.add(name="KScaledLinear", domain=DOMAIN, output=["y"])
+
+
+def declared(which: str, dtype: int, shape: list[object]) -> Edit:
+    def apply(model: onnx.ModelProto) -> None:
+        values = getattr(model.graph, which)
+        values[0].CopyFrom(helper.make_tensor_value_info(values[0].name, dtype, shape))
+
+    return apply
+
+
+def reshape_constant(edit: Callable[[np.ndarray], np.ndarray]) -> Edit:
+    def apply(model: onnx.ModelProto) -> None:
+        change(node(model, "Reshape").input[1], edit)(model)
+
+    return apply
+
+
+REFUSED |= {
+    "two constants of one name": (same_constant_twice, r"two constants have the name 'head\.weight'"),
+    "two attributes of one name": (attribute_twice("KScaledLinear", "x_offset", 1), r"two attributes have the name 'x_offset'"),
+    "two attributes of a copy": (attribute_twice("Transpose", "perm", [0, 2, 1]), r"two attributes have the name 'perm'"),
+    "two metadata entries": (
+        lambda m: m.metadata_props.add(key="pyvimtrt.std", value="[9]") and None,
+        r"two metadata entries have the name 'pyvimtrt\.std'",
+    ),
+    "two versions of operators": (
+        lambda m: m.opset_import.add(domain="vimtrt", version=2) and None,
+        r"two versions of operators have the name 'vimtrt'",
+    ),
+    "two outputs of one name": (
+        lambda m: node(m, "QuantConv1dSiLU").output.__setitem__(1, node(m, "QuantConv1dSiLU").output[0]),
+        r"exists already",
+    ),
+    "two inputs of one name": (lambda m: m.graph.input.append(m.graph.input[0]), r"expected the input images"),
+    "constant of the input's name": (constant_called("images"), r"a constant has the name 'images'"),
+    "constant without a name": (constant_called(""), r"a constant has the name ''"),
+    "output without a name": (lambda m: node(m, "KScaledLinear").output.__setitem__(0, ""), r"an output has no name"),
+    "values twice": (values_twice, r"the constant head\.bias is damaged: it holds its values twice"),
+    "negative shape": (negative_shape, r"the constant head\.weight is damaged: its shape is \[-1, 16\]"),
+    "functions": (function_of_an_operator, r"holds functions, of which a quantized network has none"),
+    "sparse constants": (lambda m: m.graph.sparse_initializer.add() and None, r"holds sparse constants"),
+    "attribute of a function": (
+        lambda m: setattr(node(m, "KScaledLinear").attribute[0], "ref_attr_name", "a"),
+        r"refers to one of a function",
+    ),
+    "input declared as fp32": (declared("input", TensorProto.FLOAT, ["B", 1, 8, 8]), r"images is declared with another type or shape"),
+    "input declared larger": (declared("input", TensorProto.INT8, ["B", 1, 16, 16]), r"images is declared with another type or shape"),
+    "output declared as int8": (declared("output", TensorProto.INT8, ["B", 3]), r"logits is declared with another type or shape"),
+    "output declared of another rank": (declared("output", TensorProto.FLOAT, ["B", 3, 1]), r"logits is declared with another type"),
+    "Reshape to sizes of rank 2": (reshape_constant(lambda a: a[None]), r"Reshape takes a list of sizes.* got sizes of the shape \[1, \d\]"),
+    "Reshape to sizes in a column": (reshape_constant(lambda a: a[:, None]), r"Reshape takes a list of sizes"),
+    "Reshape to one number": (reshape_constant(lambda a: a[0]), r"Reshape takes a list of sizes.* got sizes of the shape \[\]"),
+    "Reshape that takes 0 as it is": (attribute("Reshape", "allowzero", 1), r"Reshape takes a list of sizes.* and no allowzero"),
+    "Reshape of fp32 sizes": (reshape_constant(lambda a: a.astype(np.float32)), r"Reshape takes an activation and a constant of whole numbers"),
+    "Reshape with an unknown attribute": (attribute("Reshape", "shape", [0, 4]), r"Reshape takes 2 inputs and the attribute allowzero; got 2 and shape"),
+    "Transpose with two inputs": (add_input("Transpose"), r"Transpose takes 1 inputs and the attribute perm; got 2"),
+    "Transpose by fractions": (attribute("Transpose", "perm", [0.0, 1.0, 3.0, 2.0, 4.0, 5.0]), r"perm must reorder all axes but the first"),
+    "Reshape with three inputs": (add_input("Reshape"), r"Reshape takes 2 inputs"),
+}
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_files_that_break_a_rule_are_refused(name: str, tmp_path: Path):
     edit, reason = REFUSED[name]

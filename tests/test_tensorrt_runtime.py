@@ -11,6 +11,7 @@ import gc
 import hashlib
 import importlib
 import inspect
+import pickle
 import re
 import subprocess
 import sys
@@ -235,6 +236,15 @@ def test_load_engine_chooses_by_the_suffix(world: World, save: Save, network_fil
         assert engine.classify([]) == cpu.classify([]) == []
     with pytest.raises(UsageError, match="threads are the CPU engine's"):
         pyvimtrt.load_engine(save(), threads=2)
+
+
+def test_engines_are_pickled_by_their_path(world: World, save: Save, images: Array, expected: Array):
+    with pyvimtrt.load_engine(save()) as engine:
+        data = pickle.dumps(engine)
+        with pickle.loads(data) as again:
+            assert isinstance(again, TensorRTEngine) and (again.source, again.device) == (engine.source, engine.device)
+            assert_same_bits(again.run(images[:3]), expected[:3], "pickled engine")
+    assert len(data) < 3000  # a path, not the plan
 
 
 def test_buffers_are_made_at_first_use_and_kept(open_engine: Open, world: World, images: Array):

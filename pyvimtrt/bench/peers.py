@@ -33,6 +33,7 @@ class Request:
     images: str  # .npz with pixels uint8 and normalized fp32 [B, C, H, W]
     threads: int
     folder: str  # for temporary files
+    weights_key: str | None = None  # the set of weights in the checkpoint
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,10 @@ def check_bits(request: Request, logits: F32) -> None:
 def _torch_model(request: Request) -> Any:
     import torch
 
-    from pyvimtrt.api import load_model
+    from pyvimtrt.api import keyed_weights, load_model
 
     torch.set_num_threads(request.threads)
-    return load_model(request.model, request.weights)
+    return load_model(request.model, keyed_weights(request.weights, request.weights_key))
 
 
 def _torch_run(model: Any, *arguments: Any) -> Run:

@@ -29,7 +29,7 @@ from pyvimtrt.export.onnx_fp32 import save
 from pyvimtrt.files import hash_arrays
 from pyvimtrt.graph.assemble import PIXEL_ZERO
 from pyvimtrt.graph.network import load_network
-from pyvimtrt.model.checkpoint import load_weights
+from pyvimtrt.model.checkpoint import WeightsFile, load_weights
 from pyvimtrt.model.config import VimConfig
 from pyvimtrt.runtime.cpu import choose_isa, default_threads
 
@@ -124,7 +124,7 @@ def parse_peers(text: str | None) -> tuple[str, ...]:
     return chosen
 
 
-def bench(engine: str | Path, weights: str | Path | None = None, settings: Settings | None = None, progress: Progress | None = None) -> Bench:
+def bench(engine: str | Path, weights: api.WeightsSource | None = None, settings: Settings | None = None, progress: Progress | None = None) -> Bench:
     """Measure an engine file, and the peers of ``settings`` beside it, on random images.
 
     ``weights`` is the checkpoint that the engine was built from, for the peers; by default the bundled one. Raises VimTrtError for anything a user can cause,
@@ -140,8 +140,11 @@ def bench(engine: str | Path, weights: str | Path | None = None, settings: Setti
         images = Path(folder) / "images.npz"
         np.savez(images, pixels=pixels, normalized=((pixels.astype(np.float32) / np.float32(255) - mean) / std).astype(np.float32))
         resolved, exported = _fp32_model(config, weights, Path(folder), info.weights_sha256) if settings.peers else (None, None)
+        path, key = (None, None) if resolved is None else (str(resolved.path), resolved.key)
         requests = [
-            Request(name, str(engine), config.spec(), resolved, exported, str(images), count, folder) for name in (ENGINE, *settings.peers) for count in threads
+            Request(name, str(engine), config.spec(), path, exported, str(images), count, folder, key)
+            for name in (ENGINE, *settings.peers)
+            for count in threads
         ]
         results = _measure(requests, settings, progress)
         operators = operator_times(network, (pixels.astype(np.int16) - PIXEL_ZERO).astype(np.int8))
@@ -150,7 +153,7 @@ def bench(engine: str | Path, weights: str | Path | None = None, settings: Setti
     return Bench(str(engine), config.spec(), choose_isa(), default_threads(), settings.batch, settings.rounds, tuple(results), operators)
 
 
-def _fp32_model(config: VimConfig, weights: str | Path | None, folder: Path, expected: str) -> tuple[str, str]:
+def _fp32_model(config: VimConfig, weights: api.WeightsSource | None, folder: Path, expected: str) -> tuple[WeightsFile, str]:
     """Return the checkpoint of the peers, and its export. Raises VimTrtError for weights that are not the engine's."""
     path = api.resolve_weights(config, weights)
     loaded = load_weights(config, path)
@@ -158,7 +161,7 @@ def _fp32_model(config: VimConfig, weights: str | Path | None, folder: Path, exp
         raise UsageError(f"the engine was not built from {path}; give the checkpoint it was built from with --weights")
     exported = folder / "fp32.onnx"
     save(build_fp32(config, loaded), exported)
-    return str(path), str(exported)
+    return path, str(exported)
 
 
 def _measure(requests: Sequence[Request], settings: Settings, progress: Progress | None) -> list[PeerResult]:

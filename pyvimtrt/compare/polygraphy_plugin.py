@@ -89,13 +89,15 @@ class TorchRunnerArgs(BaseRunnerArgs):  # type: ignore[misc]
 
     def add_parser_args_impl(self) -> None:
         self.group.add_argument("--vimtrt-weights", help="Checkpoint that the network was built from. Default: the bundled one", default=None)
+        self.group.add_argument("--vimtrt-weights-key", help="Which set of weights in it, where several fit", default=None)
 
     def parse_impl(self, args: Any) -> None:
-        """Attributes: weights (str)."""
+        """Attributes: weights (str), weights_key (str)."""
         self.weights = args_util.get(args, "vimtrt_weights")
+        self.weights_key = args_util.get(args, "vimtrt_weights_key")
 
     def add_to_script_impl(self, script: Any) -> None:
-        _add_runner(self, script, "TorchRunner", weights=self.weights, threads=self.arg_groups[CpuRunnerArgs].threads)
+        _add_runner(self, script, "TorchRunner", weights=self.weights, threads=self.arg_groups[CpuRunnerArgs].threads, weights_key=self.weights_key)
 
 
 class PluginsArgs(BaseArgs):  # type: ignore[misc]

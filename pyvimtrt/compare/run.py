@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyvimtrt.api import resolve_weights
+from pyvimtrt.api import WeightsSource, resolve_weights
 from pyvimtrt.compare.metrics import compare_logits, cosines
 from pyvimtrt.compare.results import Answer, Attribution, Report, WorstImage
 from pyvimtrt.data.datasets import Dataset, open_dataset
@@ -19,7 +19,7 @@ from pyvimtrt.data.statistics import Likeness
 from pyvimtrt.errors import UsageError, VimTrtError, missing_extra
 from pyvimtrt.graph.assemble import PIXEL_ZERO
 from pyvimtrt.graph.network import INPUT_NAME, OUTPUT_NAME, NetworkInfo
-from pyvimtrt.model.checkpoint import load_weights
+from pyvimtrt.model.checkpoint import WeightsFile, load_weights
 from pyvimtrt.model.config import VimConfig, parse_model
 from pyvimtrt.model.defaults import model_defaults
 from pyvimtrt.quantization.cache import Cache, check_cache, load_cache
@@ -51,7 +51,7 @@ class Settings:
 def compare(
     engine: str | Path,
     data: str | Path,
-    weights: str | Path | None = None,
+    weights: WeightsSource | None = None,
     calibration: str | Path | None = None,
     settings: Settings | None = None,
     progress: Progress | None = None,
@@ -69,11 +69,11 @@ def compare(
             raise UsageError(f"the number of {what} must be at least {least}, got {number}")
     info = read_engine_info(engine)
     config = parse_model(info.model)
-    weights = resolve_weights(config, weights)
-    cache = None if settings.detail == "none" else _cache(config, info, weights, calibration)
+    checkpoint = resolve_weights(config, weights)
+    cache = None if settings.detail == "none" else _cache(config, info, checkpoint, calibration)
     dataset = open_dataset(data, config, labels=info.labels)
-    collected = _run(engine, weights, dataset, settings, progress, Likeness(info.calibration_statistics), _Worst(settings.worst))
-    attribution = None if cache is None else _attribute(config, weights, cache, dataset, collected.quantized, settings, progress)
+    collected = _run(engine, checkpoint, dataset, settings, progress, Likeness(info.calibration_statistics), _Worst(settings.worst))
+    attribution = None if cache is None else _attribute(config, checkpoint, cache, dataset, collected.quantized, settings, progress)
     labels = None if dataset.labels is None else dataset.labels[: len(collected.quantized)]
     warnings = collected.likeness.warnings()
     if cache is None and settings.detail != "none":
@@ -96,7 +96,7 @@ class _Collected:
     worst: _Worst
 
 
-def _run(engine: Path, weights: Path, dataset: Dataset, settings: Settings, progress: Progress | None, likeness: Likeness, worst: _Worst) -> _Collected:
+def _run(engine: Path, weights: WeightsFile, dataset: Dataset, settings: Settings, progress: Progress | None, likeness: Likeness, worst: _Worst) -> _Collected:
     try:
         from polygraphy.exception import PolygraphyException
         from polygraphy.logger import G_LOGGER
@@ -160,7 +160,9 @@ def _label(labels: Sequence[str], index: int) -> str:
     return labels[index] if labels else str(index)
 
 
-def _attribute(config: VimConfig, weights: Path, cache: Cache, dataset: Dataset, logits: F32, settings: Settings, progress: Progress | None) -> Attribution:
+def _attribute(
+    config: VimConfig, weights: WeightsFile, cache: Cache, dataset: Dataset, logits: F32, settings: Settings, progress: Progress | None
+) -> Attribution:
     from pyvimtrt.compare.attribution import attribute
 
     count = min(settings.attribution_images, len(logits))
@@ -169,7 +171,7 @@ def _attribute(config: VimConfig, weights: Path, cache: Cache, dataset: Dataset,
     return attribute(config, load_weights(config, weights), cache, images, logits[:count], settings.detail, steps)
 
 
-def _cache(config: VimConfig, info: NetworkInfo, weights: Path, path: str | Path | None) -> Cache | None:
+def _cache(config: VimConfig, info: NetworkInfo, weights: WeightsFile, path: str | Path | None) -> Cache | None:
     """Return the cache that the engine was built from, or None where none is known. Raises CalibrationError for another one."""
     bundled = model_defaults(config).calibration
     if path is None and bundled is None:

@@ -22,13 +22,13 @@ from polygraphy import constants, util
 from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
-from pyvimtrt.api import resolve_weights
+from pyvimtrt.api import WeightsSource, keyed_weights, resolve_weights
 from pyvimtrt.compare.errors import in_one_sentence
 from pyvimtrt.errors import ModelError, UsageError, missing_extra
 from pyvimtrt.files import hash_arrays
 from pyvimtrt.graph.assemble import PIXEL_ZERO
 from pyvimtrt.graph.network import INPUT_NAME, OUTPUT_NAME, Network, load_network
-from pyvimtrt.model.checkpoint import load_model, load_weights
+from pyvimtrt.model.checkpoint import WeightsFile, load_model, load_weights
 from pyvimtrt.model.config import parse_model
 from pyvimtrt.runtime.cpu import CpuEngine, build_program
 from pyvimtrt.runtime.engine import load_engine, read_engine_info
@@ -168,10 +168,18 @@ class TorchRunner(NetworkRunner):
 
     prefix = "vimtrt-torch"
 
-    def __init__(self, network: str | Path, weights: str | Path | None = None, threads: int | None = None, name: str | None = None) -> None:
-        """``weights``: the checkpoint that the network was built from, by default the bundled one."""
+    def __init__(
+        self,
+        network: str | Path,
+        weights: WeightsSource | None = None,
+        threads: int | None = None,
+        name: str | None = None,
+        weights_key: str | None = None,
+    ) -> None:
+        """``weights``: the checkpoint that the network was built from, by default the bundled one; ``weights_key``: the set in it, where several fit."""
         super().__init__(network, name)
-        self._weights, self._threads = weights, threads
+        self._weights = weights if isinstance(weights, WeightsFile) else keyed_weights(weights, weights_key)
+        self._threads = threads
 
     def prepare(self) -> Infer:
         path = resolve_weights(self.config, self._weights)

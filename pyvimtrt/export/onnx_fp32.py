@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from pyvimtrt import __version__
-from pyvimtrt.api import per_channel, resolve_weights
+from pyvimtrt.api import WeightsSource, per_channel, resolve_weights
 from pyvimtrt.errors import UsageError
 from pyvimtrt.files import atomic_output, check_writable
 from pyvimtrt.model.checkpoint import load_weights
@@ -57,7 +57,7 @@ class _Graph:
 
 def export_model(
     model: str,
-    weights: str | Path | None,
+    weights: WeightsSource | None,
     output: Path,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from onnx import numpy_helper
 
 from pyvimtrt.data import statistics
 from pyvimtrt.data.statistics import Moments
-from pyvimtrt.errors import ModelError, NetworkError
+from pyvimtrt.errors import ModelError, NetworkError, brief
 from pyvimtrt.graph.operators import DOMAIN, OPERATORS, OPSET, Value, check_node
 from pyvimtrt.model.config import VimConfig, parse_model
 
@@ -128,7 +129,7 @@ def load_network(path: Path) -> Network:
         return network_from_model(model, str(path))
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError, MemoryError) as error:
         # Protobuf hands out bytes where text is not UTF-8, and numbers of any size: no check below foresees all of it.
-        raise NetworkError(f"{path} is damaged ({error}); build the network again") from error
+        raise NetworkError(f"{path} is damaged ({brief(error)}); build the network again") from error
 
 
 def _read_model(path: Path) -> onnx.ModelProto:
@@ -151,6 +152,7 @@ def _read_model(path: Path) -> onnx.ModelProto:
 
 def model_info(model: onnx.ModelProto, source: str) -> NetworkInfo:
     """Return the metadata of a model."""
+    _check_names([entry.key for entry in model.metadata_props], "metadata entries", source)
     return NetworkInfo.from_metadata({entry.key: entry.value for entry in model.metadata_props}, source)
 
 
@@ -162,6 +164,7 @@ def network_from_model(model: onnx.ModelProto, source: str) -> Network:
     except ModelError as error:
         raise NetworkError(f"{source}: {error}") from error
     network = Network(info, config)
+    _check_parts(model, source)
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     if opsets.get(DOMAIN) != OPSET:
         raise NetworkError(f"{source}: operators of {DOMAIN} have version {opsets.get(DOMAIN)}, this package runs version {OPSET}")
@@ -169,6 +172,8 @@ def network_from_model(model: onnx.ModelProto, source: str) -> Network:
     if len(graph.node) > MAX_NODES:
         raise NetworkError(f"{source} has {len(graph.node)} nodes; a quantized network has at most {MAX_NODES}")
     for tensor in graph.initializer:
+        if tensor.name in ("", INPUT_NAME):
+            raise NetworkError(f"{source}: a constant has the name {tensor.name!r}, which is none for constants; build the network again")
         network.values[tensor.name] = Value.constant(_array(tensor, source))
     inputs = [i for i in graph.input if i.name not in network.values]
     if [i.name for i in inputs] != [INPUT_NAME] or [o.name for o in graph.output] != [OUTPUT_NAME]:
@@ -179,12 +184,50 @@ def network_from_model(model: onnx.ModelProto, source: str) -> Network:
     output = network.values.get(OUTPUT_NAME)
     if output is None or output.data is not None or output.dtype != "float32" or output.shape != (0, config.classes):
         raise NetworkError(f"{source}: the output must be float32 [B, {config.classes}]")
+    _check_declared(inputs[0], network.values[INPUT_NAME], source)
+    _check_declared(graph.output[0], output, source)
     if len(info.mean) != config.channels or len(info.std) != config.channels or len(info.labels) not in (0, config.classes):
         raise NetworkError(f"{source}: mean, std or labels do not match the model; build the network again")
     return network
 
 
+def _check_parts(model: onnx.ModelProto, source: str) -> None:
+    """Raise NetworkError for names that two things have, and for parts of ONNX models that a quantized network has none of.
+
+    Whoever reads such a file takes one of the two, and not everybody the same.
+    """
+    graph = model.graph
+    _check_names([tensor.name for tensor in graph.initializer], "constants", source)
+    _check_names([entry.domain for entry in model.opset_import], "versions of operators", source)
+    for what, parts in (("functions", model.functions), ("training steps", model.training_info), ("sparse constants", graph.sparse_initializer)):
+        if parts:
+            raise NetworkError(f"{source} holds {what}, of which a quantized network has none; build the network again")
+
+
+def _check_names(names: list[str], what: str, where: str) -> None:
+    """Raise NetworkError where two things of one kind have the same name."""
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise NetworkError(f"{where}: two {what} have the name {brief(twice, 80)!r}; build the network again")
+
+
+def _check_declared(declared: onnx.ValueInfoProto, value: Value, source: str) -> None:
+    """Raise NetworkError where the graph says another type or shape of its input or output than the network has."""
+    tensor = declared.type.tensor_type
+    sizes = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
+    good = tensor.elem_type == onnx.helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype)) and len(sizes) == len(value.shape)
+    if not good or any(size not in (None, expected) for size, expected in zip(sizes[1:], value.shape[1:], strict=True)):
+        raise NetworkError(f"{source}: {declared.name} is declared with another type or shape than {value.dtype} {list(value.shape)}; build the network again")
+
+
+_DATA_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+
+
 def _array(tensor: onnx.TensorProto, source: str) -> npt.NDArray[Any]:
+    if any(size < 0 for size in tensor.dims):
+        raise NetworkError(f"{source}: the constant {tensor.name} is damaged: its shape is {list(tensor.dims)}")
+    if sum(bool(len(getattr(tensor, name))) for name in _DATA_FIELDS) > 1:
+        raise NetworkError(f"{source}: the constant {tensor.name} is damaged: it holds its values twice")
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         raise NetworkError(f"{source}: the constant {tensor.name} lies in another file, which is not read")
     try:
@@ -196,11 +239,14 @@ def _array(tensor: onnx.TensorProto, source: str) -> npt.NDArray[Any]:
 def _add_node(network: Network, proto: onnx.NodeProto, where: str) -> None:
     if not all(isinstance(text, str) for text in (proto.name, proto.op_type, proto.domain, *proto.input, *proto.output)):
         raise NetworkError(f"{where} is damaged: a name is not UTF-8; build the network again")
+    if "" in proto.output:
+        raise NetworkError(f"{where} is damaged: an output has no name; build the network again")
+    _check_names([a.name for a in proto.attribute], "attributes", where)
     missing = [name for name in proto.input if name not in network.values]
     if missing:
         raise NetworkError(f"{where}: unknown input {missing[0]!r}")
     inputs = [network.values[name] for name in proto.input]
-    attributes = {a.name: _attribute(a) for a in proto.attribute}
+    attributes = {a.name: _attribute(a, where) for a in proto.attribute}
     if proto.domain == DOMAIN and proto.op_type in OPERATORS:
         op = OPERATORS[proto.op_type]
         outputs = check_node(op, inputs, attributes, where)
@@ -220,33 +266,43 @@ def _add_node(network: Network, proto: onnx.NodeProto, where: str) -> None:
     network.nodes.append(Node(proto.op_type, proto.name, tuple(proto.input), tuple(proto.output), attributes))
 
 
-def _attribute(attribute: onnx.AttributeProto) -> Any:
+def _attribute(attribute: onnx.AttributeProto, where: str) -> Any:
+    if attribute.ref_attr_name:
+        raise NetworkError(f"{where}: the attribute {attribute.name} refers to one of a function, of which a quantized network has none")
     value = onnx.helper.get_attribute_value(attribute)
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
-_COPIES = ("Reshape", "Transpose", "Gather")
+_COPIES = {"Reshape": (2, {"allowzero"}), "Transpose": (1, {"perm"}), "Gather": (2, {"axis"})}  # inputs and attributes
 
 
 def _copy_output(op: str, inputs: list[Value], attributes: Mapping[str, Any], where: str) -> Value:
     """Return the output of a copy; the batch stays the first axis."""
+    count, names = _COPIES[op]
+    if len(inputs) != count or not attributes.keys() <= names:
+        raise NetworkError(f"{where}: {op} takes {count} inputs and the attribute {', '.join(names)}; got {len(inputs)} and {', '.join(attributes) or 'none'}")
     if not inputs or inputs[0].data is not None or not inputs[0].shape or inputs[0].shape[0] != 0:
         raise NetworkError(f"{where}: {op} must copy an activation whose first axis is the batch")
     shape = inputs[0].shape
     if op == "Transpose":
         order = attributes.get("perm")
-        if not isinstance(order, list | tuple) or sorted(order) != list(range(len(shape))) or order[0] != 0:
+        whole = isinstance(order, list | tuple) and all(type(axis) is int for axis in order)
+        if not isinstance(order, list | tuple) or not whole or sorted(order) != list(range(len(shape))) or order[0] != 0:
             raise NetworkError(f"{where}: perm must reorder all axes but the first, got {order}")
         return Value(inputs[0].dtype, tuple(shape[axis] for axis in order))
-    if len(inputs) != 2 or inputs[1].data is None or inputs[1].dtype not in ("int32", "int64"):
+    if inputs[1].data is None or inputs[1].dtype not in ("int32", "int64"):
         raise NetworkError(f"{where}: {op} takes an activation and a constant of whole numbers")
     numbers = inputs[1].data
     if op == "Reshape":
-        target = tuple(int(n) for n in numbers.reshape(-1))
+        if numbers.ndim != 1 or attributes.get("allowzero", 0) != 0:
+            raise NetworkError(
+                f"{where}: Reshape takes a list of sizes, whose first is 0 for the batch, and no allowzero; got sizes of the shape {list(numbers.shape)}"
+            )
+        target = tuple(int(n) for n in numbers)
         if not target or target[0] != 0 or any(n < 1 for n in target[1:]) or math.prod(target[1:]) != math.prod(shape[1:]):
             raise NetworkError(f"{where}: the shape {target} does not hold the elements of {list(shape)}")
         return Value(inputs[0].dtype, target)
     axis = attributes.get("axis", 0)
-    if not isinstance(axis, int) or not 1 <= axis < len(shape) or numbers.size < 1 or numbers.min() < 0 or numbers.max() >= shape[axis]:
+    if type(axis) is not int or not 1 <= axis < len(shape) or numbers.size < 1 or numbers.min() < 0 or numbers.max() >= shape[axis]:
         raise NetworkError(f"{where}: Gather needs an axis after the batch and indices within it")
     return Value(inputs[0].dtype, shape[:axis] + numbers.shape + shape[axis + 1 :])

@@ -10,8 +10,9 @@ without flipping anything in memory. Source: Mamba (arXiv 2312.00752), section 3
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,15 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
         y: Tensor = _native_scan(u, delta, A, B, C, D, reverse)
         return y
     return torch_scan(u, delta, A, B, C, D, reverse)
+
+
+@contextlib.contextmanager
+def full_precision(like: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Run the scan in fp32 at least, as the published kernel does, under autocast and in models of halves; yield the cast of its inputs."""
+    kind = torch.promote_types(like.dtype, torch.float32)
+    is_on = torch.is_autocast_enabled(like.device.type) if torch.is_autocast_enabled() or torch.is_autocast_enabled("cpu") else False
+    with torch.autocast(like.device.type, enabled=False) if is_on else contextlib.nullcontext():
+        yield lambda tensor: tensor.to(kind)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from pyvimtrt.errors import ModelError
 from pyvimtrt.model.config import CONV_WIDTH, VimConfig
-from pyvimtrt.model.scan import selective_scan
+from pyvimtrt.model.scan import full_precision, selective_scan
 
 DIRECTIONS = ("forward", "backward")
 SUFFIX = {"forward": "", "backward": "_b"}  # of the module names: conv1d, conv1d_b, x_proj, x_proj_b, ...
@@ -34,7 +38,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
+        y = x.to(torch.promote_types(x.dtype, torch.float32))  # the squares of halves overflow
+        return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps) * self.weight).to(x.dtype)
 
 
 class PatchEmbed(nn.Module):
@@ -108,36 +113,71 @@ class BidirectionalMamba(nn.Module):
         dt, B, C = torch.split(dbc, [self.rank, self.state, self.state], dim=-1)
         delta = tap(f"delta.{direction}", F.softplus(tap(f"delta.input.{direction}", dt_proj(dt))))
         A = -torch.exp(getattr(self, f"A{s}_log").float())
-        return tap(f"scan.output.{direction}", scan(u, delta, A, B, C, getattr(self, f"D{s}"), reverse))
+        with full_precision(u) as cast:
+            y: Tensor = scan(cast(u), cast(delta), A, cast(B), cast(C), cast(getattr(self, f"D{s}")), reverse)
+        return tap(f"scan.output.{direction}", y.to(u.dtype))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training whole images of a layer's output are 0, with this probability, and the others larger by as much."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        kept = 1.0 - self.rate
+        return x * x.new_empty(len(x), *(1,) * (x.ndim - 1)).bernoulli_(kept) / kept
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:g}"
 
 
 class Block(nn.Module):
     """residual = residual + hidden; hidden = mixer(norm(residual))."""
 
-    def __init__(self, config: VimConfig) -> None:
+    def __init__(self, config: VimConfig, drop_path: float = 0.0) -> None:
         super().__init__()
+        self.drop_path = DropPath(drop_path)
         self.norm = RMSNorm(config.dim, config.eps)
         self.mixer = BidirectionalMamba(config)
 
     def forward(self, hidden: Tensor, residual: Tensor | None, tap: Tap = _no_tap, scan: Scan = selective_scan) -> tuple[Tensor, Tensor]:
         residual = hidden if residual is None else residual + hidden
-        return self.mixer(self.norm(residual), tap, scan), residual
+        return self.drop_path(self.mixer(self.norm(residual), tap, scan)), residual
 
 
 class VisionMamba(nn.Module):
-    """Vision Mamba: normalized images [B, channels, img, img] -> logits [B, classes]."""
+    """Vision Mamba: normalized images [B, channels, img, img] -> logits [B, classes].
 
-    def __init__(self, config: VimConfig) -> None:
+    ``drop_rate`` (of the tokens' elements) and ``drop_path_rate`` (of the last layer's output, falling to 0 at the first) act in training, as in the
+    published model. The methods of timm's models are there, so that its training scripts and those made from them work.
+    """
+
+    pretrained_cfg: dict[str, Any]  # timm's, of models that it made
+    default_cfg: dict[str, Any]
+
+    def __init__(self, config: VimConfig, drop_rate: float = 0.0, drop_path_rate: float = 0.0) -> None:
         super().__init__()
+        for name, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
+            if not 0.0 <= rate < 1.0:
+                raise ModelError(f"{name} must be at least 0 and below 1, got {rate}")
         self.config = config
         self.num_classes = config.classes
+        self.num_features = self.embed_dim = self.head_hidden_size = config.dim
+        self.drop_rate, self.drop_path_rate = drop_rate, drop_path_rate
+        self.grad_checkpointing = False
         self.patch_embed = PatchEmbed(config)
         names = {"middle": ("cls_token",), "double": ("cls_token_head", "cls_token_tail"), "none": ()}[config.cls]
         for name in names:
             self.register_parameter(name, nn.Parameter(torch.zeros(1, 1, config.dim)))
         self._cls_names = names
         self.pos_embed = nn.Parameter(torch.zeros(1, config.tokens, config.dim))
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.pos_drop = nn.Dropout(drop_rate)
+        last = max(1, config.depth - 1)
+        self.layers = nn.ModuleList(Block(config, drop_path_rate * i / last) for i in range(config.depth))
         self.norm_f = RMSNorm(config.dim, config.eps)
         self.head = nn.Linear(config.dim, config.classes)
         self._initialize()
@@ -145,11 +185,52 @@ class VisionMamba(nn.Module):
     def _initialize(self) -> None:
         for parameter in (self.pos_embed, *(getattr(self, name) for name in self._cls_names)):
             nn.init.trunc_normal_(parameter, std=0.02)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        self._initialize_head()
         with torch.no_grad():
             for layer in self.layers:  # as GPT-2 and Mamba: keep the residual stream's variance independent of depth
                 layer.get_submodule("mixer.out_proj").get_parameter("weight").div_(math.sqrt(self.config.depth))
+
+    def _initialize_head(self) -> None:
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def get_classifier(self) -> nn.Module:
+        """Return the last layer."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the last layer by a new one for other classes, or by nothing for 0 classes: the model then gives features."""
+        if global_pool not in (None, "", self.pooling):
+            raise ModelError(f"the model's pooling is {self.pooling!r}, got global_pool={global_pool!r}; leave it out")
+        if num_classes > 0:
+            self.config = dataclasses.replace(self.config, classes=num_classes)
+        self.num_classes = num_classes
+        like = self.pos_embed
+        if num_classes > 0:
+            self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+            self._initialize_head()
+        else:
+            self.head = nn.Identity()  # type: ignore[assignment]
+
+    @property
+    def pooling(self) -> str:
+        """Return timm's name of how tokens become features."""
+        return "token" if self.config.cls_positions else "avg"
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the parameters that optimizers should not decay, as the published training does."""
+        return {"pos_embed", *self._cls_names}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute layers again in the backward pass instead of keeping what they computed."""
+        self.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, object]:
+        """Return timm's groups of parameters, for learning rates by layer."""
+        return {
+            "stem": r"^cls_token|pos_embed|patch_embed",
+            "blocks": [(r"^layers\.(\d+)", None), (r"^norm_f", (99999,))],
+        }
 
     def embed(self, images: Tensor) -> Tensor:
         """Return the token sequence [B, L, D] with class tokens and position embedding."""
@@ -157,7 +238,8 @@ class VisionMamba(nn.Module):
         for position, name in zip(self.config.cls_positions, self._cls_names, strict=True):
             token = getattr(self, name).expand(x.shape[0], -1, -1)
             x = torch.cat((x[:, :position], token, x[:, position:]), dim=1)
-        return x + self.pos_embed
+        tokens: Tensor = self.pos_drop(x + self.pos_embed)
+        return tokens
 
     def pool(self, hidden: Tensor, residual: Tensor) -> Tensor:
         """Return the features [B, D]: final norm, then the class token, or the mean of the pooled tokens."""
@@ -171,10 +253,17 @@ class VisionMamba(nn.Module):
         """Return the pooled features [B, D]."""
         hidden, residual = self.embed(images), None
         for layer in self.layers:
-            hidden, residual = layer(hidden, residual, scan=scan)
+            if self.grad_checkpointing and self.training:
+                hidden, residual = checkpoint(layer, hidden, residual, scan=scan, use_reentrant=False)
+            else:
+                hidden, residual = layer(hidden, residual, scan=scan)
         assert residual is not None
         return self.pool(hidden, residual)
 
-    def forward(self, images: Tensor, scan: Scan = selective_scan) -> Tensor:
-        logits: Tensor = self.head(self.forward_features(images, scan))
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return logits [B, classes] of pooled features [B, D], or with ``pre_logits`` the features."""
+        logits: Tensor = features if pre_logits else self.head(features)
         return logits
+
+    def forward(self, images: Tensor, scan: Scan = selective_scan) -> Tensor:
+        return self.forward_head(self.forward_features(images, scan))

@@ -1,20 +1,21 @@
-"""Weights as NumPy arrays under the published key names: what a model must have, and reading .safetensors without torch."""
+"""Weights as NumPy arrays under the published key names: what a model must have, and which model has weights of given shapes."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import safetensors
-import safetensors.numpy
 
-from pyvimtrt.errors import ModelError
-from pyvimtrt.model.config import CONV_WIDTH, VimConfig
+from pyvimtrt.errors import ModelError, brief
+from pyvimtrt.model.config import CONV_WIDTH, MAX_IMAGE, MAX_TOKENS, VimConfig, model_name
 
 Weights = dict[str, npt.NDArray[np.float32]]
 
 _NAMES_SHOWN = 6
+_NAME_CHARACTERS = 80  # of a name that a file chose
 
 
 def weight_shapes(config: VimConfig) -> dict[str, tuple[int, ...]]:
@@ -46,33 +47,81 @@ def weight_shapes(config: VimConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def check_weights(config: VimConfig, weights: Weights, source: str) -> None:
-    """Raise ModelError naming missing, extra and misshapen keys and the first tensor with NaN or infinity."""
+def misfit(config: VimConfig, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Return which names are missing, extra and misshapen for a model, with the model they fit where there is one; empty where all fit."""
     expected = weight_shapes(config)
     problems = []
-    for what, names in (("missing", expected.keys() - weights.keys()), ("unexpected", weights.keys() - expected.keys())):
+    for what, names in (("missing", expected.keys() - shapes.keys()), ("unexpected", shapes.keys() - expected.keys())):
         if names:
-            shown = sorted(names)
-            more = f" and {len(shown) - _NAMES_SHOWN} more" if len(shown) > _NAMES_SHOWN else ""
-            problems.append(f"{what} {', '.join(shown[:_NAMES_SHOWN])}{more}")
-    wrong = [
-        f"{name} is {tuple(weights[name].shape)}, expected {shape}"
-        for name, shape in expected.items()
-        if name in weights and tuple(weights[name].shape) != shape
-    ]
+            problems.append(f"{what} {_shown(sorted(brief(name, _NAME_CHARACTERS) for name in names), ', ', ' and {} more')}")
+    wrong = [f"{name} is {shapes[name]}, expected {shape}" for name, shape in expected.items() if name in shapes and shapes[name] != shape]
     if wrong:
-        problems.append("; ".join(wrong[:_NAMES_SHOWN]) + (f" and {len(wrong) - _NAMES_SHOWN} more" if len(wrong) > _NAMES_SHOWN else ""))
-    if problems:
-        raise ModelError(f"the weights in {source} do not fit the model {config.spec()}: {'; '.join(problems)}")
-    for name in sorted(expected):
+        problems.append(_shown(wrong, "; ", " and {} more"))
+    if not problems:
+        return ""
+    is_size = expected.keys() == shapes.keys() and all(shapes[name] == shape for name, shape in expected.items() if name != "pos_embed")
+    return "; ".join(problems) + _cure(config, shapes, is_size)
+
+
+def check_weights(config: VimConfig, weights: Weights, source: str) -> None:
+    """Raise ModelError naming missing, extra and misshapen keys and the first tensor with NaN or infinity."""
+    problem = misfit(config, {name: tuple(value.shape) for name, value in weights.items()})
+    if problem:
+        raise ModelError(f"the weights in {source} do not fit the model {model_name(config)}: {problem}")
+    for name in sorted(weight_shapes(config)):
         if not np.isfinite(weights[name]).all():
             raise ModelError(f"the weights in {source} hold NaN or infinity in {name}; the checkpoint is damaged, use another one")
 
 
-def read_safetensors(path: Path) -> Weights:
-    """Return all tensors of a .safetensors file as fp32. Needs no torch (bfloat16 files are read by `pyvimtrt.model.checkpoint`)."""
+def infer_config(shapes: Mapping[str, tuple[int, ...]], like: VimConfig | None = None) -> VimConfig | None:
+    """Return the model that tensors of these shapes are the weights of, or None.
+
+    What shapes do not tell (eps; the stride, and so the image) is that of ``like`` where it can be, else the usual.
+    """
+    strides = [like.stride] if like else []
+    like = like or VimConfig()
     try:
-        tensors = safetensors.numpy.load_file(path)
-    except (OSError, safetensors.SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:  # the last: a type NumPy lacks
-        raise ModelError(f"cannot read weights from {path}: {error}") from error
-    return {name: np.asarray(value, dtype=np.float32) for name, value in tensors.items()}
+        dim, channels, patch, _ = shapes["patch_embed.proj.weight"]
+        states = shapes["layers.0.mixer.A_log"][1]
+        tokens = shapes["pos_embed"][1]
+        cls = "middle" if "cls_token" in shapes else "double" if "cls_token_head" in shapes else "none"
+        patches = tokens - {"middle": 1, "double": 2, "none": 0}[cls]
+        known: dict[str, Any] = {
+            "dim": dim,
+            "channels": channels,
+            "patch": patch,
+            "state": states,
+            "depth": sum(name.startswith("layers.") and name.endswith(".norm.weight") for name in shapes),
+            "rank": shapes["layers.0.mixer.x_proj.weight"][0] - 2 * states,
+            "classes": shapes["head.weight"][0],
+            "cls": cls,
+            "eps": like.eps,
+        }
+        for stride in dict.fromkeys((*strides, patch, patch // 2)):
+            if 1 <= stride <= MAX_IMAGE and 1 <= patches <= MAX_TOKENS:
+                smallest = (math.isqrt(patches) - 1) * stride + patch
+                img = like.img if smallest <= like.img < smallest + stride else smallest
+                config = VimConfig(img=img, stride=stride, **known)
+                if weight_shapes(config) == dict(shapes):
+                    return config
+    except (KeyError, IndexError, ValueError, ModelError):  # not the weights of such a model
+        return None
+    return None
+
+
+def _cure(config: VimConfig, shapes: Mapping[str, tuple[int, ...]], is_size: bool) -> str:
+    """Return what to do about weights that do not fit: which model they fit, or which size of image where that is all."""
+    fitting = infer_config(shapes, config)
+    if fitting is None:
+        if not is_size:
+            return ""
+        return "; position embeddings are not resized, and these are of no square image with the model's patches: give weights that were trained at its size"
+    if is_size:
+        size = f"{fitting.img} x {fitting.img} pixels" + (f" and a stride of {fitting.stride}" if fitting.stride != config.stride else "")
+        return f"; position embeddings are not resized, and these are of images of {size}: give the model {model_name(fitting)}"
+    return f"; these are the weights of the model {model_name(fitting)}: give that model"
+
+
+def _shown(texts: list[str], separator: str, more: str) -> str:
+    rest = len(texts) - _NAMES_SHOWN
+    return separator.join(texts[:_NAMES_SHOWN]) + (more.format(rest) if rest > 0 else "")

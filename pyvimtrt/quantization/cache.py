@@ -18,7 +18,7 @@ import safetensors.numpy
 
 from pyvimtrt.data import statistics
 from pyvimtrt.data.statistics import Moments
-from pyvimtrt.errors import CalibrationError
+from pyvimtrt.errors import CalibrationError, brief
 from pyvimtrt.files import atomic_output, hash_arrays
 from pyvimtrt.model.config import VimConfig
 from pyvimtrt.model.weights import Weights
@@ -148,19 +148,21 @@ def load_cache(path: Path) -> Cache:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
     except (OSError, safetensors.SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:  # the last: a type NumPy lacks
-        raise CalibrationError(f"{path} is damaged or not a calibration cache ({error}); run pyvimtrt calibrate again") from error
+        raise CalibrationError(f"{path} is damaged or not a calibration cache ({brief(error)}); run pyvimtrt calibrate again") from error
     if METADATA_KEY not in metadata:
         raise CalibrationError(f"{path} is not a calibration cache of pyvimtrt; make one with pyvimtrt calibrate")
     try:
         values = json.loads(metadata[METADATA_KEY])
         version = values.get("format_version")
         if version != CACHE_FORMAT_VERSION:
-            raise CalibrationError(f"{path} has format version {version}, this package reads version {CACHE_FORMAT_VERSION}; run pyvimtrt calibrate again")
+            raise CalibrationError(
+                f"{path} has format version {brief(version, 40)}, this package reads version {CACHE_FORMAT_VERSION}; run pyvimtrt calibrate again"
+            )
         lists = {"mean": tuple(values["mean"]), "std": tuple(values["std"]), "image_statistics": statistics.parse(values.get("image_statistics", ()))}
         info = CacheInfo(**{**values, **lists})
         plausible = _plausible(info)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
-        raise CalibrationError(f"{path} holds damaged metadata ({error}); run pyvimtrt calibrate again") from error
+        raise CalibrationError(f"{path} holds damaged metadata ({brief(error)}); run pyvimtrt calibrate again") from error
     if not plausible:
         raise CalibrationError(f"{path} holds damaged settings; run pyvimtrt calibrate again")
     return Cache(info, tensors)
@@ -181,7 +183,7 @@ def _plausible(info: CacheInfo) -> bool:
 def check_cache(cache: Cache, config: VimConfig, weights: Weights, source: str) -> None:
     """Raise CalibrationError, saying what differs, where a cache does not belong to this model and these weights."""
     if cache.info.model != config.spec():
-        raise CalibrationError(f"{source} was made for the model {cache.info.model}, not for {config.spec()}; calibrate this model")
+        raise CalibrationError(f"{source} was made for the model {brief(cache.info.model)}, not for {config.spec()}; calibrate this model")
     if cache.info.weights_sha256 != hash_arrays(weights):
         raise CalibrationError(f"{source} was made with other weights of this model; calibrate with the weights at hand")
     if cache.info.state not in ("int8", "fp32") or not len(cache.info.mean) == len(cache.info.std) == config.channels:
@@ -189,7 +191,7 @@ def check_cache(cache: Cache, config: VimConfig, weights: Weights, source: str) 
     expected = expected_shapes(config)
     if cache.tensors.keys() != expected.keys():
         differing = sorted(cache.tensors.keys() ^ expected.keys())
-        raise CalibrationError(f"{source} is damaged: {differing[0]} is missing or unexpected; run pyvimtrt calibrate again")
+        raise CalibrationError(f"{source} is damaged: {brief(differing[0], 80)} is missing or unexpected; run pyvimtrt calibrate again")
     for name, shape in expected.items():
         _check_tensor(name, cache.tensors, shape, source)
 

@@ -48,7 +48,7 @@ class CpuEngine(Engine):
 
     def __init__(self, network: Network, threads: int | None = None, isa: str | None = None) -> None:
         super().__init__(network.info, network.config)
-        self.isa = isa or choose_isa()
+        self.isa, self._asked_isa = isa or choose_isa(), isa
         self.threads = threads if threads is not None else default_threads()
         if self.threads < 1:
             raise BackendError(f"the number of threads must be at least 1, got {self.threads}")
@@ -71,6 +71,9 @@ class CpuEngine(Engine):
         """Return name and seconds of every step of one run."""
         logits = np.empty((len(pixels), self.config.classes), np.float32)
         return list(zip(self._program.step_names, self._program.run_timed(len(pixels), [pixels], [logits]), strict=True))
+
+    def _settings(self) -> dict[str, Any]:
+        return {"threads": self.threads, "isa": self._asked_isa}
 
     @property
     def memory_bytes(self) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,9 +38,24 @@ class Engine(ABC):
 
     backend: str
 
+    source: Path | None = None  # the file it was loaded from, by which it is pickled
+
     def __init__(self, info: NetworkInfo, config: VimConfig) -> None:
         self.info = info
         self.config = config
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by path: whoever unpickles loads the same file again, as in another process of `multiprocessing`.
+
+        Raises NetworkError for an engine that was not loaded from a file.
+        """
+        if self.source is None:
+            raise NetworkError("an engine made from a network in memory cannot be pickled; save the network, and load it with pyvimtrt.load_engine")
+        return _load_again, (self.source, self.info, self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the keywords that this engine was made with, for `__reduce__`."""
+        return {}
 
     def close(self) -> None:  # noqa: B027, an engine of memory alone has nothing to do
         """Give back what the engine holds; it cannot run any more. Closing twice does nothing."""
@@ -123,12 +138,29 @@ def load_engine(path: str | Path, threads: int | None = None) -> Engine:
     holds code that runs in this process: load only what you built or trust.
     """
     path = Path(path)
+    if path.suffix == PLAN_SUFFIX and threads is not None:
+        raise UsageError("threads are the CPU engine's, a TensorRT engine takes none")
+    return _load(path, {} if path.suffix == PLAN_SUFFIX else {"threads": threads})
+
+
+def _load(path: Path, settings: Mapping[str, Any]) -> Engine:
+    engine: Engine
     if path.suffix == PLAN_SUFFIX:
-        if threads is not None:
-            raise UsageError("threads are the CPU engine's, a TensorRT engine takes none")
         from pyvimtrt.runtime.tensorrt import TensorRTEngine
 
-        return TensorRTEngine(*read_plan(path))
-    from pyvimtrt.runtime.cpu import CpuEngine
+        engine = TensorRTEngine(*read_plan(path), **settings)
+    else:
+        from pyvimtrt.runtime.cpu import CpuEngine
 
-    return CpuEngine(load_network(path), threads)
+        engine = CpuEngine(load_network(path), **settings)
+    engine.source = path.absolute()
+    return engine
+
+
+def _load_again(path: Path, info: NetworkInfo, settings: Mapping[str, Any]) -> Engine:
+    """Return a pickled engine. Raises NetworkError where its file is another one by now."""
+    engine = _load(path, settings)
+    if engine.info != info:
+        engine.close()
+        raise NetworkError(f"{path} holds another engine than the one that was pickled; load it again")
+    return engine

@@ -30,7 +30,7 @@ class TensorRTEngine(Engine):
         check_machine(info.backend, device)
         self.backend = info.backend
         self.plan_info = info
-        self.device = device
+        self.device, self.cuda_graphs = device, cuda_graphs
         self._lock = threading.Lock()
         with _one_sentence(), _current_device(device):
             loaded = load_plan(plan, info)
@@ -79,6 +79,9 @@ class TensorRTEngine(Engine):
             elif out is not None:
                 ready.sync()
             return DeviceArray(buffer, (count, self.config.classes), ready, self.device) if out is None else out
+
+    def _settings(self) -> dict[str, Any]:
+        return {"device": self.device, "cuda_graphs": self.cuda_graphs}
 
     def close(self) -> None:
         with self._lock:
