@@ -16,7 +16,7 @@ from pyvimtrt.errors import DataError
 MAX_BYTES = 1 << 22  # the 21,000 classes of ImageNet take a megabyte
 MAX_LITERAL = 1 << 18  # of Python, whose parser takes a thousand times the text
 MAX_LABEL = 1000
-EXPECTED = 'write one label a line, or JSON such as ["airplane", "automobile"] or {"0": "airplane", "1": "automobile"}'
+EXPECTED = 'write one a line, or JSON such as ["airplane", "automobile"] or {"0": "airplane", "1": "automobile"}'
 _MARKS = (  # the longer ones first: UTF-16's mark begins UTF-32's
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -38,7 +38,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
     if text.startswith(("{", "[")):
         labels = _parsed(path, text)
     elif text.startswith("<") or re.match(r"item\s*\{", text):
-        raise DataError(f"{path} is no file of labels; {EXPECTED}")
+        raise DataError(f"{path} is not a text file of labels; {EXPECTED}")
     else:
         labels = _lines(path, text)
     for number, label in enumerate(labels):
@@ -60,9 +60,12 @@ def _decode(path: Path) -> str:
         raise DataError(f"{path} is larger than any file of labels, {MAX_BYTES:,} bytes; {EXPECTED}")
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
     try:
-        return content.decode(encoding)
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not a text file of labels in UTF-8 ({error}); save it as UTF-8") from error
+    if content and not text:
+        raise DataError(f"{path} is not a text file of labels, only a byte-order mark; {EXPECTED}")
+    return text
 
 
 def _lines(path: Path, text: str) -> list[str]:
