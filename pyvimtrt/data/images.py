@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from pyvimtrt.data.png import without_metadata
 from pyvimtrt.data.walk import walk
 from pyvimtrt.errors import DataError
 from pyvimtrt.model.config import VimConfig
@@ -58,13 +60,15 @@ def decode_image(source: Path | BinaryIO, config: VimConfig, name: str, max_pixe
         if isinstance(source, Path) and not (source.is_file() or source.is_dir()):
             source.stat()  # raises where there is nothing
             raise DataError(f"{name} is a pipe, a socket or a device; give a file")
-        with Image.open(source, formats=formats) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise DataError(_too_many(name, f"{width} x {height}", max_pixels))
-            image.load()
-            picture = _to_mode(_upright(image), _MODES[config.channels], name)
-        pixels = np.asarray(_fit(picture, config.img, name), dtype=np.uint8)
+        try:
+            return _decode(source, config, name, max_pixels, formats)
+        except (DataError, Image.DecompressionBombError, FileNotFoundError):
+            raise
+        except Exception:  # perhaps of what is beside the pixels
+            plain = without_metadata(source) if "PNG" in formats else None
+            if plain is None:
+                raise
+            return _decode(io.BytesIO(plain), config, name, max_pixels, formats)
     except FileNotFoundError:
         raise DataError(f"no image at {name}") from None
     except Image.DecompressionBombError as error:
@@ -75,6 +79,16 @@ def decode_image(source: Path | BinaryIO, config: VimConfig, name: str, max_pixe
         raise
     except Exception as error:  # a decoder raises whatever its parsing of hostile bytes trips on
         raise DataError(f"cannot decode {name}: {error}") from error
+
+
+def _decode(source: Path | BinaryIO, config: VimConfig, name: str, max_pixels: int, formats: tuple[str, ...]) -> U8:
+    with Image.open(source, formats=formats) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise DataError(_too_many(name, f"{width} x {height}", max_pixels))
+        image.load()
+        picture = _to_mode(_upright(image), _MODES[config.channels], name)
+    pixels = np.asarray(_fit(picture, config.img, name), dtype=np.uint8)
     return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
 

@@ -105,7 +105,7 @@ def _checked_batch(path: Path, chunk: Any, batch: int) -> int:
     if not offsets:
         return batch
     with path.open("rb") as file:
-        return read_pages(file, min(offsets), chunk.total_compressed_size, str(path)).batch(batch)
+        return read_pages(file, min(offsets), chunk.total_compressed_size, chunk.num_values, str(path)).batch(batch)
 
 
 def _image(value: Any) -> Value:
@@ -134,7 +134,8 @@ def _choose(schema: Any, path: Path, wanted: str | None) -> tuple[str, bool]:
 
 
 def _told(images: list[str], paths: list[str]) -> str:
-    return f"columns of bytes: {_few(images)}; of text, which may be paths: {_few(paths)}"
+    told = f"columns of bytes: {_few(images)}; of text, which may be paths: {_few(paths)}"
+    return told if images or paths else f"{told}; images are written as bytes or paths, or lists of these, not as numbers"
 
 
 def _few(names: list[str]) -> str:

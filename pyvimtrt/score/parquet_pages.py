@@ -15,6 +15,8 @@ from pyvimtrt.errors import DataError
 
 MAX_PAGE_BYTES = 1 << 28  # of a page that is much larger than it is packed: images hardly pack at all
 MAX_FACTOR = 16
+MAX_UNFOLDED_BYTES = 1 << 30  # of a column whose rows share a dictionary's values, where that is far more than it is packed
+MAX_UNFOLDED_FACTOR = 1000
 MAX_PAGES = 1 << 17  # of a column chunk
 HEADER_BYTES = (1 << 12, 1 << 26)  # tried one after the other: some writers put whole images into the statistics there
 BATCH_BYTES = 1 << 26  # of the values read at a time, where rows share them
@@ -28,6 +30,7 @@ class Pages:
     """What the pages of a column chunk hold: bytes of the dictionary, and whether values build on the ones before."""
 
     dictionary_bytes: int = 0
+    dictionary_values: int = 0
     is_delta: bool = False
 
     def batch(self, most: int) -> int:
@@ -37,12 +40,18 @@ class Pages:
         return max(1, min(most, BATCH_BYTES // max(1, self.dictionary_bytes)))
 
 
-def read_pages(file: BinaryIO, start: int, size: int, what: str) -> Pages:
-    """Return what the pages of a column chunk, ``size`` bytes from ``start``, claim. Raises DataError for too much."""
+def read_pages(file: BinaryIO, start: int, size: int, values: int, what: str) -> Pages:
+    """Return what the pages of a column chunk, ``size`` bytes from ``start`` with ``values`` values, claim.
+
+    Raises DataError for too much.
+    """
     found = Pages()
     position = start
     for _ in range(MAX_PAGES):
         if position >= start + size:
+            unfolded = values * found.dictionary_bytes // max(1, found.dictionary_values)
+            if unfolded > max(MAX_UNFOLDED_BYTES, MAX_UNFOLDED_FACTOR * size):
+                raise DataError(f"cannot read {what}: a column of {size:,} bytes unfolds to {unfolded:,}, which images do not")
             return found
         fields, length = _header(file, position, what)
         unpacked, packed = _number(fields, 2, what), _number(fields, 3, what)
@@ -53,6 +62,8 @@ def read_pages(file: BinaryIO, start: int, size: int, what: str) -> Pages:
         kind = _number(fields, 1, what)
         if kind == _DICTIONARY_PAGE:
             found.dictionary_bytes += unpacked
+            inner = fields.get(7)
+            found.dictionary_values += _number(inner, 1, what) if isinstance(inner, dict) else 0
         elif kind in _DATA_PAGES:
             inner = fields.get(5 if kind == 0 else 8)
             encoding = inner.get(2 if kind == 0 else 4) if isinstance(inner, dict) else None

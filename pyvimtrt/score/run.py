@@ -146,7 +146,8 @@ def score(engine: Path, source: Path, output: Path, settings: ScoreSettings, pro
     reasons = [*unreadable, *failed.values()]
     if reasons:
         parts = f"{len(reasons)} of {len(units) + len(unreadable)} parts of {source}"
-        raise DataError(f"{parts} were not scored, the others are in {output}: {reasons[0]}; run again once it can be read")
+        others = f", the others are in {output}" if done else ""
+        raise DataError(f"{parts} were not scored{others}: {reasons[0]}; run again once it can be read")
     errors |= {i: part_errors(output, i, units[i]) for i in todo}
     if sum(count or 0 for count in errors.values()) == total:
         first_reason = _errors(output, 0)[0].as_py()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import stat
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ MAX_FILE_BYTES = 1 << 28  # of one encoded image; larger ones are no photographs
 BATCH_BYTES = 1 << 26  # of encoded images after which a batch is full: two batches lie in memory
 MAX_PATH = 4096  # characters, as Linux has it
 COLUMNS = ("image", "class", "label", "probability", "classes", "probabilities", "error")  # of results
+_OF_THE_FILE = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})  # and not of its disk
 U8 = npt.NDArray[np.uint8]
 
 
@@ -145,7 +147,9 @@ def _read_file(path: Path, name: str) -> bytes | str:
         if not stat.S_ISREG(status.st_mode):
             return f"{name} is no regular file"
         return _too_large(name, status.st_size) or path.read_bytes()
-    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
+    except OSError as error:
+        if error.errno not in _OF_THE_FILE:
+            raise
         return f"cannot read {name}: {error.strerror}"
 
 
