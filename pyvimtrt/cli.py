@@ -319,9 +319,7 @@ def compare(
             from pyvimtrt.compare.report import save_report
         except ImportError as error:
             raise missing_extra("matplotlib", "compare", "the report") from error
-    settings = Settings(
-        limit, batch, threads, attribution, attribution_images, strict=strict, max_pixels=max_pixels, class_order=class_order
-    )
+    settings = Settings(limit, batch, threads, attribution, attribution_images, strict=strict, max_pixels=max_pixels, class_order=class_order)
     with progress_bars() as progress:
         found = run(engine, data, weights, calib, settings, progress)
     print_warnings(found.warnings)
@@ -499,8 +497,8 @@ def export_onnx(
       pyvimtrt export onnx vim_tiny_patch16_224 --weights vim_t.pth -o vim_t_fp32.onnx
     """
     from pyvimtrt.cli_output import print_fields, print_json
-    from pyvimtrt.export.onnx_fp32 import export_model
     from pyvimtrt.data.labels import read_labels
+    from pyvimtrt.export.onnx_fp32 import export_model
 
     export_model(model, weights, output, _numbers("--mean", mean), _numbers("--std", std), read_labels(labels) if labels else None)
     result = {"file": str(output), "bytes": output.stat().st_size}

@@ -232,16 +232,14 @@ def test_more_pixels_where_they_are_asked_for(tmp_path: Path, tiny_config: VimCo
     Image.new("L", (9000, 8000), 77).save(tmp_path / "a.png")
     assert "9000 x 8000 pixels; at most 64000000 are decoded, --max-pixels allows more" in fails(tmp_path / "a.png", tiny_config)
     assert (load_image(tmp_path / "a.png", tiny_config, 72_000_000) == 77).all()
-    assert Image.MAX_IMAGE_PIXELS == limit, "Pillow's own limit is not touched where it allows as much"
+    assert limit == Image.MAX_IMAGE_PIXELS, "Pillow's own limit is not touched where it allows as much"
     Image.new("1", (20000, 9000), 1).save(tmp_path / "b.png")  # beyond Pillow's own limit
     assert "is a decompression bomb" in fails(tmp_path / "b.png", tiny_config)
     assert (load_image(tmp_path / "b.png", tiny_config, 180_000_000) == 255).all()
 
 
 @pytest.mark.parametrize("command", ["infer", "eval", "calibrate", "compare", "score"])
-def test_the_option_of_every_command(
-    tmp_path: Path, tiny_engine_file: Path, tiny_weights_file: Path, capsys: pytest.CaptureFixture[str], command: str
-) -> None:
+def test_the_option_of_every_command(tmp_path: Path, tiny_engine_file: Path, tiny_weights_file: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
     data = tmp_path / "data"
     for label in ("bag", "coat", "shoe"):
         (data / label).mkdir(parents=True)

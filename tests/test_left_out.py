@@ -120,7 +120,7 @@ def test_a_recipe_calibrates(capsys: pytest.CaptureFixture[str], tmp_path: Path,
     text = f'model = "{TINY}"\nweights = "{tiny_weights_file}"\ncalibration = "c.safetensors"\noutput = "r.onnx"\n[calibrate]\nimages = "mixed"\n'
     recipe.write_text(text + "strict = true\n")
     code, _, error = run(capsys, "build", recipe, "--int8")
-    assert code == 2 and "0_truncated.jpg" in error or "elongated.png" in error
+    assert (code == 2 and "0_truncated.jpg" in error) or "elongated.png" in error
     recipe.write_text(text)
     code, _, warnings = run(capsys, "build", recipe, "--int8")
     assert code == 0 and warnings.startswith("warning: 5 files were left out")

@@ -11,9 +11,7 @@ from pyvimtrt.errors import DataError, UsageError
 ORDERS = ("labels", "numbers", "text")
 
 
-def class_numbers(
-    path: Path, names: list[str], classes: int, labels: Sequence[str], order: str | None = None
-) -> tuple[list[int], tuple[str, ...]]:
+def class_numbers(path: Path, names: list[str], classes: int, labels: Sequence[str], order: str | None = None) -> tuple[list[int], tuple[str, ...]]:
     """Return the class of each folder, ``names`` sorted, and warnings about how the names were understood.
 
     ``order``: labels, where each is named after one of the model's labels; numbers, folder 10 is class 10; text, the

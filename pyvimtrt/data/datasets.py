@@ -104,11 +104,7 @@ def open_dataset(
     elif _has_idx(path, split):
         dataset = _idx(path, config, split, labels)
     else:
-        folders = _class_folders(path)
-        if folders:
-            dataset = _folders(path, folders, config, labels, reader, class_order)
-        else:
-            dataset = _files(find_images(path, reader.leave_out), config, path, reader)
+        dataset = _folder(path, config, labels, reader, class_order)
     _check_labels(dataset, config, path)
     return dataset
 
@@ -170,6 +166,12 @@ def _files(paths: Sequence[Path], config: VimConfig, source: Path, reader: Image
     return Dataset(len(paths), lambda indices: (reader.read(paths[i], config) for i in indices), source=str(source), reader=reader)
 
 
+def _folder(path: Path, config: VimConfig, labels: Sequence[str], reader: ImageReader, class_order: str | None) -> Dataset:
+    if folders := _class_folders(path):
+        return _folders(path, folders, config, labels, reader, class_order)
+    return _files(find_images(path, reader.leave_out), config, path, reader)
+
+
 def _class_folders(path: Path) -> list[Path]:
     """Return the folders of classes, sorted by name; none for a flat folder. Raises DataError where there are both."""
     try:
@@ -183,9 +185,7 @@ def _class_folders(path: Path) -> list[Path]:
     return folders
 
 
-def _folders(
-    path: Path, folders: list[Path], config: VimConfig, labels: Sequence[str], reader: ImageReader, class_order: str | None
-) -> Dataset:
+def _folders(path: Path, folders: list[Path], config: VimConfig, labels: Sequence[str], reader: ImageReader, class_order: str | None) -> Dataset:
     numbers, warnings = class_numbers(path, [f.name for f in folders], config.classes, labels, class_order)
     paths: list[Path] = []
     targets: list[int] = []

@@ -105,7 +105,7 @@ def _allow(max_pixels: int) -> None:
 def _upright(image: Image.Image) -> Image.Image:
     """Return an image turned as its EXIF says, as it is where that is damaged: the pixels are sound without it."""
     try:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # a parser raises whatever hostile bytes make it trip on
         return image
     return image if turn is None else image.transpose(turn)

@@ -28,7 +28,9 @@ _MARKS = (  # the longer ones first: UTF-16's mark begins UTF-32's
 _NUMBER_FIRST = re.compile(r"(?P<number>[0-9]{1,9})(?: ?[,;:=|] ?| )(?P<label>\S.*)")
 _NUMBER_LAST = re.compile(r"(?P<label>.*\S)(?: ?[,;:=|] ?| )(?P<number>[0-9]{1,9})")
 _WORDNET = re.compile(r"n[0-9]{8}(?:[,:] ?| )(?P<label>\S.*)")
-_HEADING = frozenset("id idx index number class classid class_id class_index class_name category label name names labels".split())
+_HEADING = frozenset(
+    ["id", "idx", "index", "number", "class", "classid", "class_id", "class_index", "class_name", "category", "label", "name", "names", "labels"]
+)
 _INDEX_KEYS = ("id2label", "label2id", "class_to_idx", "idx_to_class", "names", "labels", "classes", "categories")  # of tools' files
 
 

@@ -86,6 +86,8 @@ def _opened(path: Path, problem: str) -> Iterator[Any]:
 def _group(path: Path, group: Any, column: str, is_list: bool) -> Group:
     rows = int(group.num_rows)
     leaves = [group.column(index) for index in _leaves(group, column).values()]
+    if not is_list and any(leaf.num_values != rows for leaf in leaves):
+        raise DataError(f"cannot read {path}: a row group claims {rows:,} rows, its columns other numbers; copy it again")
     images = int(leaves[0].num_values) if is_list else rows  # an empty list counts as one there, as it does when it is read
     if not 0 <= max(rows, images) <= MAX_GROUP_ROWS:
         raise DataError(f"{path} has {max(rows, images):,} images in one row group; at most {MAX_GROUP_ROWS:,} are read, write smaller ones")

@@ -21,7 +21,7 @@ MAX_PAGES = 1 << 17  # of a column chunk
 HEADER_BYTES = (1 << 12, 1 << 26)  # tried one after the other: some writers put whole images into the statistics there
 BATCH_BYTES = 1 << 26  # of the values read at a time, where rows share them
 _DICTIONARY_PAGE, _DATA_PAGES = 2, (0, 3)
-_DICTIONARY_ENCODINGS, _DELTA_BYTE_ARRAY = (2, 8), 7
+_DELTA_BYTE_ARRAY = 7  # an encoding
 _MAX_DEPTH = 16
 
 
@@ -46,9 +46,11 @@ def read_pages(file: BinaryIO, start: int, size: int, values: int, what: str) ->
     Raises DataError for too much.
     """
     found = Pages()
-    position = start
+    position, held = start, 0
     for _ in range(MAX_PAGES):
         if position >= start + size:
+            if held != values:
+                raise DataError(f"cannot read {what}: a column claims {values:,} values, its pages {held:,}; copy it again")
             unfolded = values * found.dictionary_bytes // max(1, found.dictionary_values)
             if unfolded > max(MAX_UNFOLDED_BYTES, MAX_UNFOLDED_FACTOR * size):
                 raise DataError(f"cannot read {what}: a column of {size:,} bytes unfolds to {unfolded:,}, which images do not")
@@ -66,8 +68,9 @@ def read_pages(file: BinaryIO, start: int, size: int, values: int, what: str) ->
             found.dictionary_values += _number(inner, 1, what) if isinstance(inner, dict) else 0
         elif kind in _DATA_PAGES:
             inner = fields.get(5 if kind == 0 else 8)
-            encoding = inner.get(2 if kind == 0 else 4) if isinstance(inner, dict) else None
-            found.is_delta |= encoding == _DELTA_BYTE_ARRAY
+            inner = inner if isinstance(inner, dict) else {}
+            held += _number(inner, 1, what)
+            found.is_delta |= inner.get(2 if kind == 0 else 4) == _DELTA_BYTE_ARRAY
         position += length + packed
     raise DataError(f"cannot read {what}: it has more than {MAX_PAGES:,} pages in one column; write it again with larger ones")
 
@@ -85,7 +88,7 @@ def _header(file: BinaryIO, position: int, what: str) -> tuple[dict[int, object]
 def _number(fields: dict[int, object], key: int, what: str) -> int:
     value = fields.get(key)
     if not isinstance(value, int) or value < 0:
-        raise DataError(f"cannot read {what}: a page's header lacks its size; copy it again")
+        raise DataError(f"cannot read {what}: a page's header lacks its numbers; copy it again")
     return value
 
 
@@ -119,15 +122,15 @@ class _Thrift:
             return self._byte()
         if kind in (4, 5, 6):
             return self._zigzag()
-        if kind == 7:
-            return self._pass(8)
-        if kind == 8:
-            return self._pass(self._varint())
-        if kind in (9, 10):
-            return self._list(depth)
         if kind == 12:
             return self.structure(depth + 1)
-        raise EOFError  # maps do not occur in a page's header
+        if kind in (7, 8):
+            self._pass(8 if kind == 7 else self._varint())
+        elif kind in (9, 10):
+            self._list(depth)
+        else:
+            raise EOFError  # maps do not occur in a page's header
+        return None
 
     def _list(self, depth: int) -> None:
         head = self._byte()

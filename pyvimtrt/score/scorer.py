@@ -25,7 +25,6 @@ BATCH = 32  # images run at a time
 MAX_FILE_BYTES = 1 << 28  # of one encoded image; larger ones are no photographs
 BATCH_BYTES = 1 << 26  # of encoded images after which a batch is full: two batches lie in memory
 MAX_PATH = 4096  # characters, as Linux has it
-COLUMNS = ("image", "class", "label", "probability", "classes", "probabilities", "error")  # of results
 _OF_THE_FILE = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})  # and not of its disk
 U8 = npt.NDArray[np.uint8]
 

@@ -6,7 +6,6 @@ headers by recursion, and takes a damaged header for the end.
 
 from __future__ import annotations
 
-import os
 import posixpath
 import re
 import stat

@@ -168,6 +168,17 @@ def _parquet(source: Path, name: str, wanted: str | None) -> Iterator[Unit]:
         for first in range(0, found.rows, step):
             rows = min(step, found.rows - first)
             count = found.images if found.is_list else rows
-            place = {"group": group, "first": first, "rows": rows, "row": row + first}
-            yield Unit("parquet", str(path.resolve()), f"{name}#", count, stamp, column=column, root=root, **place)
+            yield Unit(
+                kind="parquet",
+                path=str(path.resolve()),
+                key=f"{name}#",
+                count=count,
+                stamp=stamp,
+                group=group,
+                first=first,
+                rows=rows,
+                row=row + first,
+                column=column,
+                root=root,
+            )
         row += found.rows
