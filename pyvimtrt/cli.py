@@ -29,6 +29,12 @@ Threads = Annotated[int | None, typer.Option(min=1, max=MAX_THREADS, help="Threa
 Weights = Annotated[Path | None, typer.Option(help="Checkpoint, .safetensors or .pth; default: the bundled one.")]
 WeightsKey = Annotated[str | None, typer.Option(metavar="KEY", help="Which set of weights to take where several in the checkpoint fit, such as model_ema.")]
 Mean = Annotated[str | None, typer.Option(help="Mean of pixels in 0..1: one number, or one per channel: 0.5,0.4,0.4")]
+Strict = Annotated[bool, typer.Option("--strict", help="End at the first image that cannot be read, instead of leaving it out.")]
+MaxPixels = Annotated[int | None, typer.Option(min=1, help="Most pixels of an image file; default: 64 million.")]
+ClassOrder = Annotated[
+    str | None,
+    typer.Option(help="What class folders are: labels, numbers, or text, sorted as torchvision does; default: the first that fits."),
+]
 Std = Annotated[str | None, typer.Option(help="Standard deviation of pixels: one number, or one per channel.")]
 
 
@@ -70,7 +76,7 @@ def build(
     workspace: Annotated[int | None, typer.Option(metavar="MIB", min=1, help="Memory limit of a GPU engine's intermediate results.")] = None,
     timing_cache: Annotated[Path | None, typer.Option(help="File of TensorRT's kernel timings, read and written back.")] = None,
     separate_plugins: Annotated[bool, typer.Option("--separate-plugins", help="Keep the plugin library out of a GPU engine.")] = False,
-    labels: Annotated[Path | None, typer.Option(help="Text file with the label of each class, one a line.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="File with the label of each class: one a line, or a class index in JSON.")] = None,
     mean: Mean = None,
     std: Std = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Engine file; default: engines/MODEL.onnx or .engine")] = None,
@@ -87,8 +93,9 @@ def build(
     """
     if not int8:
         raise UsageError("give --int8: it is the only precision engines are built in")
-    from pyvimtrt.cli_output import print_fields, print_json, progress_bar
-    from pyvimtrt.recipe_file import EngineRecipe, read_labels, read_recipe, run_recipe
+    from pyvimtrt.cli_output import print_fields, print_json, print_warnings, progress_bar
+    from pyvimtrt.data.labels import read_labels
+    from pyvimtrt.recipe_file import EngineRecipe, read_recipe, run_recipe
 
     is_file = source is not None and source.endswith(".toml")
     recipe = read_recipe(Path(source)) if is_file and source else EngineRecipe(**_given(model=source))
@@ -111,7 +118,7 @@ def build(
     )
     start = time.perf_counter()
     with progress_bar("calibrating") as progress:
-        path = run_recipe(recipe, progress)
+        path = run_recipe(recipe, progress, print_warnings)
     result = {"engine": str(path), "bytes": path.stat().st_size, "seconds": round(time.perf_counter() - start, 3)}
     (print_json if as_json else print_fields)(result)
 
@@ -131,6 +138,8 @@ def calibrate(
     mean: Mean = None,
     std: Std = None,
     seed: Annotated[int, typer.Option(min=0, help="Picks the images; same seed, same cache.")] = 0,
+    strict: Strict = False,
+    max_pixels: MaxPixels = None,
     device: Annotated[str, typer.Option(help="Where to calibrate: auto, a GPU where PyTorch has one; cpu; cuda; cuda:1.")] = "auto",
     threads: Threads = None,
     as_json: Json = False,
@@ -142,8 +151,9 @@ def calibrate(
       pyvimtrt calibrate vim_tiny_patch16_224 --weights vim_t.pth --images train/ -o vim_t.calib.safetensors
     """
     from pyvimtrt import api
-    from pyvimtrt.cli_output import print_fields, print_json, progress_bar
+    from pyvimtrt.cli_output import print_fields, print_json, print_warnings, progress_bar
     from pyvimtrt.data.datasets import sample_images
+    from pyvimtrt.data.reader import ImageReader
     from pyvimtrt.files import check_writable
     from pyvimtrt.model.config import parse_model
     from pyvimtrt.quantization.recipes import get_recipe, parse_without
@@ -154,7 +164,8 @@ def calibrate(
     means, stds = _numbers("--mean", mean), _numbers("--std", std)
     check_writable(output)
     start = time.perf_counter()
-    pixels = sample_images(images, config, count, seed)
+    reader = ImageReader(strict, max_pixels)
+    pixels = sample_images(images, config, count, seed, reader)
     _set_torch_threads(threads)
     with progress_bar("calibrating") as progress:
         cache = api.calibrate(
@@ -181,6 +192,9 @@ def calibrate(
         "state": cache.info.state,
         "seconds": round(time.perf_counter() - start, 3),
     }
+    if reader.left_out:
+        print_warnings(reader.warnings())
+        result["left_out"] = list(reader.left_out)
     (print_json if as_json else print_fields)(result)
 
 
@@ -189,6 +203,8 @@ def infer(
     engine: Annotated[Path, typer.Argument(help="Engine file made by pyvimtrt build.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     topk: Annotated[int, typer.Option(min=1, help="Classes shown for each image.")] = 5,
+    strict: Strict = False,
+    max_pixels: MaxPixels = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -198,16 +214,22 @@ def infer(
     Example:
       pyvimtrt infer engines/vim_demo_fashion_mnist.onnx boot.png --topk 3
     """
-    from pyvimtrt.cli_output import print_json, print_predictions
-    from pyvimtrt.data.images import find_images
+    from pyvimtrt.cli_output import print_json, print_predictions, print_warnings
+    from pyvimtrt.data.reader import ImageReader
     from pyvimtrt.runtime.engine import load_engine
 
-    paths = [path for given in images for path in (find_images(given) if given.is_dir() else [given])]
-    found = load_engine(engine, threads).classify(paths, topk)
+    reader = ImageReader(strict, max_pixels)
+    paths = reader.find(images)
+    found = load_engine(engine, threads).classify(paths, topk, reader)
+    if not any(found):
+        raise reader.nothing_read(", ".join(map(str, images)))
+    print_warnings(reader.warnings())
+    rows = list(zip(paths, found, strict=True))
     if as_json:
-        print_json([{"image": str(path), "predictions": [dataclasses.asdict(p) for p in predictions]} for path, predictions in zip(paths, found, strict=True)])
+        entries = [{"image": str(path), "predictions": [dataclasses.asdict(p) for p in predictions]} for path, predictions in rows]
+        print_json([entry if entry["predictions"] else {**entry, "error": reader.reason(path)} for entry, path in zip(entries, paths, strict=True)])
     else:
-        print_predictions([str(path) for path in paths], found)
+        print_predictions([str(path) for path, predictions in rows if predictions], [predictions for predictions in found if predictions])
 
 
 @app.command("eval")
@@ -221,6 +243,9 @@ def evaluate(
     threads: Threads = None,
     mean: Mean = None,
     std: Std = None,
+    strict: Strict = False,
+    max_pixels: MaxPixels = None,
+    class_order: ClassOrder = None,
     as_json: Json = False,
 ) -> None:
     """Measure the top-1 and top-5 accuracy of an engine, or of the fp32 model through PyTorch; fractions from 0 to 1.
@@ -245,6 +270,9 @@ def evaluate(
             mean=_numbers("--mean", mean),
             std=_numbers("--std", std),
             progress=progress,
+            strict=strict,
+            max_pixels=max_pixels,
+            class_order=class_order,
         )
     rate = round(accuracy.images_per_second, 1)
     print_warnings(accuracy.warnings)
@@ -274,6 +302,9 @@ def compare(
     attribution_images: Annotated[int, typer.Option(min=1, help="Images that costs are measured on.")] = 64,
     batch: Annotated[int, typer.Option(min=1, help="Images run at a time.")] = 32,
     threads: Threads = None,
+    strict: Strict = False,
+    max_pixels: MaxPixels = None,
+    class_order: ClassOrder = None,
     as_json: Json = False,
 ) -> None:
     """Compare an engine with the fp32 model on the same images: accuracy, and where it is lost. Needs the extras torch and compare.
@@ -297,7 +328,7 @@ def compare(
             from pyvimtrt.compare.report import save_report
         except ImportError as error:
             raise missing_extra("matplotlib", "compare", "the report") from error
-    settings = Settings(limit, batch, threads, attribution, attribution_images)
+    settings = Settings(limit, batch, threads, attribution, attribution_images, strict=strict, max_pixels=max_pixels, class_order=class_order)
     with progress_bars() as progress:
         found = run(engine, data, keyed_weights(weights, weights_key), calib, settings, progress)
     print_warnings(found.warnings)
@@ -420,7 +451,8 @@ def score(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="Folder of images, of .tar shards or of .parquet files, or one such file.")],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder for the results, Parquet files.")],
     topk: Annotated[int, typer.Option(min=1, help="Classes kept for each image.")] = 5,
-    column: Annotated[str | None, typer.Option(help="Column of Parquet files that holds the images.")] = None,
+    column: Annotated[str | None, typer.Option(help="Column of Parquet files that holds the images, or their paths.")] = None,
+    max_pixels: MaxPixels = None,
     use_ray: Annotated[bool, typer.Option("--ray", help="Run on a Ray cluster, one engine for each worker. Needs the extra ray.")] = False,
     ray_address: Annotated[
         str | None, typer.Option(help="Which cluster: its address, auto for RAY_ADDRESS or one running here (the default), local for one of its own.")
@@ -447,7 +479,7 @@ def score(
 
     if ray_address and not use_ray:
         raise UsageError("--ray-address names a cluster; give --ray with it")
-    settings = ScoreSettings(topk, column, threads, (ray_address or "auto") if use_ray else None, cpus_per_worker, workers)
+    settings = ScoreSettings(topk, column, threads, (ray_address or "auto") if use_ray else None, cpus_per_worker, workers, max_pixels)
     with contextlib.redirect_stdout(sys.stderr), progress_bar("scoring") as progress:  # Ray tells on stdout of workers that were lost
         found = run(engine, source, output, settings, progress)
     if found.errors:
@@ -465,7 +497,7 @@ def export_onnx(
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write, .onnx.")],
     weights: Weights = None,
     weights_key: WeightsKey = None,
-    labels: Annotated[Path | None, typer.Option(help="Text file with the label of each class, one a line.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="File with the label of each class: one a line, or a class index in JSON.")] = None,
     mean: Mean = None,
     std: Std = None,
     as_json: Json = False,
@@ -478,8 +510,8 @@ def export_onnx(
     """
     from pyvimtrt.api import keyed_weights
     from pyvimtrt.cli_output import print_fields, print_json
+    from pyvimtrt.data.labels import read_labels
     from pyvimtrt.export.onnx_fp32 import export_model
-    from pyvimtrt.recipe_file import read_labels
 
     export_model(model, keyed_weights(weights, weights_key), output, _numbers("--mean", mean), _numbers("--std", std), read_labels(labels) if labels else None)
     result = {"file": str(output), "bytes": output.stat().st_size}

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from pyvimtrt.api import WeightsSource, load_model, per_channel
 from pyvimtrt.data.datasets import Dataset, open_dataset
+from pyvimtrt.data.reader import ImageReader
 from pyvimtrt.data.statistics import Likeness
 from pyvimtrt.errors import DataError, UsageError
 from pyvimtrt.model.config import parse_model
@@ -27,13 +28,17 @@ Progress = Callable[[int, int], None]  # (images done, images in all)
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Fractions of images whose class is the most probable one, or among the five most probable; seconds of running; sentences of warning."""
+    """Fractions of images whose class is the most probable one, or among the five most probable; seconds of running.
+
+    ``warnings`` are sentences; ``left_out`` says of each file that could not be read why.
+    """
 
     top1: float
     top5: float
     images: int
     seconds: float
     warnings: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def images_per_second(self) -> float:
@@ -57,20 +62,25 @@ def evaluate(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     progress: Progress | None = None,
+    strict: bool = False,
+    max_pixels: int | None = None,
+    class_order: str | None = None,
 ) -> Accuracy:
     """Return the accuracy of an engine file, or of a fp32 model run by PyTorch, on the first ``limit`` images.
 
-    ``weights``, ``mean`` and ``std`` belong to a model; an engine has its own. Raises VimTrtError for anything a user
-    can cause.
+    ``weights``, ``mean`` and ``std`` belong to a model; an engine has its own. Files that cannot be read are left out;
+    the first of them ends a ``strict`` run. ``class_order`` as for `class_numbers`. Raises VimTrtError for anything a
+    user can cause.
     """
+    reader = ImageReader(strict, max_pixels)
     if is_engine(engine_or_model):
         if weights is not None or mean or std:
             raise UsageError("an engine holds its weights, mean and std; --weights, --mean and --std go with a MODEL")
         engine = load_engine(engine_or_model, threads)
-        dataset = open_dataset(data, engine.config, labels=engine.info.labels)
+        dataset = open_dataset(data, engine.config, labels=engine.info.labels, reader=reader, class_order=class_order)
         return measure(engine.run, dataset, str(data), limit, batch, progress, Likeness(engine.info.calibration_statistics))
     config = parse_model(engine_or_model)
-    dataset = open_dataset(data, config, labels=model_defaults(config).labels)
+    dataset = open_dataset(data, config, labels=model_defaults(config).labels, reader=reader, class_order=class_order)
     classify = fp32_classifier(engine_or_model, weights, threads, mean, std)
     return measure(classify, dataset, str(data), limit, batch, progress)
 
@@ -133,4 +143,5 @@ def measure(
             likeness.update(images)
         if progress is not None:
             progress(done, total)
-    return Accuracy(first / done, among / done, done, seconds, tuple(likeness.warnings()) if likeness is not None else ())
+    warnings = [*dataset.warnings, *(likeness.warnings() if likeness is not None else ()), *dataset.reader.warnings()]
+    return Accuracy(first / done, among / done, done, seconds, tuple(warnings), dataset.reader.left_out)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from pyvimtrt import api
-from pyvimtrt.errors import DataError, OutputError, UsageError
+from pyvimtrt.data.labels import read_labels
+from pyvimtrt.errors import OutputError, UsageError
 from pyvimtrt.files import check_writable
 from pyvimtrt.model.config import DEMO_MODEL, MODELS, parse_model
 
 ENGINES = Path("engines")
 
 Progress = Callable[[int, int], None]
+Warn = Callable[[Sequence[str]], None]
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class CalibrationPlan:
     state: str | None = None
     without: str | None = None
     seed: int = 0
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,11 @@ def read_recipe(path: Path) -> EngineRecipe:
     return EngineRecipe(**settings)
 
 
-def run_recipe(recipe: EngineRecipe, progress: Progress | None = None) -> Path:
-    """Build the engine of a recipe, calibrating first where the recipe says how and the cache does not exist yet."""
+def run_recipe(recipe: EngineRecipe, progress: Progress | None = None, warn: Warn | None = None) -> Path:
+    """Build the engine of a recipe, calibrating first where the recipe says how and the cache does not exist yet.
+
+    ``warn`` takes sentences about images that were left out.
+    """
     backend, options = api.resolve_backend(recipe.backend), recipe.plan_options()
     output = recipe.output or default_output(recipe.model, backend)
     with _engines_folder(output):
@@ -91,7 +97,7 @@ def run_recipe(recipe: EngineRecipe, progress: Progress | None = None) -> Path:
             if recipe.calibration is None:
                 raise UsageError("a recipe with [calibrate] needs the key calibration, the cache file to make")
             if not recipe.calibration.exists():
-                _calibrate(recipe, plan, recipe.calibration, progress)
+                _calibrate(recipe, plan, recipe.calibration, progress, warn)
         return api.build(
             recipe.model,
             api.keyed_weights(recipe.weights, recipe.weights_key),
@@ -113,25 +119,15 @@ def default_output(model: str, backend: str) -> Path:
     return ENGINES / (model + api.engine_suffix(backend))
 
 
-def read_labels(path: Path) -> tuple[str, ...]:
-    """Return the labels of a text file, one a line. Raises DataError where it cannot be read or holds none."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"cannot read the labels {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not a text file of labels, one a line: {error}") from error
-    labels = tuple(line.strip() for line in lines if line.strip())
-    if not labels:
-        raise DataError(f"{path} holds no labels; write one a line")
-    return labels
-
-
-def _calibrate(recipe: EngineRecipe, plan: CalibrationPlan, output: Path, progress: Progress | None) -> None:
+def _calibrate(recipe: EngineRecipe, plan: CalibrationPlan, output: Path, progress: Progress | None, warn: Warn | None) -> None:
     from pyvimtrt.data.datasets import sample_images
+    from pyvimtrt.data.reader import ImageReader
     from pyvimtrt.quantization.recipes import parse_without
 
-    images = sample_images(plan.images, parse_model(recipe.model), plan.count, plan.seed)
+    reader = ImageReader(plan.strict)
+    images = sample_images(plan.images, parse_model(recipe.model), plan.count, plan.seed, reader)
+    if warn is not None:
+        warn(reader.warnings())
     api.calibrate(
         recipe.model,
         api.keyed_weights(recipe.weights, recipe.weights_key),

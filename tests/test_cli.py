@@ -436,10 +436,10 @@ def test_images_that_are_none(fails: Callable[..., str], tmp_path: Path, tiny_en
         (png_claiming(60000, 60000), "is a decompression bomb"),
     ):
         bad.write_bytes(data)
-        assert message in fails("infer", tiny_engine_file, png, bad)
+        assert message in fails("infer", tiny_engine_file, png, bad, "--strict")
         out = tmp_path / "c.safetensors"
         arguments = ("calibrate", TINY, "--weights", tiny_weights_file, "--images", tmp_path, "-o", out)
-        assert message in fails(*arguments)
+        assert message in fails(*arguments, "--strict")
     (tmp_path / "empty").mkdir()
     assert "no images below" in fails("infer", tiny_engine_file, tmp_path / "empty")
     assert "no image at" in fails("infer", tiny_engine_file, tmp_path / "absent.png")

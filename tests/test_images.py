@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
-from tiny import png_claiming
+from tiny import TINY, png_claiming
 
-from pyvimtrt.data.images import MAX_PIXELS, find_images, load_image
+from pyvimtrt.cli import main
+from pyvimtrt.data.images import MAX_PIXELS, decode_image, find_images, load_image
 from pyvimtrt.errors import DataError
 from pyvimtrt.model.config import VimConfig
 
@@ -121,12 +126,141 @@ def test_sizes_round_as_torchvision_s(tmp_path: Path) -> None:
 
 def test_elongated(tmp_path: Path, tiny_config: VimConfig) -> None:
     Image.new("L", (1, 1000)).save(tmp_path / "a.png")
-    assert "too elongated" in fails(tmp_path / "a.png", tiny_config)
+    assert fails(tmp_path / "a.png", tiny_config).startswith(f"{tmp_path / 'a.png'} is too elongated")
 
 
 def test_channels_no_file_has(tmp_path: Path) -> None:
     config = VimConfig(img=8, patch=4, dim=16, depth=1, classes=3, channels=5)
     assert "takes 5 channels, which no image file has" in fails(tmp_path / "a.png", config)
+
+
+TIFF_HEAD = b"II*\0\x08\0\0\0"
+TURNED = TIFF_HEAD + b"\x01\0" + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)  # EXIF with the orientation alone, and no end
+DAMAGED_EXIF = {
+    "the issue's": b"\0\0\x08\0\x02\x01\x12\0\x03garbage",
+    "nothing": b"",
+    "text": b"garbage",
+    "no TIFF": b"II+\0\x08\0\0\0\0\0\0\0",
+    "a table beyond the end": b"MM\0*\xff\xff\xff\xff",
+    "a cut table": b"MM\0*\0\0\0\x08\xff\xff",
+    "an orientation of text": TIFF_HEAD + b"\x01\0" + struct.pack("<HHI4s", 0x0112, 2, 4, b"6\0\0\0") + bytes(4),
+    "an unknown orientation": TIFF_HEAD + b"\x01\0" + struct.pack("<HHIHH", 0x0112, 3, 1, 99, 0) + bytes(4),
+    "no orientation's value": TIFF_HEAD + b"\x01\0" + struct.pack("<HHIHH", 0x0112, 3, 0, 0, 0) + bytes(4),
+    "an orientation of many": TIFF_HEAD + b"\x01\0" + struct.pack("<HHII", 0x0112, 3, 1 << 30, 0) + bytes(4),
+    "a fraction": TIFF_HEAD + b"\x01\0" + struct.pack("<HHII", 0x0112, 5, 1, 4000) + bytes(4),
+    "zeros": bytes(60000),
+}
+
+
+@pytest.mark.parametrize("exif", DAMAGED_EXIF.values(), ids=DAMAGED_EXIF)
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_damaged_exif_is_passed_over(form: str, exif: bytes) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+
+    def decoded(**options: object) -> npt.NDArray[np.uint8]:
+        out = io.BytesIO()
+        Image.fromarray(pixels).save(out, form, lossless=True, **options)
+        return decode_image(out, COLOUR, "it")
+
+    assert np.array_equal(decoded(exif=b"Exif\0\0" + exif), decoded())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_orientation_is_read_though_what_follows_is_damaged(tmp_path: Path, tiny_config: VimConfig, tiny_images: npt.NDArray[np.uint8]) -> None:
+    for rest in (b"", b"\xff\xff\xff\xff"):
+        Image.fromarray(tiny_images[0, 0]).save(tmp_path / "a.png", exif=b"Exif\0\0" + TURNED + rest)
+        assert np.array_equal(load_image(tmp_path / "a.png", tiny_config)[0], np.rot90(tiny_images[0, 0], -1))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation(tmp_path: Path, tiny_config: VimConfig, tiny_images: npt.NDArray[np.uint8], orientation: int) -> None:
+    """Turning the stored pixels as the tag says gives the picture: the standard's table of where row 0 and column 0 are."""
+    shown = tiny_images[0, 0]
+    turned = [shown, shown[:, ::-1], shown[::-1, ::-1], shown[::-1], shown.T, np.rot90(shown), shown[::-1, ::-1].T, np.rot90(shown, -1)]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(turned[orientation - 1])).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(load_image(tmp_path / "a.png", tiny_config)[0], shown)
+
+
+def chunk(kind: bytes, data: bytes, sum_: int | None = None) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data) if sum_ is None else sum_)
+
+
+BESIDE_THE_PIXELS = {
+    "a wrong sum": chunk(b"tEXt", b"Comment\0hello", 1),
+    "a wrong sum of EXIF": chunk(b"eXIf", TURNED, 1),
+    "a long text": chunk(b"zTXt", b"workflow\0\0" + zlib.compress(bytes(2 << 20))),
+    "a long profile": chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(2 << 20))),
+    "short profile": chunk(b"iCCP", b""),
+    "short gamma": chunk(b"gAMA", b"\0"),
+    "short size": chunk(b"pHYs", b"\0"),
+    "short colours": chunk(b"cHRM", b"\0") + chunk(b"sRGB", b""),
+    "unknown packing": chunk(b"zTXt", b"a\0\5zz"),
+    "damaged animation": chunk(b"acTL", b"\0"),
+}
+
+
+@pytest.mark.parametrize("extra", BESIDE_THE_PIXELS.values(), ids=BESIDE_THE_PIXELS)
+def test_png_files_damaged_beside_the_pixels(tmp_path: Path, tiny_config: VimConfig, tiny_images: npt.NDArray[np.uint8], extra: bytes) -> None:
+    out = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for turned in (False, True):
+        out = io.BytesIO()
+        Image.fromarray(tiny_images[0, 0]).save(out, "PNG", **({"exif": exif} if turned else {}))
+        content = out.getvalue()
+        (tmp_path / "a.png").write_bytes(content[:33] + extra + content[33:])
+        expected = np.rot90(tiny_images[0, 0], -1) if turned else tiny_images[0, 0]
+        assert np.array_equal(load_image(tmp_path / "a.png", tiny_config)[0], expected)
+
+
+def test_png_files_damaged_in_the_pixels_are_refused(tmp_path: Path, tiny_config: VimConfig, tiny_images: npt.NDArray[np.uint8]) -> None:
+    out = io.BytesIO()
+    Image.fromarray(tiny_images[0, 0]).save(out, "PNG")
+    content = bytearray(out.getvalue())
+    place = content.index(b"IDAT")
+    content[place + 10] ^= 0xFF
+    (tmp_path / "a.png").write_bytes(content)
+    assert "a.png" in fails(tmp_path / "a.png", tiny_config)
+
+
+def test_more_pixels_where_they_are_asked_for(tmp_path: Path, tiny_config: VimConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # put back what is raised
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.new("L", (9000, 8000), 77).save(tmp_path / "a.png")
+    assert "9000 x 8000 pixels; at most 64000000 are decoded, --max-pixels allows more" in fails(tmp_path / "a.png", tiny_config)
+    assert (load_image(tmp_path / "a.png", tiny_config, 72_000_000) == 77).all()
+    assert limit == Image.MAX_IMAGE_PIXELS, "Pillow's own limit is not touched where it allows as much"
+    Image.new("1", (20000, 9000), 1).save(tmp_path / "b.png")  # beyond Pillow's own limit
+    assert "is a decompression bomb" in fails(tmp_path / "b.png", tiny_config)
+    assert (load_image(tmp_path / "b.png", tiny_config, 180_000_000) == 255).all()
+
+
+@pytest.mark.parametrize("command", ["infer", "eval", "calibrate", "compare", "score"])
+def test_the_option_of_every_command(tmp_path: Path, tiny_engine_file: Path, tiny_weights_file: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    data = tmp_path / "data"
+    for label in ("bag", "coat", "shoe"):
+        (data / label).mkdir(parents=True)
+        Image.new("L", (20, 30), len(label)).save(data / label / "a.png")
+    options = {
+        "infer": [tiny_engine_file, data],
+        "eval": [tiny_engine_file, data],
+        "calibrate": [TINY, "--weights", tiny_weights_file, "--images", data, "-o", tmp_path / "c.safetensors"],
+        "compare": [tiny_engine_file, "--data", data, "--weights", tiny_weights_file, "--attribution", "none"],
+        "score": [tiny_engine_file, data, tmp_path / "out"],
+    }[command]
+    assert main([command, *map(str, options), "--max-pixels", "599"]) == 2
+    assert "has 20 x 30 pixels; at most 599 are decoded, --max-pixels allows more" in capsys.readouterr().err
+    if command == "score":
+        options[-1] = tmp_path / "other"
+    assert main([command, *map(str, options), "--max-pixels", "600"]) == 0
+
+
+def test_pipes_are_not_waited_for(tmp_path: Path, tiny_config: VimConfig) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    assert "is a pipe, a socket or a device" in fails(tmp_path / "a.png", tiny_config)
 
 
 def test_find_images(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def test_parquet(tmp_path: Path, photos: Path, tiny_engine_file: Path, engine: E
     assert main(["score", str(tiny_engine_file), str(tmp_path / "data"), str(tmp_path / "out"), "--topk", "2"]) == 0
     assert len(list((tmp_path / "out").glob("part-*.parquet"))) == 8
     check(read(tmp_path / "out"), expected, engine, tmp_path)
-    assert main(["score", str(tiny_engine_file), str(tmp_path / "data"), str(tmp_path / "other"), "--column", "other"]) == 0
+    assert main(["score", str(tiny_engine_file), str(tmp_path / "data"), str(tmp_path / "other"), "--column", "other"]) == 2
     assert read(tmp_path / "other")["error"].null_count == 0
 
 
@@ -249,7 +249,7 @@ def test_large_row_groups_are_cut_and_large_files_refused(tmp_path: Path, tiny_e
     assert [pq.read_metadata(path).num_rows for path in sorted((tmp_path / "out").glob("part-*"))] == [34, 34, 33]
     check(read(tmp_path / "out"), {f"a.parquet#{i}": content for i, content in enumerate(contents)}, engine, tmp_path)
     (tmp_path / "one.png").write_bytes(contents[-1])
-    assert main(["score", str(tiny_engine_file), str(tmp_path / "one.png"), str(tmp_path / "one")]) == 0
+    assert main(["score", str(tiny_engine_file), str(tmp_path / "one.png"), str(tmp_path / "one")]) == 2
     assert read(tmp_path / "one")["error"].to_pylist() == [f"one.png has {len(contents[-1]):,} bytes; at most 10,000 are read"]
 
 

@@ -14,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pyvimtrt import zoo
+from pyvimtrt.cli_output import print_warnings
 from pyvimtrt.compare.errors import in_one_sentence
 from pyvimtrt.data.datasets import sample_images
+from pyvimtrt.data.reader import ImageReader
 from pyvimtrt.errors import UsageError
 from pyvimtrt.graph.assemble import PIXEL_ZERO
 from pyvimtrt.graph.network import INPUT_NAME, load_network
@@ -34,12 +36,15 @@ def feed_dicts(network: str | Path | None = None, images: str | Path | None = No
     """Return ``count`` images, drawn at random with ``seed``, as {"images": int8 pixel - 128 [B, C, H, W]}; the last batch may be smaller.
 
     ``network`` is the quantized network's file, by default the bundled model; ``images`` a folder or an .npz file, by default the bundled samples.
+    Files that cannot be read are left out, with warnings on stderr.
     """
+    reader = ImageReader(strict=False)
     with in_one_sentence():
         if batch < 1:
             raise UsageError(f"the batch must be at least 1, got {batch}")
         config = parse_model(DEMO_MODEL) if network is None else load_network(Path(network)).config
-        pixels = (sample_images(images or zoo.DEMO_SAMPLES, config, count, seed) ^ np.uint8(PIXEL_ZERO)).view(np.int8)
+        pixels = (sample_images(images or zoo.DEMO_SAMPLES, config, count, seed, reader) ^ np.uint8(PIXEL_ZERO)).view(np.int8)
+    print_warnings(reader.warnings())
     return [{INPUT_NAME: pixels[start : start + batch]} for start in range(0, len(pixels), batch)]
 
 

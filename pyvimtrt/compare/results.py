@@ -131,6 +131,7 @@ class Report:
     worst: tuple[WorstImage, ...]
     warnings: tuple[str, ...]
     attribution: Attribution | None = None
+    left_out: tuple[str, ...] = ()  # why, of each file that could not be read
 
 
 def to_json(report: Report) -> dict[str, Any]:

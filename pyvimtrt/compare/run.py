@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pyvimtrt.api import WeightsSource, resolve_weights
 from pyvimtrt.compare.metrics import compare_logits, cosines
 from pyvimtrt.compare.results import Answer, Attribution, Report, WorstImage
 from pyvimtrt.data.datasets import Dataset, open_dataset
+from pyvimtrt.data.reader import ImageReader
 from pyvimtrt.data.statistics import Likeness
 from pyvimtrt.errors import UsageError, VimTrtError, missing_extra
 from pyvimtrt.graph.assemble import PIXEL_ZERO
@@ -38,7 +39,11 @@ Progress = Callable[[str, int, int], None]  # (what, images or steps done, in al
 
 @dataclass(frozen=True)
 class Settings:
-    """How to compare. ``detail``: kinds, tensors, or none to leave the attribution out."""
+    """How to compare. ``detail``: kinds, tensors, or none to leave the attribution out.
+
+    Files that cannot be read are left out; the first of them ends a ``strict`` run. ``class_order`` as for
+    `class_numbers`.
+    """
 
     limit: int | None = None
     batch: int = BATCH
@@ -46,6 +51,9 @@ class Settings:
     detail: str = "kinds"
     attribution_images: int = ATTRIBUTION_IMAGES
     worst: int = WORST
+    strict: bool = False
+    max_pixels: int | None = None
+    class_order: str | None = None
 
 
 def compare(
@@ -71,20 +79,22 @@ def compare(
     config = parse_model(info.model)
     checkpoint = resolve_weights(config, weights)
     cache = None if settings.detail == "none" else _cache(config, info, checkpoint, calibration)
-    dataset = open_dataset(data, config, labels=info.labels)
+    reader = ImageReader(settings.strict, settings.max_pixels)
+    dataset = open_dataset(data, config, labels=info.labels, reader=reader, class_order=settings.class_order)
     collected = _run(engine, checkpoint, dataset, settings, progress, Likeness(info.calibration_statistics), _Worst(settings.worst))
     attribution = None if cache is None else _attribute(config, checkpoint, cache, dataset, collected.quantized, settings, progress)
-    labels = None if dataset.labels is None else dataset.labels[: len(collected.quantized)]
-    warnings = collected.likeness.warnings()
+    labels = None if dataset.labels is None else dataset.labels[collected.numbers]
+    warnings = [*dataset.warnings, *collected.likeness.warnings(), *reader.warnings()]
     if cache is None and settings.detail != "none":
         warnings.append("what costs how much is left out, as no calibration cache of this engine is known: give it with --calib")
     return Report(
         engine=_facts(engine, info),
         data=str(data),
         comparison=compare_logits(collected.quantized, collected.original, labels),
-        worst=collected.worst.images(info, labels),
+        worst=tuple(replace(image, index=collected.numbers[image.index]) for image in collected.worst.images(info, labels)),
         warnings=tuple(warnings),
         attribution=attribution,
+        left_out=reader.left_out,
     )
 
 
@@ -94,6 +104,7 @@ class _Collected:
     quantized: F32
     likeness: Likeness
     worst: _Worst
+    numbers: list[int]  # of the images in the data set
 
 
 def _run(engine: Path, weights: WeightsFile, dataset: Dataset, settings: Settings, progress: Progress | None, likeness: Likeness, worst: _Worst) -> _Collected:
@@ -106,23 +117,23 @@ def _run(engine: Path, weights: WeightsFile, dataset: Dataset, settings: Setting
         raise missing_extra("polygraphy", "compare", "comparing") from error
     total = min(len(dataset), settings.limit or len(dataset))
     parts: list[tuple[F32, F32]] = []
-    done = 0
+    numbers: list[int] = []
     try:
         with G_LOGGER.verbosity(SILENT), EngineRunner(engine, settings.threads) as quantized, TorchRunner(engine, weights, settings.threads) as original:
-            for images, _ in dataset.batches(settings.batch, settings.limit):
+            for part, images, _ in dataset.numbered_batches(settings.batch, settings.limit):
                 feed = {INPUT_NAME: (images ^ np.uint8(PIXEL_ZERO)).view(np.int8)}
                 parts.append((original.infer(feed)[OUTPUT_NAME].copy(), quantized.infer(feed)[OUTPUT_NAME].copy()))
                 likeness.update(images)
-                worst.update(images, *parts[-1], first=done)
-                done += len(images)
+                worst.update(images, *parts[-1], first=len(numbers))
+                numbers += part
                 if progress is not None:
-                    progress("comparing", done, total)
+                    progress("comparing", len(numbers), total)
     except PolygraphyException as error:
         if isinstance(error.__context__, VimTrtError):  # one of this package's errors, as runners give them to Polygraphy
             raise error.__context__ from None
         raise
     original_logits, quantized_logits = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return _Collected(original_logits, quantized_logits, likeness, worst)
+    return _Collected(original_logits, quantized_logits, likeness, worst, numbers)
 
 
 class _Worst:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from pyvimtrt.data.class_folders import class_numbers
 from pyvimtrt.data.idx import find_idx_pair, read_idx_split
-from pyvimtrt.data.images import IMAGE_SUFFIXES, find_images, load_image
+from pyvimtrt.data.images import find_images, image_files, is_image
 from pyvimtrt.data.npz import NpzImages
+from pyvimtrt.data.reader import ImageReader
+from pyvimtrt.data.walk import is_side
 from pyvimtrt.errors import DataError
 from pyvimtrt.model.config import VimConfig
 
@@ -23,69 +25,107 @@ I64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Dataset:
-    """A number of images of one model's size. ``read(indices)`` yields the images [C, H, W] of ascending indices.
+    """A number of images of one model's size. ``read(indices)`` yields the images [C, H, W] of ascending indices, or None.
 
-    ``labels`` is int64 [N], or None; ``class_names`` has a name per class of the model, or is empty.
+    None stands for a file that ``reader`` has left out. ``labels`` is int64 [N], or None; ``class_names`` has a name per
+    class of the model, or is empty. ``warnings`` are sentences about how the data was understood.
     """
 
     count: int
-    read: Callable[[Sequence[int]], Iterator[U8]]
+    read: Callable[[Sequence[int]], Iterator[U8 | None]]
     labels: I64 | None = None
     class_names: tuple[str, ...] = ()
+    source: str = "the data set"
+    reader: ImageReader = field(default_factory=ImageReader)
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.count
 
     def batches(self, batch: int, limit: int | None = None) -> Iterator[tuple[U8, I64 | None]]:
-        """Yield images uint8 [B, C, H, W] and labels int64 [B] (or None), at most ``limit`` images in all."""
+        """Yield images uint8 [B, C, H, W] and labels int64 [B] (or None), at most ``limit`` images in all.
+
+        Images left out do not count. Raises DataError where none is left.
+        """
+        for _, images, labels in self.numbered_batches(batch, limit):
+            yield images, labels
+
+    def numbered_batches(self, batch: int, limit: int | None = None) -> Iterator[tuple[list[int], U8, I64 | None]]:
+        """Yield what `batches` does, with the images' numbers in the data set."""
         for what, number in (("batch", batch), ("limit", limit)):
             if number is not None and number < 1:
                 raise DataError(f"{what} must be at least 1, got {number}")
-        count = len(self) if limit is None else min(limit, len(self))
-        images = self.read(range(count))
-        for start in range(0, count, batch):
-            stacked = np.stack(list(islice(images, min(batch, count - start))))
-            yield stacked, None if self.labels is None else self.labels[start : start + len(stacked)]
+        images = self._readable(range(len(self)))
+        found = 0
+        while part := list(islice(images, batch if limit is None else min(batch, limit - found))):
+            found += len(part)
+            numbers = [number for number, _ in part]
+            yield numbers, np.stack([image for _, image in part]), None if self.labels is None else self.labels[numbers]
+        if not found:
+            raise self.reader.nothing_read(self.source)
+
+    def sample(self, count: int, seed: int) -> U8:
+        """Return ``count`` images drawn at random, in order; others are drawn for those left out, as long as there are any."""
+        random = np.random.default_rng(seed)
+        found: dict[int, U8] = {}
+        left = np.arange(len(self))
+        while len(found) < count and len(left):
+            chosen = np.sort(random.choice(left, min(count - len(found), len(left)), replace=False))
+            found.update(self._readable([int(i) for i in chosen]))
+            left = np.setdiff1d(left, chosen)
+        if not found:
+            raise self.reader.nothing_read(self.source)
+        return np.stack([found[number] for number in sorted(found)])
+
+    def _readable(self, numbers: Sequence[int]) -> Iterator[tuple[int, U8]]:
+        for number, image in zip(numbers, self.read(numbers), strict=True):
+            if image is not None:
+                yield number, image
 
 
-def open_dataset(path: str | Path, config: VimConfig, split: str = "test", labels: Sequence[str] = ()) -> Dataset:
+def open_dataset(
+    path: str | Path,
+    config: VimConfig,
+    split: str = "test",
+    labels: Sequence[str] = (),
+    reader: ImageReader | None = None,
+    class_order: str | None = None,
+) -> Dataset:
     """Return the data set at a path for a model; ``labels`` are the model's, where it has some.
 
-    A folder of class folders: named after the labels, or by class numbers, or one for each class in the order of their
-    names. A folder of images has no labels. ``split`` (train or test) picks the IDX files of (Fashion-)MNIST.
-    Raises DataError where there is no data set, it does not fit the model, or a label lies outside the classes.
+    A folder of class folders: ``class_order`` as for `class_numbers`. A folder of images has no labels. ``split`` (train
+    or test) picks the IDX files of (Fashion-)MNIST. ``reader`` says what becomes of files that cannot be read; by default
+    the first raises. Raises DataError where there is no data set, it does not fit the model, or a label lies outside the
+    classes.
     """
-    path = Path(path)
+    path, reader = Path(path), reader or ImageReader()
     if not path.is_dir():
         dataset = _npz(path, config, labels)
     elif _has_idx(path, split):
         dataset = _idx(path, config, split, labels)
     else:
-        folders = _class_folders(path)
-        dataset = _folders(path, folders, config, labels) if folders else _files(find_images(path), config)
+        dataset = _folder(path, config, labels, reader, class_order)
     _check_labels(dataset, config, path)
     return dataset
 
 
-def sample_images(path: str | Path, config: VimConfig, count: int, seed: int = 0) -> U8:
+def sample_images(path: str | Path, config: VimConfig, count: int, seed: int = 0, reader: ImageReader | None = None) -> U8:
     """Return ``count`` images uint8 [n, C, H, W] drawn at random without repetition, all of them where there are fewer.
 
     The same files, count and seed give the same images in the same order. Labels are neither needed nor checked.
+    ``reader`` as for `open_dataset`.
     """
     if count < 1:
         raise DataError(f"the number of images must be at least 1, got {count}")
-    path = Path(path)
+    path, reader = Path(path), reader or ImageReader()
     if not path.is_dir():
         arrays = NpzImages(_npz_path(path), _shape(config))
-        dataset = Dataset(len(arrays), arrays.read)
+        dataset = Dataset(len(arrays), arrays.read, source=str(path))
     elif _has_idx(path, "train"):
         dataset = _idx(path, config, "train", ())
     else:
-        dataset = _files(find_images(path), config)
-    if len(dataset) == 0:
-        raise DataError(f"{path} holds no images")
-    chosen = np.random.default_rng(seed).choice(len(dataset), min(count, len(dataset)), replace=False)
-    return np.stack(list(dataset.read([int(i) for i in np.sort(chosen)])))
+        dataset = _files(find_images(path, reader.leave_out), config, path, reader)
+    return dataset.sample(count, seed)
 
 
 def _shape(config: VimConfig) -> tuple[int, int, int]:
@@ -102,7 +142,7 @@ def _npz_path(path: Path) -> Path:
 
 def _npz(path: Path, config: VimConfig, labels: Sequence[str]) -> Dataset:
     arrays = NpzImages(_npz_path(path), _shape(config))
-    return Dataset(len(arrays), arrays.read, arrays.labels(), tuple(labels))
+    return Dataset(len(arrays), arrays.read, arrays.labels(), tuple(labels), str(path))
 
 
 def _has_idx(path: Path, split: str) -> bool:
@@ -119,55 +159,45 @@ def _idx(path: Path, config: VimConfig, split: str, names: Sequence[str]) -> Dat
     if images.shape[1:] != _shape(config):
         shape = ", ".join(map(str, _shape(config)))
         raise DataError(f"{path}: images must have the shape [N, {shape}] of this model, got {list(images.shape)}")
-    return Dataset(len(images), lambda indices: (images[i] for i in indices), labels, tuple(names))
+    return Dataset(len(images), lambda indices: (images[i] for i in indices), labels, tuple(names), str(path))
 
 
-def _files(paths: Sequence[Path], config: VimConfig, labels: I64 | None = None, names: Sequence[str] = ()) -> Dataset:
-    return Dataset(len(paths), lambda indices: (load_image(paths[i], config) for i in indices), labels, tuple(names))
+def _files(paths: Sequence[Path], config: VimConfig, source: Path, reader: ImageReader) -> Dataset:
+    return Dataset(len(paths), lambda indices: (reader.read(paths[i], config) for i in indices), source=str(source), reader=reader)
+
+
+def _folder(path: Path, config: VimConfig, labels: Sequence[str], reader: ImageReader, class_order: str | None) -> Dataset:
+    if folders := _class_folders(path):
+        return _folders(path, folders, config, labels, reader, class_order)
+    return _files(find_images(path, reader.leave_out), config, path, reader)
 
 
 def _class_folders(path: Path) -> list[Path]:
     """Return the folders of classes, sorted by name; none for a flat folder. Raises DataError where there are both."""
-    visible = sorted(p for p in path.iterdir() if not p.name.startswith("."))
+    try:
+        visible = sorted(p for p in path.iterdir() if not is_side(p.name))
+    except OSError as error:
+        raise DataError(f"cannot read the folder {path}: {error.strerror}") from error
     folders = [p for p in visible if p.is_dir()]
-    loose = [p for p in visible if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+    loose = [p for p in visible if is_image(p.name) and p.is_file()]
     if folders and loose:
         raise DataError(f"{path} holds both images ({loose[0].name}) and folders ({folders[0].name}); keep only one kind")
     return folders
 
 
-def _folders(path: Path, folders: list[Path], config: VimConfig, labels: Sequence[str]) -> Dataset:
-    numbers = _class_numbers(path, [f.name for f in folders], config, labels)
+def _folders(path: Path, folders: list[Path], config: VimConfig, labels: Sequence[str], reader: ImageReader, class_order: str | None) -> Dataset:
+    numbers, warnings = class_numbers(path, [f.name for f in folders], config.classes, labels, class_order)
     paths: list[Path] = []
     targets: list[int] = []
     for folder, number in zip(folders, numbers, strict=True):
-        images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        images = image_files(folder, reader.leave_out)
         paths += images
         targets += [number] * len(images)
     if not paths:
         find_images(path)  # raises with the suffixes that are looked for
     names = labels or ([f.name for f in folders] if numbers == list(range(config.classes)) else ())
-    return _files(paths, config, np.array(targets, np.int64), names)
-
-
-def _class_numbers(path: Path, names: list[str], config: VimConfig, labels: Sequence[str]) -> list[int]:
-    """Return the class of each folder: by label, by number, else by order where there is one folder for each class."""
-    known = {_plain(label): number for number, label in enumerate(labels)}
-    if len(known) == len(labels) and all(_plain(name) in known for name in names):
-        return [known[_plain(name)] for name in names]
-    if all(re.fullmatch(r"[0-9]{1,9}", name) for name in names):
-        return [int(name) for name in names]
-    if len(names) != config.classes:
-        raise DataError(
-            f"{path} has {len(names)} class folders ({names[0]}, ..), the model has {config.classes} classes; "
-            "name the folders after the model's labels or class numbers, or give one for each class"
-        )
-    return list(range(len(names)))
-
-
-def _plain(label: str) -> str:
-    """Return the letters and digits of a label: a folder cannot be named T-shirt/top, but T-shirt_top."""
-    return "".join(c for c in label.casefold() if c.isalnum())
+    dataset = _files(paths, config, path, reader)
+    return replace(dataset, labels=np.array(targets, np.int64), class_names=tuple(names), warnings=warnings)
 
 
 def _check_labels(dataset: Dataset, config: VimConfig, path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pyvimtrt.data.images import load_image
+from pyvimtrt.data.reader import ImageReader
 from pyvimtrt.errors import DataError, NetworkError, UsageError
 from pyvimtrt.graph.assemble import PIXEL_ZERO
 from pyvimtrt.graph.network import NetworkInfo, load_network
@@ -85,12 +85,18 @@ class Engine(ABC):
             raise NetworkError("the network gives logits that are not finite; its file is damaged or was not made by pyvimtrt build")
         return logits
 
-    def classify(self, paths: Sequence[str | Path], topk: int = 5) -> list[list[Prediction]]:
-        """Return the ``topk`` most probable classes of each image file."""
+    def classify(self, paths: Sequence[str | Path], topk: int = 5, reader: ImageReader | None = None) -> list[list[Prediction]]:
+        """Return the ``topk`` most probable classes of each image file, none for those that ``reader`` leaves out.
+
+        By default the first file that cannot be read raises DataError.
+        """
+        reader = reader or ImageReader()
         found: list[list[Prediction]] = []
         for start in range(0, len(paths), BATCH):
-            images = np.stack([load_image(Path(path), self.config) for path in paths[start : start + BATCH]])
-            found += [self.top_classes(row, topk) for row in self.run(images)]
+            images = [reader.read(Path(path), self.config) for path in paths[start : start + BATCH]]
+            good = [image for image in images if image is not None]
+            rows = iter(self.run(np.stack(good)) if good else ())
+            found += [[] if image is None else self.top_classes(next(rows), topk) for image in images]
         return found
 
     def top_classes(self, logits: npt.NDArray[np.float32], topk: int) -> list[Prediction]:

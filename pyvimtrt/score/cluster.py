@@ -35,8 +35,8 @@ START_DEATHS = 10  # workers that may be lost in a row while they start, before 
 class Worker:
     """Holds the engine of one worker."""
 
-    def __init__(self, engine: str, output: str, topk: int, cpus: int) -> None:
-        self.scorer = Scorer(load_engine(engine, None if engine.endswith(PLAN_SUFFIX) else cpus), topk, cpus)
+    def __init__(self, engine: str, output: str, topk: int, cpus: int, max_pixels: int | None = None) -> None:
+        self.scorer = Scorer(load_engine(engine, None if engine.endswith(PLAN_SUFFIX) else cpus), topk, cpus, max_pixels)
         self.output = Path(output)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def run(engine: Path, units: list[tuple[int, Unit]], output: Path, settings: Sco
             with atomic_output(copy) as temporary:
                 shutil.copyfile(source, temporary)
         _set_up_data()
-        arguments = (str(files[engine]), str(output), settings.topk, cpus)
+        arguments = (str(files[engine]), str(output), settings.topk, cpus, settings.max_pixels)
         rows = [{"number": number, "unit": vars(unit)} for number, unit in units]
         done: Dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             Worker,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -15,10 +16,12 @@ from pyvimtrt.errors import DataError, OutputError, UsageError, missing_extra
 from pyvimtrt.files import atomic_output, hash_file
 from pyvimtrt.runtime.cpu import default_threads
 from pyvimtrt.runtime.engine import load_engine, read_engine_info
+from pyvimtrt.score.parquet import import_parquet
 from pyvimtrt.score.scorer import Scorer
-from pyvimtrt.score.units import Unit, find_units, fingerprint, import_parquet
+from pyvimtrt.score.units import Unit, find_units, fingerprint
 
 DESCRIPTION = "_score.json"  # readers of Parquet folders pass over names that begin so
+DIGEST = b"pyvimtrt_sha256"  # of a part's rows, in its schema: a page's own checksum leaves out the page's header
 Progress = Callable[[int, int], None]
 Done = tuple[int, str | None]  # the number of a unit, and why it could not be read
 
@@ -36,6 +39,7 @@ class ScoreSettings:
     ray: str | None = None
     cpus: int | None = None
     workers: int | None = None
+    max_pixels: int | None = None
 
     def check(self) -> None:
         """Raise UsageError for settings that contradict each other, BackendError where a package is missing."""
@@ -72,19 +76,30 @@ def part_name(number: int) -> str:
 def write_part(output: Path, number: int, table: Any) -> None:
     """Write a unit's results, whole or not at all."""
     with atomic_output(output / part_name(number)) as path:
-        import_parquet().write_table(table, path)
+        import_parquet().write_table(table.replace_schema_metadata({DIGEST: _digest(table)}), path)
+
+
+def _digest(table: Any) -> bytes:
+    content = [str(kind) for kind in table.schema.types], table.to_pydict()
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest().encode()
 
 
 def part_errors(output: Path, number: int, unit: Unit) -> int | None:
     """Return how many images of a unit could not be read; None where its results are not there, or not whole."""
+    errors = _errors(output, number)
+    return None if errors is None or len(errors) != unit.count else len(errors) - errors.null_count
+
+
+def _errors(output: Path, number: int) -> Any:
+    """Return the column error of a part; None where the part is not there, or is not what was written.
+
+    All of it is read: a file system that went down may leave the footer whole and the pages empty.
+    """
     try:
-        metadata = import_parquet().read_metadata(output / part_name(number))
-    except (OSError, ValueError):  # a file system that went down may leave a part empty
+        table = import_parquet().read_table(output / part_name(number), partitioning=None)
+        return table["error"] if (table.schema.metadata or {}).get(DIGEST) == _digest(table) else None
+    except Exception:  # Arrow raises each of Python's kinds of errors, and its own
         return None
-    if metadata.num_rows != unit.count:
-        return None
-    columns = [group.column(group.num_columns - 1) for group in map(metadata.row_group, range(metadata.num_row_groups))]
-    return int(unit.count - sum(column.statistics.null_count for column in columns))
 
 
 def score_unit(scorer: Scorer, output: Path, number: int, unit: Unit) -> Done:
@@ -107,8 +122,16 @@ def score(engine: Path, source: Path, output: Path, settings: ScoreSettings, pro
     read_engine_info(engine)
     if output.resolve().is_relative_to(source.resolve()):
         raise UsageError(f"{output} lies in {source}, so the results would be taken for images next time; choose a folder outside")
-    units = find_units(source, settings.column)
-    claim = {"pyvimtrt": __version__, "engine_sha256": hash_file(engine), "images": fingerprint(units), "units": len(units), "topk": settings.topk}
+    unreadable: list[str] = []
+    units = find_units(source, settings.column, unreadable)
+    claim = {
+        "pyvimtrt": __version__,
+        "engine_sha256": hash_file(engine),
+        "images": fingerprint(units),
+        "units": len(units),
+        "topk": settings.topk,
+        "max_pixels": settings.max_pixels,
+    }
     _claim(output, claim)
     errors = {i: part_errors(output, i, unit) for i, unit in enumerate(units)}
     todo = [i for i, count in errors.items() if count is None]
@@ -127,10 +150,15 @@ def score(engine: Path, source: Path, output: Path, settings: ScoreSettings, pro
     seconds = time.perf_counter() - start
     for rest in output.glob(".*.tmp"):  # of workers that were killed
         rest.unlink(missing_ok=True)
-    if failed:
-        worst = next(iter(failed.values()))
-        raise DataError(f"{len(failed)} of {len(units)} parts of {source} were not scored, the others are in {output}: {worst}; run again once it can be read")
+    reasons = [*unreadable, *failed.values()]
+    if reasons:
+        parts = f"{len(reasons)} of {len(units) + len(unreadable)} parts of {source}"
+        others = f", the others are in {output}" if done else ""
+        raise DataError(f"{parts} were not scored{others}: {reasons[0]}; run again once it can be read")
     errors |= {i: part_errors(output, i, units[i]) for i in todo}
+    if sum(count or 0 for count in errors.values()) == total:
+        first_reason = _errors(output, 0)[0].as_py()
+        raise DataError(f"none of the {total:,} images of {source} could be read, as the column error of {output} says; the first: {first_reason}")
     return Scored(
         output=str(output),
         images=total,
@@ -163,7 +191,7 @@ def _claim(output: Path, description: dict[str, Any]) -> None:
 
 def _here(engine: Path, units: list[Unit], todo: list[int], output: Path, settings: ScoreSettings) -> Iterator[Done]:
     with load_engine(engine, settings.threads) as loaded:
-        scorer = Scorer(loaded, settings.topk, settings.threads or default_threads())
+        scorer = Scorer(loaded, settings.topk, settings.threads or default_threads(), settings.max_pixels)
         try:
             for number in todo:
                 yield score_unit(scorer, output, number, units[number])

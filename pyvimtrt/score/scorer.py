@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import stat
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -12,21 +14,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyvimtrt.data.images import decode_image
+from pyvimtrt.data.images import MAX_PIXELS, decode_image
 from pyvimtrt.errors import DataError
 from pyvimtrt.runtime.engine import Engine, Prediction
-from pyvimtrt.score.units import Unit, import_parquet
+from pyvimtrt.score.parquet import read_values
+from pyvimtrt.score.tar import SPARSE
+from pyvimtrt.score.units import Unit
 
 BATCH = 32  # images run at a time
-MAX_FILE_BYTES = 1 << 28  # of one encoded image; larger ones are no photographs, and up to two batches of images lie in memory
+MAX_FILE_BYTES = 1 << 28  # of one encoded image; larger ones are no photographs
+BATCH_BYTES = 1 << 26  # of encoded images after which a batch is full: two batches lie in memory
+MAX_PATH = 4096  # characters, as Linux has it
+_OF_THE_FILE = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})  # and not of its disk
 U8 = npt.NDArray[np.uint8]
 
 
 class Scorer:
-    """An engine, and what turns units into tables. ``threads``: those that decode the next images while the engine runs."""
+    """An engine, and what turns units into tables. ``threads``: those that decode the next images while the engine runs.
 
-    def __init__(self, engine: Engine, topk: int, threads: int) -> None:
+    ``max_pixels`` of an image, by default MAX_PIXELS.
+    """
+
+    def __init__(self, engine: Engine, topk: int, threads: int, max_pixels: int | None = None) -> None:
         self.engine, self.topk = engine, min(topk, engine.config.classes)
+        self.max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
         self._pool = ThreadPoolExecutor(threads)
 
     def close(self) -> None:
@@ -55,7 +66,7 @@ class Scorer:
         files = read_unit(unit)
         ahead: list[Future[tuple[str, U8 | str]]] = []
         while True:
-            coming = [self._pool.submit(self._decode, name, content) for name, content in islice(files, BATCH)]
+            coming = [self._pool.submit(self._decode, name, content) for name, content in _next_batch(files)]
             if ahead:
                 yield [future.result() for future in ahead]
             if not coming:
@@ -66,9 +77,19 @@ class Scorer:
         if isinstance(content, str):
             return name, content
         try:
-            return name, decode_image(io.BytesIO(content), self.engine.config, name)
+            return name, decode_image(io.BytesIO(content), self.engine.config, name, self.max_pixels)
         except DataError as error:
             return name, str(error)
+
+
+def _next_batch(files: Iterator[tuple[str, bytes | str]]) -> Iterator[tuple[str, bytes | str]]:
+    """Yield the next images: BATCH of them, fewer where they are large."""
+    size = 0
+    for name, content in islice(files, BATCH):
+        yield name, content
+        size += len(content)
+        if size >= BATCH_BYTES:
+            return
 
 
 def _text(text: str) -> str:
@@ -98,48 +119,80 @@ def read_unit(unit: Unit) -> Iterator[tuple[str, bytes | str]]:
     Raises DataError where the source cannot be read: another attempt, or another machine, may be able to.
     """
     read = {"files": _read_files, "tar": _read_tar, "parquet": _read_parquet}[unit.kind]
+    found = 0
     try:
-        yield from read(unit)
-    except (OSError, ValueError) as error:  # pyarrow's own errors are one or the other
-        raise DataError(f"cannot read {unit.path}: {getattr(error, 'strerror', None) or error}") from error
+        for row in read(unit):
+            found += 1
+            yield row
+    except OSError as error:
+        raise DataError(f"cannot read {unit.path}: {error.strerror or error}") from error
+    if found != unit.count:
+        raise DataError(f"cannot read {unit.path}: it claims {unit.count:,} images in a part that has {found:,}; copy it again")
 
 
 def _read_files(unit: Unit) -> Iterator[tuple[str, bytes | str]]:
     folder = Path(unit.path)
     for name in unit.names:
-        try:
-            size = (folder / name).stat().st_size
-            yield name, _too_large(name, size) or (folder / name).read_bytes()
-        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-            if not folder.is_dir():  # not of this image, but of the file system that is not there
-                raise
-            yield name, f"cannot read {name}: {error.strerror}"
+        content = _read_file(folder / name, name)
+        if isinstance(content, str) and not folder.is_dir():  # not of this image, but of the file system that is not there
+            raise DataError(f"cannot read {unit.path}: {content}")
+        yield name, content
+
+
+def _read_file(path: Path, name: str) -> bytes | str:
+    """Return what a file holds, or a sentence where it cannot be read."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return f"{name} is no regular file"
+        return _too_large(name, status.st_size) or path.read_bytes()
+    except OSError as error:
+        if error.errno not in _OF_THE_FILE:
+            raise
+        return f"cannot read {name}: {error.strerror}"
 
 
 def _read_tar(unit: Unit) -> Iterator[tuple[str, bytes | str]]:
     with Path(unit.path).open("rb") as shard:
-        for name, offset, size in zip(unit.names, unit.offsets, unit.sizes, strict=True):
+        for inner, offset, size in zip(unit.names, unit.offsets, unit.sizes, strict=True):
+            name = unit.key + inner
+            if offset < 0:
+                yield name, f"{name} is {'a sparse file, which is not read' if offset == SPARSE else 'a link to no file of the archive'}"
+                continue
             shard.seek(offset)
             content: bytes | str = _too_large(name, size) or shard.read(size)
-            yield unit.key + name, content if len(content) == size or isinstance(content, str) else f"{unit.key}{name} is truncated"
+            yield name, content if len(content) == size or isinstance(content, str) else f"{name} is truncated"
 
 
 def _read_parquet(unit: Unit) -> Iterator[tuple[str, bytes | str]]:
-    end = unit.first + unit.count
-    position = 0
-    with import_parquet().ParquetFile(unit.path, memory_map=True, pre_buffer=False) as file:
-        for batch in file.iter_batches(BATCH, row_groups=[unit.group], columns=[f"{unit.column}.{unit.field}" if unit.field else unit.column]):
-            begin, position = position, position + batch.num_rows
-            if position <= unit.first:
-                continue
-            if begin >= end:
-                return
-            values = batch.column(0)
-            values = values.field(unit.field) if unit.field else values
-            for index in range(max(begin, unit.first), min(position, end)):
-                value = values[index - begin].as_py()
-                name = f"{unit.key}{unit.row + index - unit.first}"
-                yield name, f"{name} is empty" if value is None else value
+    for row, place, value in read_values(Path(unit.path), unit.column, unit.group, unit.first, unit.rows, BATCH):
+        name = f"{unit.key}{unit.row + row}{place}"
+        if value is None:
+            yield name, f"{name} is empty"
+        else:
+            yield name, _read_path(unit, name, value) if isinstance(value, str) else value
+
+
+def _read_path(unit: Unit, name: str, text: str) -> bytes | str:
+    """Return the file that a row names, sought from the table's folder and from the input's; none outside of the input's.
+
+    A table may come from anyone, and must not make this machine open whatever it names.
+    """
+    shown = f"{name} holds no image but the path {text[:200]!r}"
+    if len(text) > MAX_PATH or "\0" in text:
+        return f"{name} holds a text of {len(text):,} characters, which is no path; images are read as bytes, not as base64"
+    if "://" in text:
+        return f"{shown}, an address, which is not fetched; download the images, and score their folder"
+    root = Path(unit.root)
+    try:
+        found = [(base / text).resolve() for base in dict.fromkeys((Path(unit.path).parent, root))]
+        inside = [path for path in found if path.is_relative_to(root)]
+        if not inside:
+            return f"{shown}, which lies outside {root}; put table and images into one folder, with paths that start there"
+        there = next((path for path in inside if path.exists()), None)
+    except (OSError, RuntimeError, ValueError):  # RuntimeError: links in a ring
+        return f"{shown}, which cannot be followed"
+    return _read_file(there, name) if there is not None else f"{shown}, and no such file lies in {root}; put the images there"
 
 
 def _too_large(name: str, size: int) -> str:
