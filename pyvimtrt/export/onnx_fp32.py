@@ -67,7 +67,7 @@ def export_model(
 
     Normalization and labels, by default the model's own, become metadata. Raises VimTrtError for anything a user can cause.
     """
-    check_writable(output)
+    check_writable(output, (".onnx",), [Path(weights) if weights is not None else None], made_here=True)
     config = parse_model(model)
     defaults = model_defaults(config)
     if labels and len(labels) != config.classes:

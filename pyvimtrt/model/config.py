@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from dataclasses import asdict, dataclass, fields
 
 from pyvimtrt.errors import ModelError
@@ -42,7 +41,7 @@ class VimConfig:
         if self.stride == 0:
             object.__setattr__(self, "stride", self.patch)
         if self.rank == 0:
-            object.__setattr__(self, "rank", math.ceil(self.dim / 16))
+            object.__setattr__(self, "rank", -(-self.dim // 16))  # rounded up, whatever the number's size
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type == "int" and (not isinstance(value, int) or value < 1):
