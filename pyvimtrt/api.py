@@ -84,13 +84,15 @@ def calibrate(
     config = parse_model(model)
     settings = get_recipe(recipe, k, state, without)
     if output is not None:
-        check_writable(Path(output), CACHE_SUFFIXES, [Path(weights) if weights is not None else None], made_here=True)
+        check_writable(Path(output), inputs=[Path(weights) if weights is not None else None], made_here=True)
     defaults = model_defaults(config)
     try:
         from pyvimtrt.quantization.calibrate import Normalization
         from pyvimtrt.quantization.calibrate import calibrate as run
     except ImportError as error:
         raise missing_extra("torch", "torch", "calibration") from error
+    if output is not None:
+        check_writable(Path(output), CACHE_SUFFIXES)
     normalization = Normalization(per_channel(mean, defaults.mean, config.channels, "mean"), per_channel(std, defaults.std, config.channels, "std"))
     loaded = load_weights(config, resolve_weights(config, weights))
     cache = run(config, loaded, images, settings, normalization, seed, progress, device)

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -20,6 +20,7 @@ from pyvimtrt import __version__
 from pyvimtrt.errors import UsageError, VimTrtError
 
 DEBUG = "--debug"
+Function = TypeVar("Function", bound=Callable[..., Any])
 MAX_THREADS = 1024
 MAX_SEED = 2**63 - 1  # of PyTorch's generators
 MAX_COUNT = 1_000_000_000  # of whatever has no smaller limit
@@ -31,11 +32,11 @@ EXIT_UNEXPECTED, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 class _App(typer.Typer):
     """An application whose commands are given no path that cannot be used: see `files.check_path`."""
 
-    def command(self, *args: Any, **kwargs: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    def command(self, *args: Any, **kwargs: Any) -> Callable[[Function], Function]:
         """Register a command, as typer does."""
         register = super().command(*args, **kwargs)
 
-        def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        def decorate(function: Function) -> Function:
             @functools.wraps(function)
             def checked(**values: Any) -> None:
                 from pyvimtrt.files import check_path
@@ -173,14 +174,13 @@ def calibrate(
     from pyvimtrt.data.datasets import sample_images
     from pyvimtrt.files import check_writable
     from pyvimtrt.model.config import parse_model
-    from pyvimtrt.quantization.cache import CACHE_SUFFIXES
     from pyvimtrt.quantization.recipes import get_recipe, parse_without
 
     config = parse_model(model)
     left_out = parse_without(without)
     get_recipe(recipe, k, state, left_out)
     means, stds = _numbers("--mean", mean), _numbers("--std", std)
-    check_writable(output, CACHE_SUFFIXES, [weights, images], made_here=True)
+    check_writable(output, inputs=[weights, images], made_here=True)
     start = time.perf_counter()
     pixels = sample_images(images, config, count, seed)
     _set_torch_threads(threads)
@@ -378,7 +378,8 @@ def serve(
     batch: Annotated[int | None, typer.Option(min=1, max=1024, help="Images run at a time; default: the best, measured at start.")] = None,
     deadline_ms: Annotated[float, typer.Option(min=0, max=60_000, help="How long an idle engine waits for more images.")] = 2.0,
     queue: Annotated[
-        int | None, typer.Option(min=1, max=MAX_COUNT, help="Images that may wait, beyond which requests are refused; default: a batch for each worker, or 10 ms of work.")
+        int | None,
+        typer.Option(min=1, max=MAX_COUNT, help="Images that may wait, beyond which requests are refused; default: a batch for each worker, or 10 ms of work."),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, max=64, help="Processes of each engine; default: one for each core, at most 4; on a GPU 1.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, max=MAX_THREADS, help="Cores that the batches of an engine share; default: all.")] = None,
@@ -676,7 +677,7 @@ def _set_torch_threads(threads: int | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code: 0; 2 for an error of use; 130 when interrupted; 1 for the rest."""
-    for stream in (sys.stdout, sys.stderr):  # names of files may hold what no text may, and terminals know no more than their encoding
+    for stream in (sys.stdout, sys.stderr):  # names of files and labels may hold what the terminal's encoding lacks
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -692,7 +693,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return _close_pipe()
-    except OSError as error:  # of whatever the command is given or leaves: the machine's own word for what is wrong, and with what
+    except OSError as error:  # of whatever the command is given: the system's own word for what is wrong, and with what
         name = error.filename if isinstance(error.filename, str | bytes | os.PathLike) else None
         where = "" if name is None else f"{os.fsdecode(name)}: "
         return _fail(f"{where}{error.strerror or error}", EXIT_ERROR, debug)

@@ -66,7 +66,8 @@ def check_writable(
         if _is_same(path, given):
             raise OutputError(f"cannot write {path}: it is an input of the same command; give another name")
     if suffixes and path.suffix not in suffixes:
-        raise UsageError(f"what is written is a file {' or '.join(filter(None, suffixes))}, got {path}; give it another name")
+        wanted = " or ".join(filter(None, suffixes))
+        raise UsageError(f"what is written is a file {wanted}, got {path}; give it another name")
     if made_here and not _is_made_here(path):
         raise OutputError(f"{path} exists and is no file of pyvimtrt; give another name, or remove it first")
 
@@ -108,7 +109,8 @@ def _check_replaceable(path: Path) -> None:
     if stat.S_ISDIR(mode):
         raise OutputError(f"cannot write {path}: it is a directory; give a file name")
     if stat.S_ISLNK(mode):
-        raise OutputError(f"cannot write {path}: it is a link to {os.readlink(path)}; give that path, or remove the link")  # noqa: PTH115
+        leads = os.readlink(path)  # noqa: PTH115
+        raise OutputError(f"cannot write {path}: it is a link to {leads}; give that path, or remove the link")
     if not stat.S_ISREG(mode):
         raise OutputError(f"cannot write {path}: it is {_kind(mode)}; give the name of a file")
     if not _may(path, os.W_OK):
@@ -129,7 +131,7 @@ def _is_same(path: Path, other: Path) -> bool:
     try:
         return os.path.samefile(path, other)  # noqa: PTH121
     except (OSError, ValueError):  # one of them is free
-        return os.path.realpath(path) == os.path.realpath(other)  # noqa: PTH118
+        return os.path.realpath(path) == os.path.realpath(other)
 
 
 def _is_made_here(path: Path) -> bool:

@@ -21,7 +21,8 @@ ENGINES = Path("engines")
 MAX_RECIPE_BYTES = 1 << 20
 MAX_KEY_PARTS = 8  # of a dotted key: a recipe's have two, and tomllib's time grows with the square of their number
 MAX_WHOLE = 2**63  # whole numbers of TOML lie below
-# Texts and comments of TOML, which may hold what looks like a key. One that does not end hides the rest: the parser refuses it there.
+# Texts and comments of TOML, which may hold what looks like a key. One without an end hides the rest, as the parser refuses
+# it there.
 _TEXT = re.compile(
     r'"""(?:[^\\]|\\.)*?(?:"""|\\?\Z)|' r"'''.*?(?:'''|\Z)|" r'"(?:[^"\\\n]|\\.)*"?|' r"'[^'\n]*'?|#[^\n]*",
     re.DOTALL,
@@ -79,17 +80,19 @@ def read_recipe(path: Path) -> EngineRecipe:
     check_path(path)
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
-            raise UsageError(f"the recipe {path} has more than {MAX_RECIPE_BYTES} bytes; labels may lie in a file of their own")
+            cure = "labels may lie in a file of their own"
+            raise UsageError(f"the recipe {path} has more than {MAX_RECIPE_BYTES} bytes; {cure}")
         text = path.read_text(encoding="utf-8-sig")
         if _LONG_KEY.search(_TEXT.sub("text", text)):
-            raise UsageError(f"{path} holds a key of more than {MAX_KEY_PARTS} parts with dots between them; the keys have one or two")
+            raise UsageError(f"{path} holds a key of more than {MAX_KEY_PARTS} dotted parts; the keys have one or two")
         content = toml.loads(text)
     except OSError as error:
         raise UsageError(f"cannot read the recipe {path}: {error.strerror}") from error
     except ValueError as error:  # not UTF-8, or not TOML
         raise UsageError(f"{path} is not a TOML file: {error}") from error
     except RecursionError:
-        raise UsageError(f"{path} is no recipe: its lists or tables are nested too deep; the deepest is [calibrate]") from None
+        cure = "the deepest of a recipe is [calibrate]"
+        raise UsageError(f"{path} is no recipe: its lists or tables are nested too deep; {cure}") from None
     reader = _Reader(path)
     plan = content.pop("calibrate", None)
     settings = reader.settings(content, EngineRecipe, "")
@@ -105,9 +108,10 @@ def run_recipe(recipe: EngineRecipe, progress: Progress | None = None) -> Path:
     backend, options = api.resolve_backend(recipe.backend), recipe.plan_options()
     output = recipe.output or default_output(recipe.model, backend)
     with _engines_folder(output):
-        api.check_engine_output(output, backend, [*recipe.sources, recipe.weights, recipe.calibration, recipe.timing_cache])
+        inputs = [*recipe.sources, recipe.weights, recipe.calibration]
+        api.check_engine_output(output, backend, [*inputs, recipe.timing_cache])
         if recipe.timing_cache is not None:
-            check_writable(recipe.timing_cache, inputs=[*recipe.sources, recipe.weights, recipe.calibration, output])
+            check_writable(recipe.timing_cache, inputs=[*inputs, output])
         plan = recipe.calibrate
         if plan is not None:
             if recipe.calibration is None:

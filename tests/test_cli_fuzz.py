@@ -50,32 +50,37 @@ def ground(
 
 
 def test_command_lines(ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:
-    fuzzer, codes, wrong = Fuzzer(ground), Counter[tuple[str, int]](), list[str]()
+    fuzzer, codes, wrong, longest = Fuzzer(ground), Counter[tuple[str, int]](), list[str](), 0.0
+    known = {name.partition(" ")[0] for name in fuzzer.commands}
     for number in range(ROUNDS):
         line = fuzzer.line()
         try:
-            codes[line[0] if line else "", check(ground, line, capsys)] += 1
+            code, seconds = check(ground, line, capsys)
+            codes[line[0] if line and line[0] in known else "", code] += 1
+            longest = max(longest, seconds)
         except AssertionError as error:
             wrong.append(f"line {number}: {[text[:200] for text in line]}: {error}")
         if number % 100 == 99:
             shutil.rmtree(ground.work)
             ground.work.mkdir()
             os.chdir(ground.work)
-    print(sorted(codes.items()))
+    print(sorted(codes.items()), f"longest {longest:.1f} s")
     assert not wrong, "\n".join(wrong[:SHOWN])
     assert sum(count for (_, code), count in codes.items() if code == 0) > ROUNDS // 20  # it gets past the first checks
 
 
 def test_recipes(ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:
-    fuzzer, codes, wrong = Fuzzer(ground), Counter[int](), list[str]()
+    fuzzer, codes, wrong, longest = Fuzzer(ground), Counter[int](), list[str](), 0.0
     for number in range(ROUNDS):
         data = fuzzer.recipe()
         path = ground.folder / "inputs" / "fuzz.toml"
         path.write_bytes(data)
         try:
-            codes[check(ground, ["build", str(path), "--int8"], capsys)] += 1
+            code, seconds = check(ground, ["build", str(path), "--int8"], capsys)
+            codes[code] += 1
+            longest = max(longest, seconds)
         except AssertionError as error:
             wrong.append(f"recipe {number}: {data[:1000]!r}: {error}")
-    print(codes)
+    print(codes, f"longest {longest:.1f} s")
     assert not wrong, "\n".join(wrong[:SHOWN])
     assert codes[0] > ROUNDS // 20

@@ -54,6 +54,8 @@ class VimConfig:
             raise ModelError(f"model option eps must lie between 0 and 1, got {self.eps!r}")
         if self.img > MAX_IMAGE or self.channels > MAX_CHANNELS:
             raise ModelError(f"img may be at most {MAX_IMAGE} and channels at most {MAX_CHANNELS}, got {self.img} and {self.channels}")
+        if self.stride > MAX_IMAGE or self.rank > MAX_WIDTH:
+            raise ModelError(f"stride may be at most {MAX_IMAGE} and rank at most {MAX_WIDTH}, got {self.stride} and {self.rank}")
         if self.patch > self.img:
             raise ModelError(f"patch={self.patch} is larger than the image, img={self.img}")
         if self.inner > MAX_WIDTH or self.channels * self.patch**2 > MAX_WIDTH:

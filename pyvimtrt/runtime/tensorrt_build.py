@@ -60,7 +60,7 @@ class PlanOptions:
                 f"the batch takes three rising whole numbers MIN,OPT,MAX such as 1,8,32, at most {MAX_BATCH}; got {','.join(map(str, self.batch))}"
             )
         if self.workspace_mib is not None and not 1 <= self.workspace_mib <= MAX_WORKSPACE_MIB:
-            raise UsageError(f"the workspace takes 1 to {MAX_WORKSPACE_MIB} MiB, got {self.workspace_mib}")
+            raise UsageError(f"the workspace takes at least 1 MiB and at most {MAX_WORKSPACE_MIB}, got {self.workspace_mib}")
 
 
 @dataclass(frozen=True)

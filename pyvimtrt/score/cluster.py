@@ -121,14 +121,16 @@ def _session_folder(address: str) -> Iterator[str | None]:
     if address != "local":
         yield None
         return
-    usual = os.path.abspath(os.path.join(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or SHORT_FOLDER, "ray"))  # noqa: PTH100, PTH118
+    chosen = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or SHORT_FOLDER
+    usual = str(Path(chosen).absolute() / "ray")
     if len(os.fsencode(usual + SOCKET_NAME)) <= SOCKET_PATH_BYTES:
         yield usual
         return
     try:
         short = tempfile.mkdtemp(prefix="ray-", dir=SHORT_FOLDER)
     except OSError as error:
-        raise BackendError(f"{usual} is too long for Ray's sockets, and {SHORT_FOLDER} cannot be written: {error.strerror}; set RAY_TMPDIR") from error
+        reason = f"and {SHORT_FOLDER} cannot be written: {error.strerror}"
+        raise BackendError(f"{usual} is too long for Ray's sockets, {reason}; set RAY_TMPDIR to another folder") from error
     try:
         yield short
     finally:
@@ -151,7 +153,7 @@ def _connect(address: str, output: Path, folder: str | None) -> bool:
 
 
 def _reach(address: str) -> None:
-    """Raise OSError where nothing listens at HOST:PORT: Ray would end the process. Raise ValueError for what is no address."""
+    """Raise OSError where nothing listens at HOST:PORT, for which Ray would end the process, and ValueError for no address."""
     if address in ("", "auto", "local"):
         return
     parts = _ADDRESS.fullmatch(address)

@@ -67,11 +67,12 @@ def parse_engines(given: Sequence[str]) -> dict[str, Path]:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Return name and path of an engine. What stands before the first equals sign is a name, unless it is part of the path of a file."""
+    """Return name and path of an engine. What stands before the first equals sign is a name, unless it is part of a path."""
     name, equals, path = text.partition("=")
     is_path = not equals or "/" in name
     if equals and not is_path and os.path.lexists(text):
         if _NAME.fullmatch(name) and os.path.lexists(path):
-            raise UsageError(f"{text} may be the file of that name, or {path} under the name {name}; give ./{text} or {name}=./{path}")
+            both = f"the file of that name, or {path} under the name {name}"
+            raise UsageError(f"{text} may be {both}; give ./{text} or {name}=./{path}")
         is_path = True
     return (Path(text).stem, text) if is_path else (name, path)
