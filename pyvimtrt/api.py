@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,11 @@ from pyvimtrt.model.checkpoint import WeightsFile, as_weights_file, load_weights
 from pyvimtrt.model.checkpoint import load_model as load_torch_model
 from pyvimtrt.model.config import DEMO_MODEL, VimConfig, parse_model
 from pyvimtrt.model.defaults import model_defaults
-from pyvimtrt.quantization.cache import Cache, check_cache, load_cache, save_cache
+from pyvimtrt.quantization.cache import CACHE_SUFFIXES, Cache, check_cache, load_cache, save_cache
 from pyvimtrt.quantization.recipes import get_recipe
 from pyvimtrt.runtime.gpu import find_gpus
 from pyvimtrt.runtime.plan import PLAN_SUFFIX
-from pyvimtrt.runtime.tensorrt_build import PACKAGES, PlanOptions, build_plan, check_backend
+from pyvimtrt.runtime.tensorrt_build import PACKAGES, PlanOptions, build_plan, check_backend, check_plan_output
 
 if TYPE_CHECKING:
     from pyvimtrt.model.vim import VisionMamba
@@ -95,19 +95,25 @@ def calibrate(
     config = parse_model(model)
     settings = get_recipe(recipe, k, state, without)
     if output is not None:
-        check_writable(Path(output))
+        check_writable(Path(output), inputs=[_path_of(weights)], made_here=True)
     defaults = model_defaults(config)
     try:
         from pyvimtrt.quantization.calibrate import Normalization
         from pyvimtrt.quantization.calibrate import calibrate as run
     except ImportError as error:
         raise missing_extra("torch", "torch", "calibration") from error
+    if output is not None:
+        check_writable(Path(output), CACHE_SUFFIXES)
     normalization = Normalization(per_channel(mean, defaults.mean, config.channels, "mean"), per_channel(std, defaults.std, config.channels, "std"))
     loaded = load_weights(config, resolve_weights(config, weights))
     cache = run(config, loaded, images, settings, normalization, seed, progress, device)
     if output is not None:
         save_cache(cache, Path(output))
     return cache
+
+
+def _path_of(weights: WeightsSource | None) -> Path | None:
+    return None if weights is None else as_weights_file(weights).path
 
 
 def resolve_backend(backend: str) -> str:
@@ -137,6 +143,21 @@ def engine_suffix(backend: str) -> str:
     return ".onnx" if backend == "cpu" else PLAN_SUFFIX
 
 
+def check_engine_output(output: Path, backend: str, inputs: Iterable[Path | None] = ()) -> None:
+    """Raise now for an engine that could not be written to ``output``, or would replace what it must not.
+
+    ``inputs`` are the files that the engine is built from. Raises OutputError, UsageError for a suffix of another backend.
+    """
+    inputs = list(inputs)
+    check_writable(output, inputs=inputs)
+    if output.suffix != engine_suffix(backend):
+        raise UsageError(f"an engine of the backend {backend} is a file {engine_suffix(backend)}, got {output}; rename it, or choose with --backend")
+    if backend == "cpu":
+        check_writable(output, made_here=True)
+    else:
+        check_plan_output(output, inputs)
+
+
 def build(
     model: str = DEMO_MODEL,
     weights: WeightsSource | None = None,
@@ -156,9 +177,7 @@ def build(
     """
     backend, config = resolve_backend(backend), parse_model(model)
     output = Path(output) if output is not None else Path("engines") / f"{DEMO_MODEL}{engine_suffix(backend)}"
-    if output.suffix in (".onnx", PLAN_SUFFIX) and output.suffix != engine_suffix(backend):
-        raise UsageError(f"an engine of the backend {backend} is a file {engine_suffix(backend)}, got {output}; rename it, or choose with --backend")
-    check_writable(output)
+    check_engine_output(output, backend, filter(None, (_path_of(weights), None if calibration is None else Path(calibration))))
     defaults = model_defaults(config)
     weights_path = resolve_weights(config, weights)
     cache_path = Path(calibration) if calibration is not None else defaults.calibration

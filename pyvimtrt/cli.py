@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import math
 import os
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -19,10 +21,40 @@ from pyvimtrt import __version__
 from pyvimtrt.errors import UsageError, VimTrtError
 
 DEBUG = "--debug"
+Function = TypeVar("Function", bound=Callable[..., Any])
 MAX_THREADS = 1024
+MAX_SEED = 2**63 - 1  # of PyTorch's generators
+MAX_COUNT = 1_000_000_000  # of whatever has no smaller limit
+MAX_SECONDS = 1_000_000.0
+MESSAGE_SHOWN = 1500  # characters of an error's sentence, which may quote what was given
 EXIT_UNEXPECTED, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+class _App(typer.Typer):
+    """An application whose commands are given no path that cannot be used: see `files.check_path`."""
+
+    def command(self, *args: Any, **kwargs: Any) -> Callable[[Function], Function]:
+        """Register a command, as typer does."""
+        register = super().command(*args, **kwargs)
+
+        def decorate(function: Function) -> Function:
+            @functools.wraps(function)
+            def checked(**values: Any) -> None:
+                from pyvimtrt.files import check_path
+
+                for value in values.values():
+                    for path in value if isinstance(value, list) else [value]:
+                        if isinstance(path, Path):
+                            check_path(path)
+                function(**values)
+
+            register(checked)
+            return function
+
+        return decorate
+
+
+app = _App(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=MAX_THREADS, help="Threads; all cores by default.")]
@@ -108,6 +140,7 @@ def build(
             output=output,
             backend=backend,
             labels=read_labels(labels) if labels else None,
+            sources=(*recipe.sources, labels) if labels else None,
             mean=_numbers("--mean", mean),
             std=_numbers("--std", std),
             batch=_batch(batch),
@@ -137,7 +170,7 @@ def calibrate(
     without: Annotated[str | None, typer.Option(metavar="STEP,..", help="Leave out steps of the recipe, such as smoothing,search.")] = None,
     mean: Mean = None,
     std: Std = None,
-    seed: Annotated[int, typer.Option(min=0, help="Picks the images; same seed, same cache.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Picks the images; same seed, same cache.")] = 0,
     strict: Strict = False,
     max_pixels: MaxPixels = None,
     device: Annotated[str, typer.Option(help="Where to calibrate: auto, a GPU where PyTorch has one; cpu; cuda; cuda:1.")] = "auto",
@@ -162,7 +195,7 @@ def calibrate(
     left_out = parse_without(without)
     get_recipe(recipe, k, state, left_out)
     means, stds = _numbers("--mean", mean), _numbers("--std", std)
-    check_writable(output)
+    check_writable(output, inputs=[weights, images], made_here=True)
     start = time.perf_counter()
     reader = ImageReader(strict, max_pixels)
     pixels = sample_images(images, config, count, seed, reader)
@@ -320,14 +353,13 @@ def compare(
     from pyvimtrt.compare.run import Settings
     from pyvimtrt.compare.run import compare as run
     from pyvimtrt.errors import missing_extra
-    from pyvimtrt.files import check_writable
 
     if report is not None:
-        check_writable(report)
         try:
-            from pyvimtrt.compare.report import save_report
+            from pyvimtrt.compare.report import check_report, save_report
         except ImportError as error:
             raise missing_extra("matplotlib", "compare", "the report") from error
+        check_report(report, [engine, data, weights, calib])
     settings = Settings(limit, batch, threads, attribution, attribution_images, strict=strict, max_pixels=max_pixels, class_order=class_order)
     with progress_bars() as progress:
         found = run(engine, data, keyed_weights(weights, weights_key), calib, settings, progress)
@@ -343,9 +375,9 @@ def bench(
     vs: Annotated[str | None, typer.Option("--vs", metavar="PEER,..", help="Runtimes to measure beside it: all, or some of the names below.")] = None,
     weights: Weights = None,
     weights_key: WeightsKey = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images of one run.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="Images of one run.")] = 1,
     threads: Annotated[str | None, typer.Option(metavar="N,..", help="Numbers of threads to try for each peer; default: 1 and all cores.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Runs of each peer, taking turns.")] = 30,
+    rounds: Annotated[int, typer.Option(min=1, max=1_000_000, help="Runs of each peer, taking turns.")] = 30,
     plot: Annotated[Path | None, typer.Option(help="File for a picture, .svg, .png or .pdf.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -368,7 +400,7 @@ def bench(
 
     settings = Settings(parse_peers(vs), batch, _counts("--threads", threads), rounds)
     if plot is not None:
-        check_plot(plot)
+        check_plot(plot, [engine, weights])
     with progress_bar("measuring") as progress:
         found = run(engine, keyed_weights(weights, weights_key), settings, progress)
     if plot is not None:
@@ -386,20 +418,21 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP port; 0 takes a free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC port; 0 takes a free one.")] = 8001,
     batch: Annotated[int | None, typer.Option(min=1, max=1024, help="Images run at a time; default: the best, measured at start.")] = None,
-    deadline_ms: Annotated[float, typer.Option(min=0, help="How long an idle engine waits for more images.")] = 2.0,
+    deadline_ms: Annotated[float, typer.Option(min=0, max=60_000, help="How long an idle engine waits for more images.")] = 2.0,
     queue: Annotated[
-        int | None, typer.Option(min=1, help="Images that may wait, beyond which requests are refused; default: a batch for each worker, or 10 ms of work.")
+        int | None,
+        typer.Option(min=1, max=MAX_COUNT, help="Images that may wait, beyond which requests are refused; default: a batch for each worker, or 10 ms of work."),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, max=64, help="Processes of each engine; default: one for each core, at most 4; on a GPU 1.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, max=MAX_THREADS, help="Cores that the batches of an engine share; default: all.")] = None,
     api_key: Annotated[list[str] | None, typer.Option(envvar="PYVIMTRT_API_KEY", help="Key that clients must send; may be given more than once.")] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="File of such keys, one a line; read again on SIGHUP.")] = None,
-    max_body: Annotated[int, typer.Option(metavar="MIB", min=1, help="Largest request.")] = 32,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of an encoded image.")] = 25_000_000,
-    max_connections: Annotated[int, typer.Option(min=1, help="HTTP connections, and gRPC calls, at a time.")] = 1024,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds from a request to its answer.")] = 30.0,
-    header_timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for the headers of a request.")] = 10.0,
-    drain: Annotated[float, typer.Option(min=0, help="Seconds that SIGTERM leaves to answer what was accepted.")] = 30.0,
+    max_body: Annotated[int, typer.Option(metavar="MIB", min=1, max=1 << 20, help="Largest request.")] = 32,
+    max_pixels: Annotated[int, typer.Option(min=1, max=MAX_COUNT, help="Most pixels of an encoded image.")] = 25_000_000,
+    max_connections: Annotated[int, typer.Option(min=1, max=1_000_000, help="HTTP connections, and gRPC calls, at a time.")] = 1024,
+    timeout: Annotated[float, typer.Option(min=0.001, max=MAX_SECONDS, help="Seconds from a request to its answer.")] = 30.0,
+    header_timeout: Annotated[float, typer.Option(min=0.001, max=MAX_SECONDS, help="Seconds for the headers of a request.")] = 10.0,
+    drain: Annotated[float, typer.Option(min=0, max=MAX_SECONDS, help="Seconds that SIGTERM leaves to answer what was accepted.")] = 30.0,
     model_control: Annotated[bool, typer.Option(help="Let clients reload and unload models.")] = True,
     page: Annotated[bool, typer.Option(help="Show a page for people at /.")] = True,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
@@ -421,6 +454,9 @@ def serve(
 
     if log_level not in ("debug", "info", "warning", "error"):
         raise UsageError(f"--log-level is debug, info, warning or error; got {log_level!r}")
+    for option, seconds in (("--deadline-ms", deadline_ms), ("--timeout", timeout), ("--header-timeout", header_timeout), ("--drain", drain)):
+        if math.isnan(seconds):  # which lies within any bounds
+            raise UsageError(f"{option} takes a number, got {seconds}")
     settings = ServeSettings(
         host=host,
         port=port,
@@ -457,8 +493,8 @@ def score(
     ray_address: Annotated[
         str | None, typer.Option(help="Which cluster: its address, auto for RAY_ADDRESS or one running here (the default), local for one of its own.")
     ] = None,
-    cpus_per_worker: Annotated[int | None, typer.Option(min=1, help="Cores of each of the cluster's workers; default: 1.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Workers of the cluster; default: as many as fit.")] = None,
+    cpus_per_worker: Annotated[int | None, typer.Option(min=1, max=MAX_THREADS, help="Cores of each of the cluster's workers; default: 1.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=1_000_000, help="Workers of the cluster; default: as many as fit.")] = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -487,7 +523,7 @@ def score(
     (print_json if as_json else print_fields)(dataclasses.asdict(found))
 
 
-export_app = typer.Typer(help="Write a model for other systems.", no_args_is_help=True, rich_markup_mode=None)
+export_app = _App(help="Write a model for other systems.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(export_app, name="export")
 
 
@@ -512,7 +548,9 @@ def export_onnx(
     from pyvimtrt.cli_output import print_fields, print_json
     from pyvimtrt.data.labels import read_labels
     from pyvimtrt.export.onnx_fp32 import export_model
+    from pyvimtrt.files import check_writable
 
+    check_writable(output, inputs=[labels, weights])
     export_model(model, keyed_weights(weights, weights_key), output, _numbers("--mean", mean), _numbers("--std", std), read_labels(labels) if labels else None)
     result = {"file": str(output), "bytes": output.stat().st_size}
     (print_json if as_json else print_fields)(result)
@@ -527,9 +565,9 @@ def export_kserve(
     namespace: Annotated[str, typer.Option(help="Namespace of the service.")] = "",
     cpu: Annotated[int, typer.Option(min=1, max=MAX_THREADS, help="Cores of each replica.")] = 4,
     memory: Annotated[str, typer.Option(help="Memory of each replica; default: 2Gi, 8Gi for a GPU engine.")] = "",
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs of each replica of a GPU engine.")] = 1,
-    min_replicas: Annotated[int, typer.Option(min=0, help="Fewest replicas; 0 for GPU engines alone.")] = 1,
-    max_replicas: Annotated[int, typer.Option(min=1, help="Most replicas.")] = 8,
+    gpus: Annotated[int, typer.Option(min=1, max=1024, help="GPUs of each replica of a GPU engine.")] = 1,
+    min_replicas: Annotated[int, typer.Option(min=0, max=1_000_000, help="Fewest replicas; 0 for GPU engines alone.")] = 1,
+    max_replicas: Annotated[int, typer.Option(min=1, max=1_000_000, help="Most replicas.")] = 8,
     key_secret: Annotated[str, typer.Option(help="Secret whose entry api-keys holds the API keys, one a line.")] = "",
     as_json: Json = False,
 ) -> None:
@@ -568,7 +606,7 @@ def export_triton(
     engine: Annotated[Path, typer.Argument(help="Plan made by pyvimtrt build --backend tensorrt.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to make, the model repository.")],
     name: Annotated[str, typer.Option(help="Name of the model; default: the file's.")] = "",
-    instances: Annotated[int, typer.Option(min=1, help="Instances on each GPU.")] = 1,
+    instances: Annotated[int, typer.Option(min=1, max=1024, help="Instances on each GPU.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Write a model repository for Triton Inference Server.
@@ -585,7 +623,7 @@ def export_triton(
     if as_json:
         print_json({"files": files})
     else:
-        print_fields({"files": files, "start": START.format(output.resolve())})
+        print_fields({"files": files, "start": START.format(os.path.realpath(output))})
 
 
 @app.command()
@@ -654,7 +692,7 @@ def _counts(option: str, text: str | None) -> tuple[int, ...]:
     if text is None:
         return ()
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and 1 <= int(part) <= MAX_THREADS for part in parts):
+    if not all(part.isdecimal() and len(part) < 10 and 1 <= int(part) <= MAX_THREADS for part in parts):
         raise UsageError(f"{option} takes numbers from 1 to {MAX_THREADS} with commas between them; got {text!r}")
     return tuple(dict.fromkeys(int(part) for part in parts))
 
@@ -683,6 +721,9 @@ def _set_torch_threads(threads: int | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code: 0; 2 for an error of use; 130 when interrupted; 1 for the rest."""
+    for stream in (sys.stdout, sys.stderr):  # names of files and labels may hold what the terminal's encoding lacks
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = DEBUG in arguments  # taken wherever it stands, so that it can be added to the end of a line
     arguments = [a for a in arguments if a != DEBUG]
@@ -697,6 +738,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return _close_pipe()
+    except OSError as error:  # of whatever the command is given: the system's own word for what is wrong, and with what
+        name = error.filename if isinstance(error.filename, str | bytes | os.PathLike) else None
+        where = "" if name is None else f"{os.fsdecode(name)}: "
+        return _fail(f"{where}{error.strerror or error}", EXIT_ERROR, debug)
+    except MemoryError:
+        return _fail("this machine has too little memory for that; try smaller numbers or files", EXIT_ERROR, debug)
     except SystemExit as error:  # how typer ends when the reader of stdout is gone
         return error.code if isinstance(error.code, int) else EXIT_UNEXPECTED
     except Exception as error:
@@ -724,8 +771,14 @@ def _fail(message: str, code: int, debug: bool) -> int:
     with contextlib.suppress(OSError):
         if debug:
             traceback.print_exc()
-        print("error:", " ".join(message.split()), file=sys.stderr)
+        print("error:", _sentence(message), file=sys.stderr)
     return code
+
+
+def _sentence(message: str) -> str:
+    """Return a message as one line that a terminal shows as it is, and not the thousands of characters it may quote."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    return line if len(line) <= MESSAGE_SHOWN else f"{line[: MESSAGE_SHOWN // 2]} ... {line[-MESSAGE_SHOWN // 2 :]}"
 
 
 def _close_pipe() -> int:

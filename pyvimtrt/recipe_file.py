@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,10 +14,21 @@ from typing import Any
 from pyvimtrt import api
 from pyvimtrt.data.labels import read_labels
 from pyvimtrt.errors import OutputError, UsageError
-from pyvimtrt.files import check_writable
+from pyvimtrt.files import check_path, check_writable
 from pyvimtrt.model.config import DEMO_MODEL, MODELS, parse_model
+from pyvimtrt.quantization.cache import CACHE_SUFFIXES
 
 ENGINES = Path("engines")
+MAX_RECIPE_BYTES = 1 << 20
+MAX_KEY_PARTS = 8  # of a dotted key: a recipe's have two, and tomllib's time grows with the square of their number
+MAX_WHOLE = 2**63  # whole numbers of TOML lie below
+# Texts and comments of TOML, which may hold what looks like a key. One without an end hides the rest, as the parser refuses
+# it there.
+_TEXT = re.compile(
+    r'"""(?:[^\\]|\\.)*?(?:"""|\\?\Z)|' r"'''.*?(?:'''|\Z)|" r'"(?:[^"\\\n]|\\.)*"?|' r"'[^'\n]*'?|#[^\n]*",
+    re.DOTALL,
+)
+_LONG_KEY = re.compile(rf"(?<![\w-])[\w-]+(?:[ \t]*\.[ \t]*[\w-]+){{{MAX_KEY_PARTS}}}")
 
 Progress = Callable[[int, int], None]
 Warn = Callable[[Sequence[str]], None]
@@ -53,6 +66,7 @@ class EngineRecipe:
     timing_cache: Path | None = None
     separate_plugins: bool = False
     calibrate: CalibrationPlan | None = None
+    sources: tuple[Path, ...] = ()  # files that were read for these settings, so that no output replaces them
 
     def plan_options(self) -> api.PlanOptions:
         """Return what is said of a TensorRT engine. Raises UsageError where it makes no sense."""
@@ -67,12 +81,22 @@ def read_recipe(path: Path) -> EngineRecipe:
         toml = importlib.import_module("tomllib")
     except ImportError as error:
         raise UsageError("recipe files need Python 3.11; on 3.10 give the same settings as options of build") from error
+    check_path(path)
     try:
-        content = toml.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MAX_RECIPE_BYTES:
+            cure = "labels may lie in a file of their own"
+            raise UsageError(f"the recipe {path} has more than {MAX_RECIPE_BYTES} bytes; {cure}")
+        text = path.read_text(encoding="utf-8-sig")
+        if _LONG_KEY.search(_TEXT.sub("text", text)):
+            raise UsageError(f"{path} holds a key of more than {MAX_KEY_PARTS} dotted parts; the keys have one or two")
+        content = toml.loads(text)
     except OSError as error:
         raise UsageError(f"cannot read the recipe {path}: {error.strerror}") from error
     except ValueError as error:  # not UTF-8, or not TOML
         raise UsageError(f"{path} is not a TOML file: {error}") from error
+    except RecursionError:
+        cure = "the deepest of a recipe is [calibrate]"
+        raise UsageError(f"{path} is no recipe: its lists or tables are nested too deep; {cure}") from None
     reader = _Reader(path)
     plan = content.pop("calibrate", None)
     settings = reader.settings(content, EngineRecipe, "")
@@ -80,7 +104,7 @@ def read_recipe(path: Path) -> EngineRecipe:
         if not isinstance(plan, dict) or "images" not in plan:
             raise UsageError(f"{path}: [calibrate] must be a table with the key images")
         settings["calibrate"] = CalibrationPlan(**reader.settings(plan, CalibrationPlan, "calibrate."))
-    return EngineRecipe(**settings)
+    return EngineRecipe(**settings, sources=(path, *reader.sources))
 
 
 def run_recipe(recipe: EngineRecipe, progress: Progress | None = None, warn: Warn | None = None) -> Path:
@@ -91,12 +115,16 @@ def run_recipe(recipe: EngineRecipe, progress: Progress | None = None, warn: War
     backend, options = api.resolve_backend(recipe.backend), recipe.plan_options()
     output = recipe.output or default_output(recipe.model, backend)
     with _engines_folder(output):
-        check_writable(output)
+        inputs = [*recipe.sources, recipe.weights, recipe.calibration]
+        api.check_engine_output(output, backend, [*inputs, recipe.timing_cache])
+        if recipe.timing_cache is not None:
+            check_writable(recipe.timing_cache, inputs=[*inputs, output])
         plan = recipe.calibrate
         if plan is not None:
             if recipe.calibration is None:
                 raise UsageError("a recipe with [calibrate] needs the key calibration, the cache file to make")
             if not recipe.calibration.exists():
+                check_writable(recipe.calibration, CACHE_SUFFIXES, [*recipe.sources, recipe.weights, plan.images])
                 _calibrate(recipe, plan, recipe.calibration, progress, warn)
         return api.build(
             recipe.model,
@@ -167,6 +195,7 @@ class _Reader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.sources: list[Path] = []  # further files that were read
         self._kinds: dict[str, Callable[[str, Any], Any]] = {
             "str": self._text,
             "str | None": self._text,
@@ -181,7 +210,7 @@ class _Reader:
         }
 
     def settings(self, content: Mapping[str, Any], kind: type, prefix: str) -> dict[str, Any]:
-        types = {field.name: str(field.type) for field in fields(kind) if field.name != "calibrate"}
+        types = {field.name: str(field.type) for field in fields(kind) if field.name not in ("calibrate", "sources")}
         unknown = [prefix + key for key in content if key not in types]
         if unknown:
             known = ", ".join(types) + ("" if prefix else " and the table [calibrate]")
@@ -189,19 +218,19 @@ class _Reader:
         return {key: self._kinds[types[key]](prefix + key, value) for key, value in content.items()}
 
     def _wrong(self, key: str, wanted: str, value: Any) -> UsageError:
-        return UsageError(f"{self.path}: {key} must be {wanted}, got {value!r}")
+        return UsageError(f"{self.path}: {key} must be {wanted}, got {_shown(value)}")
 
     def _text(self, key: str, value: Any) -> str:
-        if key == "calibrate.k" and type(value) is int:
+        if key == "calibrate.k" and _is_whole(value):
             return str(value)
         if not isinstance(value, str):
             raise self._wrong(key, "text", value)
         return value
 
     def _whole(self, key: str, value: Any) -> int:
-        if type(value) is not int or value < 0:
+        if not _is_whole(value) or value < 0:
             raise self._wrong(key, "a whole number of at least 0", value)
-        return value
+        return int(value)
 
     def _switch(self, key: str, value: Any) -> bool:
         if type(value) is not bool:
@@ -209,24 +238,47 @@ class _Reader:
         return value
 
     def _batch(self, key: str, value: Any) -> tuple[int, ...]:
-        if not isinstance(value, list) or len(value) != 3 or not all(type(v) is int for v in value):
+        if not isinstance(value, list) or len(value) != 3 or not all(map(_is_whole, value)):
             raise self._wrong(key, "three whole numbers [MIN, OPT, MAX]", value)
         return tuple(value)
 
     def _file(self, key: str, value: Any) -> Path:
         if not isinstance(value, str) or not value:
             raise self._wrong(key, "a path", value)
-        return self.path.parent / value
+        return self._path(key, value)
+
+    def _path(self, key: str, value: str) -> Path:
+        path = self.path.parent / value
+        try:
+            check_path(path)
+            if "://" in value and not path.exists():
+                check_path(Path(value))  # that it is an address does not show behind the recipe's folder
+        except UsageError as error:
+            raise UsageError(f"{self.path}: {key}: {error}") from None
+        return path
 
     def _labels(self, key: str, value: Any) -> tuple[str, ...]:
         if isinstance(value, str):
-            return read_labels(self.path.parent / value)
+            self.sources.append(self._path(key, value))
+            return read_labels(self.sources[-1])
         if not isinstance(value, list) or not all(isinstance(label, str) for label in value):
             raise self._wrong(key, "a list of texts or a file of them", value)
         return tuple(value)
 
     def _numbers(self, key: str, value: Any) -> tuple[float, ...]:
         values = value if isinstance(value, list) else [value]
-        if not values or not all(type(v) in (int, float) for v in values):
+        if not values or not all(type(v) is float or _is_whole(v) for v in values):
             raise self._wrong(key, "a number or a list of numbers, one per channel", value)
         return tuple(float(v) for v in values)
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and abs(value) < MAX_WHOLE
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a message shows it, however deep or long it is."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # a whole number of too many digits for decimal ones
+        return "a number too large to print"

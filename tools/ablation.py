@@ -126,7 +126,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         for file in filter(None, (options.markdown, options.csv)):
-            check_writable(file)
+            check_writable(file, inputs=[options.weights, options.calibration, options.data])
         rows = measure(parse_model(options.model), options)
         text = f"{markdown(rows)}\n{next(iter(rows.values())).images:,} images; calibrated with {options.count} (seed {options.seed}).\n"
         for file, content in ((options.markdown, text), (options.csv, comma_separated(rows))):

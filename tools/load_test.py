@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from uvloop import run  # what the clients take, the server on the same cores has not
 
+from pyvimtrt.files import check_writable
 from pyvimtrt.runtime.engine import load_engine
 
 SETTLE_SECONDS = 1.0
@@ -238,6 +239,8 @@ def main() -> int:
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.plot:
+        check_writable(options.plot, (".svg", ".png", ".pdf"), [options.engine])
     engine = load_engine(options.engine)
     config = engine.config
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, config.channels, config.img, config.img), dtype=np.uint8)

@@ -30,6 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from pyvimtrt.data.idx import FASHION_MNIST_PACKAGE, read_idx_split
+from pyvimtrt.errors import VimTrtError
 from pyvimtrt.files import check_writable
 from pyvimtrt.model.checkpoint import save_weights
 from pyvimtrt.model.config import DEMO_MODEL, parse_model
@@ -184,7 +185,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
 
-    check_writable(args.out)
+    try:
+        check_writable(args.out, (".safetensors",))
+    except VimTrtError as error:
+        parser.error(str(error))
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     console, started = Console(), time.monotonic()

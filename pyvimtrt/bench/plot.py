@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from pyvimtrt.bench.peers import ENGINE
@@ -12,11 +13,14 @@ from pyvimtrt.files import atomic_output, check_writable
 SUFFIXES = (".svg", ".png", ".pdf")
 
 
-def check_plot(path: Path) -> None:
-    """Raise UsageError or OutputError now for a file that `save_plot` could not write, BackendError where matplotlib is missing."""
+def check_plot(path: Path, inputs: Iterable[Path | None] = ()) -> None:
+    """Raise now for a file that `save_plot` could not write, or must not replace.
+
+    Raises OutputError, UsageError for a wrong suffix, BackendError where matplotlib is missing.
+    """
     if path.suffix not in SUFFIXES:
         raise UsageError(f"--plot takes a file that ends in {', '.join(SUFFIXES)}; got {path.name}")
-    check_writable(path)
+    check_writable(path, inputs=inputs, made_here=True)
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
@@ -41,4 +45,5 @@ def save_plot(found: Bench, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel(f"milliseconds for a batch of {found.batch}, each at its best number of threads")
     with atomic_output(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:])
+        kind = path.suffix[1:]
+        figure.savefig(temporary, format=kind, metadata={"Software" if kind == "png" else "Creator": "pyvimtrt"})

@@ -18,8 +18,9 @@ from pyvimtrt import __version__
 from pyvimtrt.compare import charts
 from pyvimtrt.compare.metrics import Comparison
 from pyvimtrt.compare.results import Answer, Attribution, Cost, Range, Report, StateRange, WorstImage
-from pyvimtrt.files import atomic_output
+from pyvimtrt.files import atomic_output, check_writable
 
+SUFFIXES = (".html", ".htm")
 COSTS_DRAWN = 30  # bars of a chart
 TENSORS_SHOWN = 100  # rows of the table of single tensors
 RANGES_SHOWN, RANGES_FOLDED = 4, 28  # charts, the worst first
@@ -28,6 +29,11 @@ KINDS_DRAWN, LAYERS_DRAWN = 60, 100  # of the map of errors
 THUMBNAIL = 160  # pixels of a worst image's longer side, at most
 
 _PAGE = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
+
+
+def check_report(path: Path, inputs: Iterable[Path | None]) -> None:
+    """Raise UsageError or OutputError now for a file that `save_report` could not write, or must not replace."""
+    check_writable(path, SUFFIXES, inputs, made_here=True)
 
 
 def save_report(report: Report, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,12 +18,13 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     Raises OutputError where ``path`` exists and is not an empty folder, or cannot be written.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise OutputError(f"{path} exists already and is not an empty folder; choose another with -o, or remove it")
     try:
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}; check that its folder exists and is writable") from error
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
+            raise OutputError(f"{path} exists already and is not an empty folder; choose another with -o, or remove it")
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".tmp"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"cannot write {path}: {reason}; check that its folder exists and is writable") from error
     try:
         yield temporary
         temporary.chmod(0o755)

@@ -27,7 +27,7 @@ MEMORY, GPU_MEMORY = "2Gi", "8Gi"
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,51}[a-z0-9])?")  # KServe's rule; it appends "-predictor", and 63 characters are all that a name may have
 _SECRET = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}")
-_QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(M|G|T|Mi|Gi|Ti)")
+_QUANTITY = re.compile(r"[0-9]{1,9}(\.[0-9]{1,3})?(M|G|T|Mi|Gi|Ti)")
 
 
 @dataclass(frozen=True)

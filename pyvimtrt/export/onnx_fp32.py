@@ -20,7 +20,7 @@ from pyvimtrt import __version__
 from pyvimtrt.api import WeightsSource, per_channel, resolve_weights
 from pyvimtrt.errors import UsageError
 from pyvimtrt.files import atomic_output, check_writable
-from pyvimtrt.model.checkpoint import load_weights
+from pyvimtrt.model.checkpoint import as_weights_file, load_weights
 from pyvimtrt.model.config import CONV_WIDTH, VimConfig, model_name, parse_model
 from pyvimtrt.model.defaults import model_defaults
 from pyvimtrt.model.weights import Weights
@@ -67,7 +67,7 @@ def export_model(
 
     Normalization and labels, by default the model's own, become metadata. Raises VimTrtError for anything a user can cause.
     """
-    check_writable(output)
+    check_writable(output, (".onnx",), [None if weights is None else as_weights_file(weights).path], made_here=True)
     config = parse_model(model)
     defaults = model_defaults(config)
     if labels and len(labels) != config.classes:

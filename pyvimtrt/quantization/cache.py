@@ -24,6 +24,7 @@ from pyvimtrt.model.config import VimConfig
 from pyvimtrt.model.weights import Weights
 
 CACHE_FORMAT_VERSION = 1
+CACHE_SUFFIXES = (".safetensors", "")  # a name without one may be a cache's, but no other kind's
 METADATA_KEY = "pyvimtrt"  # one key holding JSON: safetensors does not promise the order of several
 _TABLE_FIELDS = ("index_scale", "index_center", "out_scale", "table_id")
 

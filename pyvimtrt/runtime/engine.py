@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from pyvimtrt.data.reader import ImageReader
 from pyvimtrt.errors import DataError, NetworkError, UsageError
+from pyvimtrt.files import check_path
 from pyvimtrt.graph.assemble import PIXEL_ZERO
 from pyvimtrt.graph.network import NetworkInfo, load_network
 from pyvimtrt.model.config import VimConfig
@@ -131,9 +132,17 @@ def top_classes(logits: npt.NDArray[np.float32], topk: int, labels: Sequence[str
     return [Prediction(int(i), labels[i] if labels else str(i), float(probabilities[i])) for i in order]
 
 
+def _check(path: Path) -> None:
+    try:
+        check_path(path)
+    except UsageError as error:
+        raise NetworkError(str(error)) from None
+
+
 def read_engine_info(path: str | Path) -> NetworkInfo:
     """Return what an engine file says about itself, without loading the engine. Raises NetworkError for a damaged or foreign file."""
     path = Path(path)
+    _check(path)
     return read_plan_info(path).network if path.suffix == PLAN_SUFFIX else load_network(path).info
 
 
@@ -144,6 +153,7 @@ def load_engine(path: str | Path, threads: int | None = None) -> Engine:
     holds code that runs in this process: load only what you built or trust.
     """
     path = Path(path)
+    _check(path)
     if path.suffix == PLAN_SUFFIX and threads is not None:
         raise UsageError("threads are the CPU engine's, a TensorRT engine takes none")
     return _load(path, {} if path.suffix == PLAN_SUFFIX else {"threads": threads})

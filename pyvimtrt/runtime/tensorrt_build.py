@@ -11,16 +11,17 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyvimtrt
-from pyvimtrt.errors import BackendError, UsageError, missing_extra
+from pyvimtrt.errors import BackendError, OutputError, UsageError, missing_extra
 from pyvimtrt.files import check_writable
 from pyvimtrt.graph.network import load_network
 from pyvimtrt.runtime.gpu import find_gpus
-from pyvimtrt.runtime.plan import PLAN_SUFFIX, PlanInfo, write_plan
+from pyvimtrt.runtime.plan import PLAN_SUFFIX, PlanInfo, sidecar, write_plan
 from pyvimtrt.runtime.plugin_library import find_plugin_library
 
 # Backend -> package and extra, in the order in which `auto` looks for them.
@@ -29,6 +30,7 @@ LOG_SUFFIX = ".log"
 DEFAULT_BATCH = (1, 8, 32)
 MAX_BATCH = 4096
 MIB = 1 << 20
+MAX_WORKSPACE_MIB = 1 << 24  # 16 TiB: TensorRT counts bytes in 64 bits
 # The worker imports this very package, wherever it lies, and nothing from the current folder.
 _WORKER = "import sys; sys.path.append(sys.argv[1]); from pyvimtrt.runtime.tensorrt_worker import main; main()"
 
@@ -57,8 +59,8 @@ class PlanOptions:
             raise UsageError(
                 f"the batch takes three rising whole numbers MIN,OPT,MAX such as 1,8,32, at most {MAX_BATCH}; got {','.join(map(str, self.batch))}"
             )
-        if self.workspace_mib is not None and self.workspace_mib < 1:
-            raise UsageError(f"the workspace takes at least 1 MiB, got {self.workspace_mib}")
+        if self.workspace_mib is not None and not 1 <= self.workspace_mib <= MAX_WORKSPACE_MIB:
+            raise UsageError(f"the workspace takes at least 1 MiB and at most {MAX_WORKSPACE_MIB}, got {self.workspace_mib}")
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,22 @@ def check_backend(backend: str) -> Path:
     return find_plugin_library()
 
 
+def log_file(output: Path) -> Path:
+    """Return the file of TensorRT's log of an engine."""
+    return output.with_name(output.name + LOG_SUFFIX)
+
+
+def check_plan_output(output: Path, inputs: Iterable[Path | None] = (), timing_cache: Path | None = None) -> None:
+    """Raise OutputError now for a file that `build_plan` could not write, or would replace though it must not."""
+    inputs = list(inputs)
+    for path in (output, sidecar(output), log_file(output)):
+        check_writable(path, inputs=[*inputs, timing_cache])
+    if output.exists() and output.stat().st_size and not sidecar(output).exists():
+        raise OutputError(f"{output} exists and is no engine of pyvimtrt; give another name, or remove it first")
+    if timing_cache is not None:
+        check_writable(timing_cache, inputs=inputs)
+
+
 def build_plan(network_file: Path, output: Path, backend: str, options: PlanOptions | None = None) -> PlanInfo:
     """Build the plan of a quantized network into ``output`` and its description beside it; TensorRT's log stays in ``output`` + ``.log``.
 
@@ -95,10 +113,9 @@ def build_plan(network_file: Path, output: Path, backend: str, options: PlanOpti
     library = check_backend(backend)
     if output.suffix != PLAN_SUFFIX:
         raise UsageError(f"a TensorRT engine is a file {PLAN_SUFFIX}, got {output}; or build with --backend cpu")
-    check_writable(output)
+    check_plan_output(output, [network_file], options.timing_cache)
     network = load_network(network_file)  # says in one sentence what TensorRT's parser would not
-    log = output.with_name(output.name + LOG_SUFFIX)
-    check_writable(log)
+    log = log_file(output)
     config = network.config
     image = (config.channels, config.img, config.img)
     tensors = PlanTensors({network.input: "int8"}, {network.output: "float32"}, {network.input: [(batch, *image) for batch in options.batch]})
@@ -134,8 +151,8 @@ def serialize(network_file: Path, tensors: PlanTensors, backend: str, library: P
             "plugins": str(library),
             "embed": not options.separate_plugins,
             "workspace_bytes": options.workspace_bytes,
-            "timing_cache": None if options.timing_cache is None else str(options.timing_cache.resolve()),
-            "log": str(log.resolve()),
+            "timing_cache": None if options.timing_cache is None else os.path.realpath(options.timing_cache),
+            "log": os.path.realpath(log),
             "result": str(work / "result.json"),
             **asdict(tensors),
         }

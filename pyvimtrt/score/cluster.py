@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,9 +28,15 @@ from pyvimtrt.score.units import Unit
 if TYPE_CHECKING:
     from ray.data import Dataset
 
+_ADDRESS = re.compile(r"(?P<ray>ray://)?(?P<host>\[[^\]/]+\]|[^:/\[\]\s]+)(:(?P<port>[0-9]{1,5}))?")
+CLIENT_PORT = 10001  # of ray:// where none is named
 REACH_SECONDS = 10.0
 ATTEMPTS = 3  # at a unit whose worker died: what kills that many workers would kill them all. Ray's own limit comes and goes with its versions
 ATTEMPT_PREFIX = "_attempts-"
+SOCKET_PATH_BYTES = 107  # that Linux takes for a socket
+# What Ray appends to the folder of its sessions, with the longest process number.
+SOCKET_NAME = "/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store.00"
+SHORT_FOLDER = "/tmp"
 START_DEATHS = 10  # workers that may be lost in a row while they start, before it is no accident
 
 
@@ -65,7 +73,12 @@ def run(engine: Path, units: list[tuple[int, Unit]], output: Path, settings: Sco
     The engine travels through ``output``, which all machines share. (Through Ray's object store it would be lost with the machine that holds it, and with it
     every worker that has to start again.)
     """
-    started = _connect(str(settings.ray), output)
+    with _session_folder(str(settings.ray)) as folder:
+        yield from _run(engine, units, output, settings, folder)
+
+
+def _run(engine: Path, units: list[tuple[int, Unit]], output: Path, settings: ScoreSettings, folder: str | None) -> Iterator[Done]:
+    started = _connect(str(settings.ray), output, folder)
     on_gpu, cpus = engine.suffix == PLAN_SUFFIX, settings.cpus or 1
     files = {path: output / f"_{path.name}" for path in ([engine, sidecar(engine)] if on_gpu else [engine])}
     try:
@@ -99,7 +112,32 @@ def run(engine: Path, units: list[tuple[int, Unit]], output: Path, settings: Sco
             ray.shutdown()
 
 
-def _connect(address: str, output: Path) -> bool:
+@contextlib.contextmanager
+def _session_folder(address: str) -> Iterator[str | None]:
+    """Yield the folder for the sessions of a cluster started here, None for others.
+
+    It is Ray's own, unless the paths of its sockets would be too long there; then one of its own, removed at the end.
+    """
+    if address != "local":
+        yield None
+        return
+    chosen = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or SHORT_FOLDER
+    usual = str(Path(chosen).absolute() / "ray")
+    if len(os.fsencode(usual + SOCKET_NAME)) <= SOCKET_PATH_BYTES:
+        yield usual
+        return
+    try:
+        short = tempfile.mkdtemp(prefix="ray-", dir=SHORT_FOLDER)
+    except OSError as error:
+        reason = f"and {SHORT_FOLDER} cannot be written: {error.strerror}"
+        raise BackendError(f"{usual} is too long for Ray's sockets, {reason}; set RAY_TMPDIR to another folder") from error
+    try:
+        yield short
+    finally:
+        shutil.rmtree(short, ignore_errors=True)
+
+
+def _connect(address: str, output: Path, folder: str | None) -> bool:
     """Connect to a cluster and return whether this call did. Raises BackendError where there is none."""
     logging.getLogger("ray").setLevel(logging.WARNING)
     if ray.is_initialized():
@@ -107,17 +145,21 @@ def _connect(address: str, output: Path) -> bool:
     try:
         _reach(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
         with _inside(output):  # Ray puts the working directory first on the workers' path, where it would hide the installed packages of the same names
-            ray.init(address=address, log_to_driver=False, include_dashboard=None if address != "local" else False, logging_level=logging.WARNING)
-    except (OSError, ValueError, RuntimeError) as error:
+            dashboard = None if address != "local" else False
+            ray.init(address=address, log_to_driver=False, include_dashboard=dashboard, logging_level=logging.WARNING, _temp_dir=folder)
+    except (OSError, ValueError, RuntimeError, OverflowError) as error:  # the last: a port of more than 16 bits
         raise BackendError(f"no Ray cluster at {address}: {error}; start one with ray start --head, or give --ray-address local") from error
     return True
 
 
 def _reach(address: str) -> None:
-    """Raise OSError where nothing listens at HOST:PORT: Ray would end the process."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), REACH_SECONDS).close()
+    """Raise OSError where nothing listens at HOST:PORT, for which Ray would end the process, and ValueError for no address."""
+    if address in ("", "auto", "local"):
+        return
+    parts = _ADDRESS.fullmatch(address)
+    if parts is None or not (parts["ray"] or parts["port"]):
+        raise ValueError("an address is HOST:PORT or ray://HOST:PORT")
+    socket.create_connection((parts["host"].strip("[]"), int(parts["port"] or CLIENT_PORT)), REACH_SECONDS).close()
 
 
 @contextlib.contextmanager

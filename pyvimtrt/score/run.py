@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 from pyvimtrt import __version__
 from pyvimtrt.errors import DataError, OutputError, UsageError, missing_extra
-from pyvimtrt.files import atomic_output, hash_file
+from pyvimtrt.files import atomic_output, check_path, hash_file
 from pyvimtrt.runtime.cpu import default_threads
 from pyvimtrt.runtime.engine import load_engine, read_engine_info
 from pyvimtrt.score.parquet import import_parquet
@@ -120,7 +121,7 @@ def score(engine: Path, source: Path, output: Path, settings: ScoreSettings, pro
     """
     settings.check()
     read_engine_info(engine)
-    if output.resolve().is_relative_to(source.resolve()):
+    if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(source)):
         raise UsageError(f"{output} lies in {source}, so the results would be taken for images next time; choose a folder outside")
     unreadable: list[str] = []
     units = find_units(source, settings.column, unreadable)
@@ -175,7 +176,8 @@ def _claim(output: Path, description: dict[str, Any]) -> None:
     file = output / DESCRIPTION
     try:
         output.mkdir(exist_ok=True)
-        if file.exists():
+        if os.path.lexists(file):
+            check_path(file)
             found = json.loads(file.read_text(encoding="utf-8"))
             differs = [key for key, value in description.items() if not isinstance(found, dict) or found.get(key) != value]
             if differs:
@@ -183,7 +185,7 @@ def _claim(output: Path, description: dict[str, Any]) -> None:
             return
         if any(output.iterdir()):
             raise OutputError(f"{output} is not empty and holds no results of pyvimtrt score; choose another folder")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OutputError(f"cannot write to {output}: {error}; choose another folder") from error
     with atomic_output(file) as path:
         path.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pyvimtrt.errors import UsageError
+from pyvimtrt.files import check_path
 from pyvimtrt.serve.settings import ServeSettings
 
 MAX_FILE_BYTES = 1 << 20
@@ -16,6 +17,7 @@ log = logging.getLogger("pyvimtrt.serve")
 
 def read_keys(path: Path) -> tuple[str, ...]:
     """Return the keys of a file, one a line; empty lines and those that begin with # are left out. Raises UsageError where there is none."""
+    check_path(path)
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise UsageError(f"the key file {path} is larger than {MAX_FILE_BYTES} bytes")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pyvimtrt.errors import UsageError
+from pyvimtrt.files import check_path
 
 MIB = 1 << 20
 MAX_BATCH = 1024
@@ -48,15 +50,29 @@ class ServeSettings:
 
 
 def parse_engines(given: Sequence[str]) -> dict[str, Path]:
-    """Return the engine file of each model from ``ENGINE`` or ``NAME=ENGINE`` texts. Raises UsageError for a name that is taken or cannot be one."""
+    """Return the engine file of each model from ``ENGINE`` or ``NAME=ENGINE`` texts; a path may hold equals signs too.
+
+    Raises UsageError for a name that is taken or cannot be one, and for a path that no file can have.
+    """
     found: dict[str, Path] = {}
     for text in given:
-        name, equals, path = text.partition("=")
-        if not equals:
-            name, path = Path(text).stem, text
+        name, path = _split(text)
         if not _NAME.fullmatch(name):
             raise UsageError(f"{name!r} cannot be a model's name: letters, digits, dots, dashes and underscores; give one as NAME={path}")
         if name in found:
             raise UsageError(f"two engines are named {name}; give one another name, as NAME={path}")
         found[name] = Path(path)
+        check_path(found[name])
     return found
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Return name and path of an engine. What stands before the first equals sign is a name, unless it is part of a path."""
+    name, equals, path = text.partition("=")
+    is_path = not equals or "/" in name
+    if equals and not is_path and os.path.lexists(text):
+        if _NAME.fullmatch(name) and os.path.lexists(path):
+            both = f"the file of that name, or {path} under the name {name}"
+            raise UsageError(f"{text} may be {both}; give ./{text} or {name}=./{path}")
+        is_path = True
+    return (Path(text).stem, text) if is_path else (name, path)
