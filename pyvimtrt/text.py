@@ -23,7 +23,5 @@ def printable(text: str) -> str:
 
 
 def _shown(letter: str) -> str:
-    harmless = letter.isprintable() or (
-        unicodedata.category(letter) not in ("Cc", "Cs", *_LINES) and letter not in _DIRECTIONS
-    )
+    harmless = letter.isprintable() or (unicodedata.category(letter) not in ("Cc", "Cs", *_LINES) and letter not in _DIRECTIONS)
     return letter if harmless else letter.encode("unicode_escape").decode()

@@ -8,9 +8,19 @@ from typing import Any
 import orjson
 
 from pyvimtrt.model.config import VimConfig
+from pyvimtrt.serve.http_body import media_type, read_form
+from pyvimtrt.serve.image_files import kind_of_file
+from pyvimtrt.serve.settings import MAX_JSON_BYTES_IN_LOOP
 from pyvimtrt.serve.tensors import OUTPUTS, VERSION, OutputTensor, Request, RequestError, Tensor, WantedOutput, pick_input, read_parameters, whole_number
 
 JSON_LENGTH = "inference-header-content-length"
+MAX_JSON_BYTES = 16 << 20
+MAX_JSON_BYTES_NOT_ASCII = 1 << 20
+MAX_JSON_VALUES = 1_000_000  # whole numbers; six images of 3 x 224 x 224
+MAX_FORM_BYTES_IN_LOOP = 1 << 20
+_JSON_WEIGHTS = ((b",", 2), (b".", 1), (b'"', 1), (b"[", 4), (b"{", 4), (b":", 16))  # halves of what a whole number costs
+_NO_JSON = (b"\xff", b"\x89", b"R")  # how image files begin
+_BETTER = "send tensors and images as bytes behind the JSON (Inference-Header-Content-Length)"
 
 
 def json_length(headers: Mapping[str, str], body_bytes: int) -> int:
@@ -23,24 +33,64 @@ def json_length(headers: Mapping[str, str], body_bytes: int) -> int:
     return int(text)
 
 
-def is_image(headers: Mapping[str, str]) -> bool:
-    """Return whether a body is one image file: by its type, or as Triton's raw binary request with no JSON at all."""
-    return headers.get("content-type", "").startswith("image/") or headers.get(JSON_LENGTH) == "0"
+def is_heavy(headers: Mapping[str, str], body: bytes) -> bool:
+    """Return whether `parse_body` takes time to speak of. ``headers`` must have passed `json_length`."""
+    if media_type(headers) == "multipart/form-data":
+        return len(body) > MAX_FORM_BYTES_IN_LOOP
+    return json_length(headers, len(body)) > MAX_JSON_BYTES_IN_LOOP and body[:1] not in _NO_JSON
 
 
-def parse_image(body: bytes, topk: str | None, default_topk: int, config: VimConfig) -> Request:
-    """Return the request of a body that is one image file; all outputs are sent."""
-    number = min(default_topk, config.classes) if topk is None else int(topk) if topk.isascii() and topk.isdecimal() and len(topk) < 10 else 0
-    return Request(Tensor("encoded", "BYTES", (1,), values=[body]), [WantedOutput(name) for name in OUTPUTS], number)
+def parse_body(headers: Mapping[str, str], body: bytes, topk: str | None, default_topk: int, config: VimConfig, most: int) -> Request:
+    """Return the request of a body: JSON, with bytes behind it or not; one image file; or a form with at most ``most`` files.
+
+    ``topk`` is that of the query. An image is told by its type, by its first bytes, or by a JSON part of no bytes, as in Triton's raw binary request. Raises
+    RequestError where the body breaks the protocol.
+    """
+    size = json_length(headers, len(body))
+    media = media_type(headers)
+    if media == "multipart/form-data" and JSON_LENGTH not in headers:
+        files, field = read_form(body, headers["content-type"], most)
+        return _images(files, field if topk is None else topk, default_topk, config)
+    named = media.startswith("image/") and JSON_LENGTH not in headers
+    if named or headers.get(JSON_LENGTH) == "0" or (size == len(body) and kind_of_file(body) is not None):
+        return _images([body], topk, default_topk, config)
+    return parse_request(body, size, default_topk, config)
+
+
+def _images(files: list[bytes], topk: str | None, default_topk: int, config: VimConfig) -> Request:
+    """Return the request of image files; all outputs are sent."""
+    number = min(default_topk, config.classes)
+    if topk is not None:  # 0 is refused, with what is expected
+        number = int(topk) if topk.isascii() and topk.isdecimal() and len(topk) < 10 else 0
+    values: list[Any] = list(files)
+    return Request(Tensor("encoded", "BYTES", (len(files),), values=values), [WantedOutput(name) for name in OUTPUTS], number)
+
+
+def check_json(body: memoryview) -> None:
+    """Raise RequestError for JSON that takes long to parse, which nothing can interrupt.
+
+    Told by its length, and by the number of its parts, weighed by their cost.
+    """
+    if len(body) > MAX_JSON_BYTES:
+        raise RequestError(f"the request has {len(body)} bytes of JSON, at most {MAX_JSON_BYTES} are taken; {_BETTER}")
+    if len(body) <= MAX_JSON_BYTES_IN_LOOP:
+        return
+    text = bytes(body)
+    if len(text) > MAX_JSON_BYTES_NOT_ASCII and not text.isascii():
+        raise RequestError(f"JSON of more than {MAX_JSON_BYTES_NOT_ASCII} bytes must be ASCII; {_BETTER}")
+    if sum(text.count(letter) * weight for letter, weight in _JSON_WEIGHTS) > 2 * MAX_JSON_VALUES:
+        raise RequestError(f"the request's JSON has more than {MAX_JSON_VALUES} values, or too many fractions, texts, lists or objects; {_BETTER}")
 
 
 def parse_request(body: bytes, json_bytes: int, default_topk: int, config: VimConfig) -> Request:
     """Return the request of a body whose first ``json_bytes`` are JSON. Raises RequestError where it breaks the protocol."""
     view = memoryview(body)
+    check_json(view[:json_bytes])
     try:
         found = orjson.loads(view[:json_bytes])
     except orjson.JSONDecodeError as error:
-        raise RequestError(f"the request is not JSON: {error}") from None
+        hint = "" if body.lstrip()[:1] in (b"{", b"[") else "; nor is the body a JPEG, PNG or WebP file"
+        raise RequestError(f"the request is not JSON: {error}{hint}"[:400]) from None
     found = _mapping(found, "the request")
     if not isinstance(found.get("id", ""), str):
         raise RequestError("the id of a request must be text")

@@ -64,6 +64,10 @@ def guarded_protocol(connections: int, header_timeout: float, door: Door) -> typ
 
     class GuardedProtocol(HttpToolsProtocol):
         flow: _Flow
+        parser: Any
+        url: bytes
+        timeout_keep_alive_task: asyncio.TimerHandle | None
+        _declined = b""  # the head of a request, without the upgrade it asks for
         _timer: asyncio.TimerHandle | None = None
         _end: asyncio.TimerHandle | None = None  # of a connection whose client does not take what it is sent
         _in_headers = True
