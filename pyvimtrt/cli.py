@@ -16,6 +16,7 @@ import typer
 
 from pyvimtrt import __version__
 from pyvimtrt.errors import UsageError, VimTrtError
+from pyvimtrt.text import printable
 
 DEBUG = "--debug"
 MAX_THREADS = 1024
@@ -665,7 +666,7 @@ def _fail(message: str, code: int, debug: bool) -> int:
     with contextlib.suppress(OSError):
         if debug:
             traceback.print_exc()
-        print("error:", " ".join(message.split()), file=sys.stderr)
+        print("error:", printable(" ".join(message.split())), file=sys.stderr)
     return code
 
 

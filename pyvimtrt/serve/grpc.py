@@ -101,7 +101,7 @@ class Service(grpc.GenericRpcHandler):
 
         async def call(messages: Any, context: Any) -> bytes:
             try:
-                message = await self._receive(messages, contextlib.nullcontext())
+                message = await self._receive(context, contextlib.nullcontext())
                 if len(message) > MAX_MESSAGE_BYTES:
                     raise CallError(grpc.StatusCode.INVALID_ARGUMENT, f"the message is larger than {MAX_MESSAGE_BYTES} bytes")
                 return bytes((await method(kind.FromString(message))).SerializeToString())
@@ -112,15 +112,16 @@ class Service(grpc.GenericRpcHandler):
 
         return grpc.stream_unary_rpc_method_handler(call)
 
-    async def _receive(self, messages: Any, place: contextlib.AbstractAsyncContextManager[Any]) -> bytes:
+    async def _receive(self, context: Any, place: contextlib.AbstractAsyncContextManager[Any]) -> bytes:
         async def first() -> bytes:
             async with place:
-                return bytes(await anext(aiter(messages)))
+                message = await context.read()  # not from ``messages``, whose iterator keeps the message in a cycle
+            if message is grpc.aio.EOF:
+                raise CallError(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
+            return bytes(message)
 
         try:
             return await asyncio.wait_for(first(), self.server.settings.header_timeout)
-        except StopAsyncIteration:
-            raise CallError(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message") from None
         except asyncio.TimeoutError:
             raise CallError(grpc.StatusCode.DEADLINE_EXCEEDED, "the message did not come in time") from None
 
@@ -172,11 +173,12 @@ class Service(grpc.GenericRpcHandler):
 
     async def _infer(self, messages: Any, context: Any) -> bytes:
         try:
-            data = await self._receive(messages, self._receiving)
+            data = await self._receive(context, self._receiving)
         except Exception as error:
             _set_status(context, error)
             forget(error)
             return b""
+        self.server.trimmer.received(len(data))
         start = time.perf_counter()
         metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
         request_id, known = pick_id(metadata.get("x-request-id")), ""

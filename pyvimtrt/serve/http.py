@@ -263,6 +263,7 @@ class Http:
             answered = await _unless_gone(request, model.answer(call, partial(self._leave, request.scope)))
         finally:
             self._body_bytes -= len(body)
+            self.server.trimmer.received(len(body))
         if is_light(call, answered.logits):
             content, out = _encode(model.name, call, answered)
         else:

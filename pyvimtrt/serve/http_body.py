@@ -11,6 +11,7 @@ from pyvimtrt.serve.tensors import RequestError
 CODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's numbers for their wrappers
 _RAW = -15  # deflate without a wrapper, as some send it
 _MOST_MEMBERS = 16  # of a gzip body
+_WINDOW = 1 << 20
 _MOST_PART_HEADERS = 1 << 13
 _MOST_FIELDS = 32  # of a form, beside its files
 _BOUNDARY = re.compile(r'boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', re.IGNORECASE)
@@ -79,7 +80,7 @@ def read_form(body: bytes, content_type: str, most: int) -> tuple[list[bytes], s
     if found is None:
         raise RequestError("a form's Content-Type names its boundary: multipart/form-data; boundary=...")
     line = b"--" + (found[1] or found[2]).encode("latin-1", "replace")
-    start = 0 if body.startswith(line) else body.find(b"\r\n" + line) + 2
+    start = 0 if body.startswith(line) else _find(body, b"\r\n" + line, 0) + 2
     if start == 1:
         raise RequestError("the form has no part that begins with its boundary")
     files: list[bytes] = []
@@ -87,7 +88,7 @@ def read_form(body: bytes, content_type: str, most: int) -> tuple[list[bytes], s
     fields = 0
     position = start + len(line)
     while body[position : position + 2] == b"\r\n":
-        end = body.find(b"\r\n" + line, position)
+        end = _find(body, b"\r\n" + line, position)
         blank = body.find(b"\r\n\r\n", position, position + _MOST_PART_HEADERS)
         if end < 0 or not 0 <= blank <= end:
             raise RequestError("the form is cut off, or a part of it has no headers")
@@ -108,3 +109,12 @@ def read_form(body: bytes, content_type: str, most: int) -> tuple[list[bytes], s
     if not files:
         raise RequestError("the form holds no file; send an image in it, as curl -F file=@photo.jpg does")
     return files, topk
+
+
+def _find(body: bytes, line: bytes, start: int) -> int:
+    """Return where a line begins, -1 where it does not; looking at a MiB at a time, between which others have their turn."""
+    for at in range(start, len(body), _WINDOW):
+        found = body.find(line, at, at + _WINDOW + len(line) - 1)
+        if found >= 0:
+            return found
+    return -1

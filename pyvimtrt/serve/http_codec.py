@@ -10,17 +10,14 @@ import orjson
 from pyvimtrt.model.config import VimConfig
 from pyvimtrt.serve.http_body import media_type, read_form
 from pyvimtrt.serve.image_files import kind_of_file
+from pyvimtrt.serve.json_text import parse_json
 from pyvimtrt.serve.settings import MAX_JSON_BYTES_IN_LOOP
 from pyvimtrt.serve.tensors import OUTPUTS, VERSION, OutputTensor, Request, RequestError, Tensor, WantedOutput, pick_input, read_parameters, whole_number
 
 JSON_LENGTH = "inference-header-content-length"
-MAX_JSON_BYTES = 16 << 20
-MAX_JSON_BYTES_NOT_ASCII = 1 << 20
-MAX_JSON_VALUES = 1_000_000  # whole numbers; six images of 3 x 224 x 224
+MAX_ID = 4096
 MAX_FORM_BYTES_IN_LOOP = 1 << 20
-_JSON_WEIGHTS = ((b",", 2), (b".", 1), (b'"', 1), (b"[", 4), (b"{", 4), (b":", 16))  # halves of what a whole number costs
 _NO_JSON = (b"\xff", b"\x89", b"R")  # how image files begin
-_BETTER = "send tensors and images as bytes behind the JSON (Inference-Header-Content-Length)"
 
 
 def json_length(headers: Mapping[str, str], body_bytes: int) -> int:
@@ -66,34 +63,13 @@ def _images(files: list[bytes], topk: str | None, default_topk: int, config: Vim
     return Request(Tensor("encoded", "BYTES", (len(files),), values=values), [WantedOutput(name) for name in OUTPUTS], number)
 
 
-def check_json(body: memoryview) -> None:
-    """Raise RequestError for JSON that takes long to parse, which nothing can interrupt.
-
-    Told by its length, and by the number of its parts, weighed by their cost.
-    """
-    if len(body) > MAX_JSON_BYTES:
-        raise RequestError(f"the request has {len(body)} bytes of JSON, at most {MAX_JSON_BYTES} are taken; {_BETTER}")
-    if len(body) <= MAX_JSON_BYTES_IN_LOOP:
-        return
-    text = bytes(body)
-    if len(text) > MAX_JSON_BYTES_NOT_ASCII and not text.isascii():
-        raise RequestError(f"JSON of more than {MAX_JSON_BYTES_NOT_ASCII} bytes must be ASCII; {_BETTER}")
-    if sum(text.count(letter) * weight for letter, weight in _JSON_WEIGHTS) > 2 * MAX_JSON_VALUES:
-        raise RequestError(f"the request's JSON has more than {MAX_JSON_VALUES} values, or too many fractions, texts, lists or objects; {_BETTER}")
-
-
 def parse_request(body: bytes, json_bytes: int, default_topk: int, config: VimConfig) -> Request:
     """Return the request of a body whose first ``json_bytes`` are JSON. Raises RequestError where it breaks the protocol."""
     view = memoryview(body)
-    check_json(view[:json_bytes])
-    try:
-        found = orjson.loads(view[:json_bytes])
-    except orjson.JSONDecodeError as error:
-        hint = "" if body.lstrip()[:1] in (b"{", b"[") else "; nor is the body a JPEG, PNG or WebP file"
-        raise RequestError(f"the request is not JSON: {error}{hint}"[:400]) from None
+    found = parse_json(body if json_bytes == len(body) else body[:json_bytes])
     found = _mapping(found, "the request")
-    if not isinstance(found.get("id", ""), str):
-        raise RequestError("the id of a request must be text")
+    if not isinstance(found.get("id", ""), str) or len(found.get("id", "")) > MAX_ID or "\0" in found.get("id", ""):
+        raise RequestError(f"the id of a request must be text of at most {MAX_ID} characters")
     inputs = found.get("inputs")
     if not isinstance(inputs, list) or not inputs:
         raise RequestError("the request has no inputs; give images or encoded")

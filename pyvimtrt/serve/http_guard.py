@@ -123,7 +123,9 @@ def guarded_protocol(connections: int, header_timeout: float, door: Door) -> typ
                 self._feed(data[at : at + PIECE_BYTES])
                 if self._dead or self.transport.is_closing():
                     return
-            self.flow.release(resume=not self.pipeline and (self.cycle is None or len(self.cycle.body) <= HIGH_WATER_LIMIT))
+            cycle = self.cycle
+            drained = cycle is None or cycle.response_complete or len(cycle.body) <= HIGH_WATER_LIMIT
+            self.flow.release(resume=drained and not self.pipeline)
             if self._timer is None and self.timeout_keep_alive_task is None and not self._is_answering():
                 self._arm()  # bytes that are no request, or the rest of a body whose answer is already given
 
@@ -209,12 +211,12 @@ def guarded_protocol(connections: int, header_timeout: float, door: Door) -> typ
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
-            if self.transport.is_closing() or self._is_answering():
+            if self.transport.is_closing():
                 return
-            if self._last_words is not None:
-                self._say_last(self._last_words)
-            elif self._held:
+            if self._held:  # the rest of the body, maybe, of the request whose turn it is now
                 self.loop.call_soon(self._go_on)
+            elif self._last_words is not None and not self._is_answering():
+                self._say_last(self._last_words)
 
         def pause_writing(self) -> None:
             super().pause_writing()

@@ -72,6 +72,8 @@ def from_base64(value: object, name: str) -> bytes:
 
     Raises ImageFileError that says where it breaks.
     """
+    if isinstance(value, bytes):  # a long text, as it stood in the JSON
+        value = value.decode("latin-1")
     if not isinstance(value, str):
         raise ImageFileError(f"{name} must be base64 text, got {type(value).__name__}; bytes go into the binary part")
     start = 0

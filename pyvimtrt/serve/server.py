@@ -35,6 +35,7 @@ from pyvimtrt.serve.grpc import GrpcServer
 from pyvimtrt.serve.http import ENTRY, INFER_PATH, RETRY_SECONDS, Http, StatusError
 from pyvimtrt.serve.http_guard import guarded_protocol, refusal
 from pyvimtrt.serve.keys import Keys
+from pyvimtrt.serve.memory import Trimmer
 from pyvimtrt.serve.metrics import Metrics
 from pyvimtrt.serve.model import Answered, BusyError, NotReadyError, Threads, VimModel
 from pyvimtrt.serve.settings import ServeSettings
@@ -72,6 +73,7 @@ class VimServer(ModelServer):
             ThreadPoolExecutor(max(2, default_threads()), thread_name_prefix="pyvimtrt-decode"),
             ThreadPoolExecutor(1, thread_name_prefix="pyvimtrt-codec"),
         )
+        self.trimmer = Trimmer(self.threads.decode)
         self.models: dict[str, VimModel] = {}
         self._engines = engines
         self.draining = False
