@@ -270,6 +270,8 @@ class GrpcServer:
             ("grpc.max_receive_message_length", settings.body_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),  # a port in use is an error, not shared
+            ("grpc.http2.bdp_probe", 0),  # whose windows grow to 16 MiB, and the buffers for them with them
+            ("grpc.http2.lookahead_bytes", 1 << 20),
         ]
         self._server = grpc.aio.server(options=options, maximum_concurrent_rpcs=settings.connections)
         self._server.add_generic_rpc_handlers((Service(server),))

@@ -175,6 +175,8 @@ class Http:
                 else:  # not through FastAPI, whose routing and injection would take longer than all the rest
                     response = await self.infer(HttpRequest(scope, receive), *found.groups())
                     await response(scope, receive, send_with_id)
+            except ClientDisconnect as gone:
+                forget(gone)
             finally:
                 self._leave(scope)
 

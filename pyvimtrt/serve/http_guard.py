@@ -100,6 +100,9 @@ def guarded_protocol(connections: int, header_timeout: float, door: Door) -> typ
                 self._end.cancel()
             super().connection_lost(exc)
 
+        def eof_received(self) -> None:
+            self._gone()  # the transport is closed on return, some time before `connection_lost` says so
+
         def data_received(self, data: bytes) -> None:
             if self.transport.is_closing() or self._dead:
                 return
@@ -296,7 +299,17 @@ def guarded_protocol(connections: int, header_timeout: float, door: Door) -> typ
         def _abort_later(self, seconds: float = header_timeout) -> None:
             """Cut the connection where what is written does not leave in time: to close it waits for that, however long."""
             if self._end is None:
-                self._end = self.loop.call_later(seconds, self.transport.abort)
+                self._end = self.loop.call_later(seconds, self._abort)
+
+        def _abort(self) -> None:
+            self._gone()
+            self.transport.abort()
+
+        def _gone(self) -> None:
+            """Have whoever answers know that nobody reads it any more."""
+            if self._running is not None and not self._running.response_complete:
+                self._running.disconnected = True
+                self._running.message_event.set()
 
         def _calm(self) -> None:
             if self._end is not None and not self.transport.is_closing() and not self._dead:

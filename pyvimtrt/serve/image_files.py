@@ -89,7 +89,7 @@ def from_base64(value: object, name: str) -> bytes:
         letters = piece.encode("ascii", "replace").translate(_PLAIN, b" \t\r\n")  # what is not ASCII becomes ?, which is no letter either
         body = letters.rstrip(b"=")
         if body.translate(None, _ALPHABET) or (padding and body):
-            raise ImageFileError(f"{name} is not base64: {_why(value, start)}")
+            raise ImageFileError(f"{name} is not base64: {_why(piece, at - start)}")
         padding = padding or len(body) < len(letters)
         rest += body
         whole = len(rest) - len(rest) % 4
@@ -101,8 +101,9 @@ def from_base64(value: object, name: str) -> bytes:
     return b"".join(parts)
 
 
-def _why(value: str, start: int) -> str:
-    found = re.compile(r"[^A-Za-z0-9+/_=\s-]").search(value, start)
+def _why(piece: str, before: int) -> str:
+    """Return what is wrong with a piece of a text that has ``before`` characters before it."""
+    found = re.search(r"[^A-Za-z0-9+/_=\t\r\n -]", piece)
     if found:
-        return f"character {found.start() - start + 1} is {found[0]!r}"
+        return f"character {before + found.start() + 1} is {found[0]!r}"
     return "there is text behind its padding (=)"

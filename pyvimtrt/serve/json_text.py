@@ -15,6 +15,7 @@ from pyvimtrt.serve.tensors import RequestError
 MAX_BYTES = 8 << 20  # without its long texts
 MAX_VALUES = 800_000  # whole numbers: five images of 3 x 224 x 224; other values count for more
 LONG_TEXT_BYTES = 1 << 16
+_WINDOW = 1 << 20
 _MOST_QUOTES = 400_000
 _MAX_BYTES_NOT_ASCII = 1 << 20
 _WEIGHTS = ((b",", 2), (b".", 1), (b'"', 1), (b"[", 4), (b"{", 4), (b":", 16))  # halves of what a whole number costs
@@ -39,18 +40,37 @@ def parse_json(text: bytes) -> Any:
 
 def _without_long_texts(text: bytes, long: list[bytes]) -> bytes:
     """Return JSON with marks in place of its long texts, which are appended to ``long``."""
-    if len(text) <= LONG_TEXT_BYTES or text.count(b'"') > _MOST_QUOTES:
+    quotes = sum(text.count(b'"', at, at + _WINDOW) for at in range(0, len(text), _WINDOW))
+    if len(text) <= LONG_TEXT_BYTES or quotes > _MOST_QUOTES:
         return text
     pieces = text.split(b'"')
     for i in range(1, len(pieces), 2):  # every other one is a text, up to where a quote within one is escaped
         if pieces[i].endswith(b"\\"):
             break
         if len(pieces[i]) > LONG_TEXT_BYTES:
-            plain = pieces[i].replace(b"\\/", b"/").replace(b"\\n", b"\n").replace(b"\\r", b"")
-            if b"\\" not in plain and i + 1 < len(pieces):
+            plain = _without_escapes(pieces[i])
+            if plain is not None and i + 1 < len(pieces):
                 pieces[i] = orjson.dumps(f"{_MARK}{len(long)}")[1:-1]
                 long.append(plain)
     return b'"'.join(pieces) if long else text
+
+
+def _without_escapes(text: bytes) -> bytes | None:
+    """Return a text whose escapes are those of line breaks and slashes without them, None where it has others. A MiB at a time: others want their turn."""
+    if text.find(b"\\") < 0:
+        return text
+    parts: list[bytes] = []
+    start = 0
+    while start < len(text):
+        end = min(start + _WINDOW, len(text))
+        if text[end - 1 : end] == b"\\":  # half of an escape
+            end -= 1
+        part = text[start:end].replace(b"\\/", b"/").replace(b"\\n", b"\n").replace(b"\\r", b"")
+        if end == start or b"\\" in part:
+            return None
+        parts.append(part)
+        start = end
+    return b"".join(parts)
 
 
 def _check(text: bytes) -> None:
