@@ -253,10 +253,8 @@ def _code(error: Exception) -> tuple[grpc.StatusCode, str]:
 
 
 def _refuse(code: grpc.StatusCode, sentence: str) -> Any:
-    async def refuse(messages: Any, context: Any) -> bytes:
-        context.set_code(code)
-        context.set_details(sentence)
-        return b""
+    async def refuse(messages: Any, context: Any) -> None:
+        await context.abort(code, sentence)  # no message is received, so none is kept; and none is sent, which a stream would take for an answer
 
     return grpc.stream_unary_rpc_method_handler(refuse)
 
