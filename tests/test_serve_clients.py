@@ -19,7 +19,7 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from helpers import assert_same_bits
 from PIL import Image
-from serving import Served
+from serving import Served, wait_for
 from tiny import TINY
 from tritonclient.utils import InferenceServerException
 
@@ -321,7 +321,7 @@ def test_tritons_extensions(served: Served) -> None:
             client.get_log_settings()
     answers: list[Any] = []
     over_grpc.start_stream(lambda result, error: answers.append(error))
-    over_grpc.async_stream_infer("tiny", [])
+    wait_for(lambda: answers)
     over_grpc.stop_stream()
     assert "streams are not supported" in str(answers[0])
     over_http.close()
