@@ -14,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from pyvimtrt.text import printable
+
 if TYPE_CHECKING:
     from pyvimtrt.bench.results import Bench
     from pyvimtrt.compare.results import Attribution, Report
@@ -33,9 +35,9 @@ def print_json_line(value: Any) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table under its title; numbers to the right. Values are plain text, whatever brackets a file's name holds."""
+    """Print a table under its title; numbers to the right. Values are plain text, whatever brackets or escapes a file's name holds."""
     if title:  # not as the table's own title, which would be folded to the table's width
-        Console().print(Text(title, style="bold"), soft_wrap=True)
+        Console().print(Text(printable(title), style="bold"), soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD)
     for i, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[i], int | float) for row in rows)
@@ -51,7 +53,7 @@ def print_fields(values: Mapping[str, object]) -> None:
     table.add_column(overflow="fold", style="bold")
     table.add_column(overflow="fold")
     for name, value in values.items():
-        table.add_row(Text(name), Text(_text(value)))
+        table.add_row(Text(printable(name)), Text(_text(value)))
     Console().print(table)
 
 
@@ -74,7 +76,7 @@ def print_bench(found: Bench) -> None:
     print_table(f"{found.model}, batch {found.batch}, {found.isa}, {found.cores} cores, {found.rounds} rounds", columns, rows)
     for peer in found.peers:
         if peer.problem is not None:
-            Console().print(Text(f"{peer.peer}: {peer.problem}"), soft_wrap=True)
+            Console().print(Text(printable(f"{peer.peer}: {peer.problem}")), soft_wrap=True)
     units = {"int8 multiply-adds": "MAC", "state updates": "updates"}
     operators = [
         (
@@ -91,7 +93,7 @@ def print_bench(found: Bench) -> None:
 
 def print_served(found: Mapping[str, Any]) -> None:
     """Print where a server listens, and for which models."""
-    names = ("name", "engine", "batch", "queue", "workers")
+    names = ("name", "engine", "batch", "queue", "images", "workers")
     print_table("", ("model", *names[1:]), [[model[name] for name in names] for model in found["models"]])
     print(f"{found['http']}/ for people, {found['http']}/v2 and {found['grpc']} (gRPC) for programs", flush=True)
 
@@ -159,7 +161,7 @@ def _points(fraction: float | None) -> str:
 def print_warnings(sentences: Sequence[str]) -> None:
     """Print warnings on stderr, one a line."""
     for sentence in sentences:
-        print("warning:", sentence, file=sys.stderr)
+        print("warning:", *map(printable, sentence.splitlines()), file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -186,9 +188,9 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
 
 def _text(value: object) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{k} {_text(v)}" for k, v in value.items()) or "none"
+        return ", ".join(f"{printable(str(k))} {_text(v)}" for k, v in value.items()) or "none"
     if isinstance(value, list | tuple):
         return ", ".join(map(_text, value)) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "none" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+    return "none" if value is None else f"{value:,}" if isinstance(value, int) else printable(str(value))

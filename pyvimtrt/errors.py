@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-_SPACES = "\n\t\u00a0\u3000"  # not printable by Python's rule, and harmless
+from pyvimtrt.text import printable
+
+_SPACES = "\n\t"  # a message may have lines
 
 
 class VimTrtError(Exception):
@@ -12,7 +14,7 @@ class VimTrtError(Exception):
     """
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(printable(str(message)))
+        super().__init__(_harmless(str(message)))
 
 
 class ModelError(VimTrtError):
@@ -43,14 +45,13 @@ class UsageError(VimTrtError):
     """Options, or a recipe file, that make no sense."""
 
 
-def printable(text: str) -> str:
-    """Return a text without what a terminal or a log would act on: control characters, lone surrogates, changes of direction."""
-    return "".join(c if c.isprintable() or c in _SPACES else "?" for c in text)
+def _harmless(text: str) -> str:
+    return "".join(letter if letter in _SPACES else printable(letter) for letter in text)
 
 
 def brief(text: object, length: int = 160) -> str:
     """Return what a file or a library says as part of a sentence: one line that a terminal may show, and no longer than ``length``."""
-    line = printable(" ".join(str(text)[: 8 * length].split()))
+    line = _harmless(" ".join(str(text)[: 8 * length].split()))
     return line if len(line) <= length else line[: length - 3] + "..."
 
 

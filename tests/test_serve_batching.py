@@ -17,7 +17,7 @@ from pyvimtrt.serve import batcher as module
 from pyvimtrt.serve.batcher import Batcher, EngineFailedError, QueueFullError
 from pyvimtrt.serve.engine_process import EngineChangedError
 from pyvimtrt.serve.metrics import Metrics, ModelMetrics
-from pyvimtrt.serve.settings import ServeSettings
+from pyvimtrt.serve.settings import MOST_IMAGES, ServeSettings
 from pyvimtrt.serve.worker import FileState, file_state
 
 U8 = npt.NDArray[np.uint8]
@@ -411,8 +411,32 @@ def test_defaults_follow_the_engine(tiny_engine_file: Path, processes: list[Pret
     async def test() -> None:
         bench = Bench(tiny_engine_file, batch=0, queue=0, workers=0, threads=2)
         await bench.batcher.start()
-        assert (bench.batcher.batch, bench.batcher.workers, bench.batcher.capacity) == (BATCH, 2, 8)
+        assert (bench.batcher.batch, bench.batcher.workers, bench.batcher.crowded) == (BATCH, 2, 8)
         assert [p.threads for p in processes] == [1, 1], "the best batch is measured with a worker's share of the cores"
+
+    run(test)
+
+
+def test_a_request_of_many_batches_is_taken_whatever_the_machine(tiny_engine_file: Path, processes: list[PretendProcess]) -> None:
+    """Without --queue the queue is short, so that answers come soon; a request larger than all of it is taken while there is any room."""
+
+    async def test() -> None:
+        bench = Bench(tiny_engine_file, queue=0, workers=1)
+        await bench.batcher.start()
+        assert bench.batcher.crowded == BATCH
+        first = bench.ask(0)
+        await settle()
+        large = bench.ask(1, MOST_IMAGES)
+        await settle()
+        with pytest.raises(QueueFullError, match=f"at most {BATCH} may"):
+            await bench.ask(100)
+        while not large.done():
+            if processes[0].pending:
+                processes[0].finish()
+            await asyncio.sleep(0.001)
+        await asyncio.gather(first, large)
+        assert sum(len(pixels) for _, pixels, _ in processes[0].ran) == 1 + MOST_IMAGES
+        assert max(len(pixels) for _, pixels, _ in processes[0].ran) == BATCH and bench.batcher.waiting == 0
 
     run(test)
 

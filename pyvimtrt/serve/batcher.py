@@ -26,6 +26,7 @@ from pyvimtrt.serve.engine_process import SLOTS, EngineChangedError, EngineProce
 from pyvimtrt.serve.metrics import ModelMetrics
 from pyvimtrt.serve.settings import ServeSettings
 from pyvimtrt.serve.worker import file_state
+from pyvimtrt.text import encodable
 
 ENTER_SECONDS = 0.02  # that a request being read holds a place
 MOST_WORKERS = 4  # by default: each holds the engine once
@@ -89,17 +90,27 @@ class Batcher:
     """The queue and the workers of one engine file.
 
     A batch starts when a worker is idle and either ``batch`` images wait or the oldest has waited for the deadline; a full batch is handed to a busy worker in
-    advance. Images accepted and not yet in the engine are bounded by ``capacity``. ``changed()`` is called where a worker that died cannot be replaced, because
-    the engine's file is another by now.
+    advance. Images accepted and not yet in the engine are bounded by ``capacity``; while ``crowded`` of them wait, no
+    request is taken. ``changed()`` is called where a worker that died cannot be replaced, because the engine's file is
+    another by now; ``ran(images, seconds)`` after each batch.
     """
 
-    def __init__(self, name: str, path: Path, settings: ServeSettings, metrics: ModelMetrics, changed: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        settings: ServeSettings,
+        metrics: ModelMetrics,
+        changed: Callable[[], None] = lambda: None,
+        ran: Callable[[int, float], None] = lambda images, seconds: None,
+    ) -> None:
         self.name, self.path = name, path
-        self._settings, self._metrics, self._changed = settings, metrics, changed
+        self._settings, self._metrics, self._changed, self._ran = settings, metrics, changed, ran
         self._state = file_state(path)
         self.info: NetworkInfo = read_engine_info(path)
+        self.labels = tuple(map(encodable, self.info.labels))
         self.config: VimConfig = parse_model(self.info.model)
-        self.batch = self.capacity = 0
+        self.batch = self.capacity = self.crowded = 0
         self.batch_seconds = 0.0
         self.waiting = 0  # images accepted and not yet in the engine
         self._entering: dict[int, float] = {}  # tokens of requests being read, oldest first
@@ -126,10 +137,11 @@ class Batcher:
         known = like if like is not None and like.info.model == self.info.model and self.path.suffix != PLAN_SUFFIX else None
         process, (self.batch, self.batch_seconds) = await self._start_process(known.batch if known else settings.batch)
         if known:
-            self.batch_seconds, self.capacity = known.batch_seconds, known.capacity
+            self.batch_seconds, self.crowded, self.capacity = known.batch_seconds, known.crowded, known.capacity
         else:
             drained = QUEUE_SECONDS * self.batch * self.workers / self.batch_seconds
-            self.capacity = settings.queue or max(self.batch * self.workers, math.ceil(drained))
+            self.crowded = settings.queue or max(self.batch * self.workers, math.ceil(drained))
+            self.capacity = settings.queue or self.crowded + settings.request_images
         self._add(process)
         for _ in range(self.workers - 1):
             self._add((await self._start_process(self.batch))[0])
@@ -142,7 +154,7 @@ class Batcher:
     @property
     def full(self) -> bool:
         """Whether not even one image would be accepted."""
-        return self.waiting >= self.capacity
+        return self.waiting >= self.crowded
 
     def enter(self) -> int | None:
         """Return a token for a request whose body is still to be read, or None where it would find no room.
@@ -153,7 +165,7 @@ class Batcher:
         oldest = time.perf_counter() - ENTER_SECONDS
         while self._entering and next(iter(self._entering.values())) < oldest:
             del self._entering[next(iter(self._entering))]
-        if self.waiting + len(self._entering) >= self.capacity:
+        if self.waiting + len(self._entering) >= self.crowded:
             return None
         self._entries += 1
         self._entering[self._entries] = time.perf_counter()
@@ -166,8 +178,8 @@ class Batcher:
     @contextlib.contextmanager
     def admission(self, count: int) -> Iterator[_Admission]:
         """Hold places for ``count`` images in the queue. Raises QueueFullError where there are none."""
-        if self.waiting + count > self.capacity:
-            raise QueueFullError(f"the queue of {self.name} is full: {self.waiting} images wait, at most {self.capacity} may; try again soon")
+        if self.full or self.waiting + count > self.capacity:
+            raise QueueFullError(f"the queue of {self.name} is full: {self.waiting} images wait, at most {self.crowded} may; try again soon")
         admission = _Admission(count)
         self.waiting += count
         self._active += 1
@@ -310,6 +322,7 @@ class Batcher:
             elif job.missing == 0:
                 job.answer.set_result(Answer(job.logits, job.started - job.arrived, job.engine_seconds))
         self._metrics.ran(position, seconds)
+        self._ran(position, seconds)
         worker.free.append(slot)
         if worker.running:
             self._begun(worker.running[0][1])

@@ -1,4 +1,8 @@
-"""The gRPC side of the server."""
+"""The gRPC side of the server.
+
+Messages are received as bytes and read here: the library's own would be made into objects, however many, before anybody could look at them. Errors are set as
+the call's status, not raised: what gRPC keeps of an exception keeps the request with it.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +14,31 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 from kserve.errors import ModelNotFound
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
-from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as pb_grpc
-from kserve.protocol.grpc.servicer import InferenceServicer
 
 from pyvimtrt.errors import VimTrtError
 from pyvimtrt.serve import grpc_codec
 from pyvimtrt.serve.batcher import EngineFailedError, QueueFullError
+from pyvimtrt.serve.extensions import unsupported_method
+from pyvimtrt.serve.forget import forget
+from pyvimtrt.serve.grpc_messages import MESSAGES, config_response, metadata_response
 from pyvimtrt.serve.http import pick_id
 from pyvimtrt.serve.model import Answered, BusyError, NotReadyError, VimModel
-from pyvimtrt.serve.settings import MAX_JSON_BYTES_IN_LOOP
-from pyvimtrt.serve.tensors import VERSION, OutputTensor, Request, RequestError, answer_tensors, is_light
+from pyvimtrt.serve.tensors import VERSION, Request, RequestError, answer_tensors, is_light
+from pyvimtrt.text import encodable
 
 if TYPE_CHECKING:
     from pyvimtrt.serve.server import VimServer
 
-OPEN_METHODS = frozenset({"/inference.GRPCInferenceService/ServerLive", "/inference.GRPCInferenceService/ServerReady"})
-INFER = "/inference.GRPCInferenceService/ModelInfer"
+SERVICE = "/inference.GRPCInferenceService/"
+OPEN_METHODS = frozenset({"ServerLive", "ServerReady"})  # need no key
+INFER = "ModelInfer"
+MAX_MESSAGE_BYTES = 1 << 16  # of all but an inference
 RECEIVED_TOGETHER = 64  # inference messages that may be on their way into memory at a time
+MAX_SENTENCE = 1000  # characters of an error: it goes out as a header
 _NAME_IN_TRITON = 2  # the number of the field model_name in Triton's messages of the model repository; in KServe's it is 1
 _CODES: tuple[tuple[type[Exception], grpc.StatusCode, str], ...] = (
     (RequestError, grpc.StatusCode.INVALID_ARGUMENT, "bad_request"),
@@ -43,95 +52,171 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode, str], ...] = (
 log = logging.getLogger("pyvimtrt.serve")
 
 
-class Servicer(InferenceServicer):
-    """The SDK's service, with inference that does not turn tensors into lists."""
+class CallError(VimTrtError):
+    """A call that ends with a code of its own."""
+
+    def __init__(self, code: grpc.StatusCode, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+class Service(grpc.GenericRpcHandler):
+    """The methods, and who may call them.
+
+    Refuses without a key, and when no model has room, before a message is received; and bounds the time and the memory that receiving takes. gRPC itself
+    receives the message of a unary call before it asks anybody, and waits for it for ever. So calls are handled as streams of one message.
+    """
 
     def __init__(self, server: VimServer) -> None:
-        super().__init__(server.dataplane, server.model_repository_extension)
         self.server = server
+        self._receiving = asyncio.Semaphore(RECEIVED_TOGETHER)
+        self._methods: dict[str, tuple[Any, Callable[[Any], Awaitable[Any]]]] = {
+            "ServerLive": (pb.ServerLiveRequest, self._live),
+            "ServerReady": (pb.ServerReadyRequest, self._ready),
+            "ServerMetadata": (pb.ServerMetadataRequest, self._metadata),
+            "ModelReady": (pb.ModelReadyRequest, self._model_ready),
+            "ModelMetadata": (pb.ModelMetadataRequest, self._model_metadata),
+            "ModelConfig": (pb.ModelMetadataRequest, self._model_config),  # whose fields are the same, as are those of the next
+            "ModelStatistics": (pb.ModelMetadataRequest, self._model_statistics),
+            "RepositoryIndex": (MESSAGES["RepositoryIndexRequest"], self._index),
+            "RepositoryModelLoad": (pb.RepositoryModelLoadRequest, self._load),
+            "RepositoryModelUnload": (pb.RepositoryModelUnloadRequest, self._unload),
+        }
+
+    def service(self, details: Any) -> Any:
+        """Return what handles a call."""
+        name = details.method.removeprefix(SERVICE)
+        if name not in OPEN_METHODS:
+            headers = {key: value for key, value in details.invocation_metadata if isinstance(value, str)}
+            if not self.server.keys.allow(headers):
+                return _refuse(grpc.StatusCode.UNAUTHENTICATED, "give an API key as metadata: authorization: Bearer KEY")
+        if name == INFER:
+            if self.server.full:
+                self.server.count("", "grpc", grpc.StatusCode.RESOURCE_EXHAUSTED.name, "queue_full", 0.0)
+                return _refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full; try again soon")
+            return grpc.stream_unary_rpc_method_handler(self._infer)
+        if name not in self._methods:
+            return _refuse(grpc.StatusCode.UNIMPLEMENTED, unsupported_method(name))
+        kind, method = self._methods[name]
+
+        async def call(messages: Any, context: Any) -> bytes:
+            try:
+                message = await self._receive(context, contextlib.nullcontext())
+                if len(message) > MAX_MESSAGE_BYTES:
+                    raise CallError(grpc.StatusCode.INVALID_ARGUMENT, f"the message is larger than {MAX_MESSAGE_BYTES} bytes")
+                return bytes((await method(kind.FromString(message))).SerializeToString())
+            except Exception as error:
+                _set_status(context, error)
+                forget(error)
+                return b""
+
+        return grpc.stream_unary_rpc_method_handler(call)
+
+    async def _receive(self, context: Any, place: contextlib.AbstractAsyncContextManager[Any]) -> bytes:
+        async def first() -> bytes:
+            async with place:
+                message = await context.read()  # not from ``messages``, whose iterator keeps the message in a cycle
+            if message is grpc.aio.EOF:
+                raise CallError(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
+            return bytes(message)
+
+        try:
+            return await asyncio.wait_for(first(), self.server.settings.header_timeout)
+        except asyncio.TimeoutError:
+            raise CallError(grpc.StatusCode.DEADLINE_EXCEEDED, "the message did not come in time") from None
 
     def _model(self, name: str, version: str) -> VimModel:
         if version not in ("", VERSION):
             raise ModelNotFound(f"{name[:100]} of version {version[:40]}")
         return self.server.model(name)
 
-    async def ServerReady(self, request: pb.ServerReadyRequest, context: Any) -> pb.ServerReadyResponse:  # noqa: N802, gRPC's name
+    async def _live(self, _: Any) -> Any:
+        return pb.ServerLiveResponse(live=True)
+
+    async def _ready(self, _: Any) -> Any:
         return pb.ServerReadyResponse(ready=self.server.ready)
 
-    async def ModelReady(self, request: pb.ModelReadyRequest, context: Any) -> pb.ModelReadyResponse:  # noqa: N802
-        return pb.ModelReadyResponse(ready=(await self._guarded(context, lambda: self._model(request.name, request.version))).is_ready)
+    async def _metadata(self, _: Any) -> Any:
+        return pb.ServerMetadataResponse(**self.server.dataplane.metadata())
 
-    async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Any) -> pb.ModelMetadataResponse:  # noqa: N802
-        await self._guarded(context, lambda: self._model(request.name, request.version).config)
-        metadata = await self.server.dataplane.model_metadata(request.name)
-        return pb.ModelMetadataResponse(**metadata)
+    async def _model_ready(self, request: Any) -> Any:
+        return pb.ModelReadyResponse(ready=self._model(request.name, request.version).is_ready)
 
-    async def RepositoryModelLoad(self, request: pb.RepositoryModelLoadRequest, context: Any) -> pb.RepositoryModelLoadResponse:  # noqa: N802
-        name = _repository_name(request)
-        return pb.RepositoryModelLoadResponse(model_name=name, isLoaded=await self._control(context, self.server.load, name))
+    async def _model_metadata(self, request: Any) -> Any:
+        return metadata_response(self._model(request.name, request.version).metadata())
 
-    async def RepositoryModelUnload(self, request: pb.RepositoryModelUnloadRequest, context: Any) -> pb.RepositoryModelUnloadResponse:  # noqa: N802
-        name = _repository_name(request)
-        return pb.RepositoryModelUnloadResponse(model_name=name, isUnloaded=await self._control(context, self.server.unload, name))
+    async def _model_config(self, request: Any) -> Any:
+        return config_response(self._model(request.name, request.version).description())
 
-    async def _control(self, context: Any, action: Callable[[str], Awaitable[Any]], name: str) -> bool:
+    async def _model_statistics(self, request: Any) -> Any:
+        models = {request.name: self._model(request.name, request.version)} if request.name else self.server.models
+        found = [model.statistics.as_dict(name, VERSION) for name, model in models.items()]
+        return MESSAGES["ModelStatisticsResponse"](model_stats=found)
+
+    async def _index(self, request: Any) -> Any:
+        return MESSAGES["RepositoryIndexResponse"](models=self.server.index(request.ready))
+
+    async def _load(self, request: Any) -> Any:
+        name = self._changed_model(request)
+        await self.server.load(name)
+        return pb.RepositoryModelLoadResponse(model_name=name, isLoaded=True)
+
+    async def _unload(self, request: Any) -> Any:
+        name = self._changed_model(request)
+        await self.server.unload(name)
+        return pb.RepositoryModelUnloadResponse(model_name=name, isUnloaded=True)
+
+    def _changed_model(self, request: Any) -> str:
         if not self.server.settings.model_control:
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "this server's models are fixed")
-        try:
-            await action(name)
-        except (VimTrtError, ModelNotFound) as error:
-            await context.abort(_code(error)[0], str(error))
-        return True
+            raise CallError(grpc.StatusCode.PERMISSION_DENIED, "this server's models are fixed")
+        return _repository_name(request)
 
-    async def _guarded(self, context: Any, look: Callable[[], Any]) -> Any:
+    async def _infer(self, messages: Any, context: Any) -> bytes:
         try:
-            return look()
-        except (VimTrtError, ModelNotFound) as error:
-            await context.abort(_code(error)[0], str(error))
-
-    async def ModelInfer(self, request: pb.ModelInferRequest, context: Any) -> pb.ModelInferResponse:  # noqa: N802
+            data = await self._receive(context, self._receiving)
+        except Exception as error:
+            _set_status(context, error)
+            forget(error)
+            return b""
+        self.server.trimmer.received(len(data))
         start = time.perf_counter()
         metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
-        request_id = pick_id(metadata.get("x-request-id") or request.id)
-        known = ""
+        request_id, known = pick_id(metadata.get("x-request-id")), ""
 
         def report(code: grpc.StatusCode, kind: str, answered: Answered | None, error: Exception | None) -> None:
             seconds = time.perf_counter() - start
-            self.server.count(known, "grpc", code.name, kind, seconds)
+            self.server.count(known, "grpc", code.name, kind, seconds, answered)
             self.server.log_request(request_id, known, "grpc", code.name, seconds, answered, error)
 
-        loop, executor = asyncio.get_running_loop(), self.server.executor
         try:
             if self.server.draining:
                 raise NotReadyError("the server is shutting down")
-            model = self._model(request.model_name, request.model_version)
+            message = grpc_codec.read_message(data, self.server.settings.request_images)
+            request_id = pick_id(metadata.get("x-request-id") or message.id)
+            model = self._model(message.model_name, message.model_version)
             known = model.name
-            arguments = (request, self.server.settings.topk, model.config)
-            if request.raw_input_contents or request.ByteSize() <= MAX_JSON_BYTES_IN_LOOP:
-                call = grpc_codec.parse_request(*arguments)
-            else:
-                call = await loop.run_in_executor(executor, grpc_codec.parse_request, *arguments)
+            call = grpc_codec.parse_request(message, self.server.settings.topk, model.config)
             answered = await asyncio.wait_for(model.answer(call), self.server.settings.request_timeout)
             if is_light(call, answered.logits):
                 response = _encode(model.name, call, answered)
             else:
-                response = await loop.run_in_executor(executor, _encode, model.name, call, answered)
-        except asyncio.CancelledError:
+                loop, threads = asyncio.get_running_loop(), self.server.threads
+                response = await loop.run_in_executor(threads.decode, _encode, model.name, call, answered)
+        except asyncio.CancelledError as gone:
+            forget(gone)
             report(grpc.StatusCode.CANCELLED, "disconnected", None, None)
             raise
         except Exception as error:
-            code, kind = _code(error)
+            code, kind = _set_status(context, error, request_id)
+            forget(error)
             report(code, kind, None, error)
-            if code == grpc.StatusCode.INTERNAL:
-                log.exception("request failed", extra={"fields": {"request_id": request_id}})
-                await context.abort(code, "the server made a mistake; its log says which")
-            await context.abort(code, str(error) or "no answer within the time allowed")
+            return b""
         report(grpc.StatusCode.OK, "", answered, None)
         return response
 
 
-def _encode(model: str, call: Request, answered: Answered) -> pb.ModelInferResponse:
-    tensors: list[OutputTensor] = answer_tensors(call, answered.logits, answered.labels)
+def _encode(model: str, call: Request, answered: Answered) -> bytes:
+    tensors = answer_tensors(call, answered.logits, answered.labels)
     return grpc_codec.write_answer(model, call, tensors)
 
 
@@ -145,52 +230,31 @@ def _repository_name(request: Any) -> str:
     return ""
 
 
+def _set_status(context: Any, error: Exception, request_id: str = "") -> tuple[grpc.StatusCode, str]:
+    """End a call with an error, and return its code and its kind."""
+    code, kind = _code(error)
+    sentence = str(error) or "no answer within the time allowed"
+    if isinstance(error, DecodeError):
+        sentence = "the bytes are no message of this method"
+    if code == grpc.StatusCode.INTERNAL:
+        log.error("request failed", exc_info=error, extra={"fields": {"request_id": request_id}})
+        sentence = "the server made a mistake; its log says which"
+    context.set_code(code)
+    context.set_details(encodable(sentence[:MAX_SENTENCE]))
+    return code, kind
+
+
 def _code(error: Exception) -> tuple[grpc.StatusCode, str]:
-    """Return the code and the kind of an error that a request ends with."""
+    if isinstance(error, CallError):
+        return error.code, "bad_request"
+    if isinstance(error, DecodeError):
+        return grpc.StatusCode.INVALID_ARGUMENT, "bad_request"
     return next(((code, name) for kind, code, name in _CODES if isinstance(error, kind)), (grpc.StatusCode.INTERNAL, "internal"))
-
-
-class Gate(grpc.aio.ServerInterceptor):
-    """Refuses without a key, and when no model has room, before a message is received; and bounds the time and the memory that receiving takes.
-
-    gRPC itself receives the message of a unary call before it asks anybody, and waits for it for ever. So calls are handled as streams of one message.
-    """
-
-    def __init__(self, server: VimServer) -> None:
-        self.server = server
-        self._receiving = asyncio.Semaphore(RECEIVED_TOGETHER)
-
-    async def intercept_service(self, continuation: Callable[..., Awaitable[Any]], details: Any) -> Any:
-        handler = await continuation(details)
-        if handler is None:
-            return None
-        if details.method not in OPEN_METHODS:
-            headers = {key: value for key, value in details.invocation_metadata if isinstance(value, str)}
-            if not self.server.keys.allow(headers):
-                return _refuse(grpc.StatusCode.UNAUTHENTICATED, "give an API key as metadata: authorization: Bearer KEY")
-            if details.method == INFER and self.server.full:
-                self.server.count("", "grpc", grpc.StatusCode.RESOURCE_EXHAUSTED.name, "queue_full", 0.0)
-                return _refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full; try again soon")
-
-        async def receive(messages: Any) -> Any:
-            async with self._receiving if details.method == INFER else contextlib.nullcontext():
-                return await anext(aiter(messages))
-
-        async def call(messages: Any, context: Any) -> Any:
-            try:
-                message = await asyncio.wait_for(receive(messages), self.server.settings.header_timeout)
-            except StopAsyncIteration:
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
-            except asyncio.TimeoutError:
-                await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the message did not come in time")
-            return await handler.unary_unary(message, context)
-
-        return grpc.stream_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
 
 
 def _refuse(code: grpc.StatusCode, sentence: str) -> Any:
     async def refuse(messages: Any, context: Any) -> None:
-        await context.abort(code, sentence)
+        await context.abort(code, sentence)  # no message is received, so none is kept; and none is sent, which a stream would take for an answer
 
     return grpc.stream_unary_rpc_method_handler(refuse)
 
@@ -204,9 +268,11 @@ class GrpcServer:
             ("grpc.max_receive_message_length", settings.body_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),  # a port in use is an error, not shared
+            ("grpc.http2.bdp_probe", 0),  # whose windows grow to 16 MiB, and the buffers for them with them
+            ("grpc.http2.lookahead_bytes", 1 << 20),
         ]
-        self._server = grpc.aio.server(interceptors=(Gate(server),), options=options, maximum_concurrent_rpcs=settings.connections)
-        pb_grpc.add_GRPCInferenceServiceServicer_to_server(Servicer(server), self._server)
+        self._server = grpc.aio.server(options=options, maximum_concurrent_rpcs=settings.connections)
+        self._server.add_generic_rpc_handlers((Service(server),))
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self.port = int(self._server.add_insecure_port(f"{host}:{settings.grpc_port}"))
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,10 +28,14 @@ from pyvimtrt import __version__
 from pyvimtrt.errors import VimTrtError
 from pyvimtrt.serve import http_codec
 from pyvimtrt.serve.batcher import EngineFailedError, QueueFullError
+from pyvimtrt.serve.extensions import unsupported
+from pyvimtrt.serve.forget import forget
+from pyvimtrt.serve.http_body import CodingError, TooLargeError, coding_of, unpack
 from pyvimtrt.serve.model import Answered, BusyError, NotReadyError, VimModel
-from pyvimtrt.serve.openapi import ERRORS, INDEX_BODY, INFER_BODY, INFER_PARAMETERS, Answer, Failure, IndexRequest
-from pyvimtrt.serve.settings import MAX_JSON_BYTES_IN_LOOP
+from pyvimtrt.serve.openapi import ERRORS, INDEX_BODY, INFER_BODY, INFER_PARAMETERS, Answer, Failure, IndexRequest, ModelMetadata
+from pyvimtrt.serve.same_origin import host_name, is_foreign, is_loopback
 from pyvimtrt.serve.tensors import VERSION, Request, RequestError, answer_tensors, is_light
+from pyvimtrt.text import encodable
 
 if TYPE_CHECKING:
     from pyvimtrt.serve.server import VimServer
@@ -41,6 +44,7 @@ ENTRY = "pyvimtrt.entry"  # key in a request's scope: the batcher that has a pla
 RETRY_SECONDS = 1  # what a refused client is told to wait
 OPEN_PATHS = frozenset({"/", "/v2/health/live", "/v2/health/ready"})  # need no key: probes and the page, which asks for one
 INFER_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
+_HEADERS = {503: {"retry-after": str(RETRY_SECONDS)}, 401: {"www-authenticate": "Bearer"}, 415: {"accept-encoding": "gzip, deflate"}}
 log = logging.getLogger("pyvimtrt.serve")
 
 
@@ -53,7 +57,7 @@ class StatusError(Exception):
     def __init__(self, status: int, sentence: str, kind: str) -> None:
         super().__init__(sentence)
         self.status, self.kind = status, kind
-        self.headers = {"retry-after": str(RETRY_SECONDS)} if status == 503 else {"www-authenticate": "Bearer"} if status == 401 else {}
+        self.headers = _HEADERS.get(status, {})
 
 
 def as_status(error: Exception) -> StatusError:
@@ -63,6 +67,8 @@ def as_status(error: Exception) -> StatusError:
     if isinstance(error, ModelNotFound):
         return StatusError(404, str(error), "unknown_model")
     for kind, status, name in (
+        (CodingError, 415, "bad_request"),
+        (TooLargeError, 413, "too_large"),
         (RequestError, 400, "bad_request"),
         (QueueFullError, 503, "queue_full"),
         (NotReadyError, 503, "not_ready"),
@@ -77,7 +83,7 @@ def as_status(error: Exception) -> StatusError:
 
 def failure(error: StatusError) -> Response:
     """Return the response of an error."""
-    return JSONResponse({"error": str(error)}, error.status, error.headers)
+    return JSONResponse({"error": encodable(str(error))}, error.status, error.headers)
 
 
 class Http:
@@ -99,6 +105,7 @@ class Http:
             options.setdefault("responses", {code: {"model": Failure} for code in ERRORS})
             app.add_api_route(path, handler, methods=[method], **options)
 
+        route("GET", "/v2/models/stats", self.statistics)
         for path in (model, versioned):
             route(
                 "POST",
@@ -108,7 +115,9 @@ class Http:
                 openapi_extra={"requestBody": INFER_BODY, "parameters": INFER_PARAMETERS},
             )
             route("GET", f"{path}/ready", self.model_ready, response_model=oip.ModelReadyResponse)
-            route("GET", path, self.model_metadata, response_model=oip.ModelMetadataResponse)
+            route("GET", path, self.model_metadata, response_model=ModelMetadata)
+            route("GET", f"{path}/config", self.model_config)
+            route("GET", f"{path}/stats", self.model_statistics)
         route("GET", "/v2", self.metadata, response_model=oip.ServerMetadataResponse)
         route("GET", "/v2/models", self.models, response_model=oip.ListModelsResponse)
         route("GET", "/v2/health/live", self.live, response_model=oip.ServerLiveResponse)
@@ -121,14 +130,17 @@ class Http:
         if self.settings.page:
             route("GET", "/", self.page, include_in_schema=False)
 
-        async def on_http(_: HttpRequest, error: Exception) -> Response:
+        async def on_http(request: HttpRequest, error: Exception) -> Response:
             assert isinstance(error, HTTPException)
-            return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+            sentence = unsupported(request.url.path) if error.status_code == 404 else None
+            return JSONResponse({"error": sentence or str(error.detail)}, error.status_code, error.headers)
 
         async def on_validation(_: HttpRequest, error: Exception) -> Response:
+            forget(error)
             return JSONResponse({"error": "the request does not have the form this address takes"}, 400)
 
         async def on_error(_: HttpRequest, error: Exception) -> Response:
+            forget(error)
             return failure(as_status(error))
 
         app.add_exception_handler(HTTPException, on_http)
@@ -143,7 +155,7 @@ class Http:
         async def gated(scope: dict[str, Any], receive: Any, send: Any) -> None:
             if scope["type"] != "http":
                 return
-            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            headers = joined(scope["headers"])
             request_id = pick_id(headers.get("x-request-id"))
             scope["state"] = {"headers": headers, "request_id": request_id, "body_read": False}
 
@@ -163,6 +175,8 @@ class Http:
                 else:  # not through FastAPI, whose routing and injection would take longer than all the rest
                     response = await self.infer(HttpRequest(scope, receive), *found.groups())
                     await response(scope, receive, send_with_id)
+            except ClientDisconnect as gone:
+                forget(gone)
             finally:
                 self._leave(scope)
 
@@ -174,11 +188,12 @@ class Http:
         if keys.needed:
             allowed = scope["path"] in OPEN_PATHS or keys.allow(headers)
             return None if allowed else StatusError(401, "give an API key: Authorization: Bearer KEY", "unauthorized")
-        host, origin = headers.get("host", ""), headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != host:
+        host = headers.get("host", "")
+        if is_foreign(headers):
             return StatusError(403, "this server takes no requests from other sites' pages; start it with --api-key to open it to them", "foreign")
         if is_loopback(self.settings.host) and host and not is_loopback(host_name(host)):
-            return StatusError(403, f"this server is at {self.settings.host}, not at {host[:100]}; start it with --api-key to use another name", "foreign")
+            hint = "start it with --api-key to use another name, or have the proxy before it send this address as Host"
+            return StatusError(403, f"this server is at {self.settings.host}, not at {host[:100]}; {hint}", "foreign")
         return None
 
     async def _discard(self, scope: dict[str, Any], headers: dict[str, str], receive: Callable[[], Awaitable[dict[str, Any]]]) -> None:
@@ -209,18 +224,20 @@ class Http:
             model = self._model(model_name, model_version)
             known = model.name
             response, answered = await asyncio.wait_for(self._infer(model, request), self.settings.request_timeout)
-        except ClientDisconnect:
+        except ClientDisconnect as gone:
+            forget(gone)
             response = Response(status_code=499)
             error = StatusError(499, "the client is gone", "disconnected")
         except Exception as caught:
             error = as_status(caught)
+            if error.status == 500:
+                log.exception("request failed", extra={"fields": {"request_id": state.request_id}})
+            forget(caught)
             response = failure(error)
             if not state.body_read and error.status != 408:
                 await self._discard(request.scope, state.headers, request.receive)
-            if error.status == 500:
-                log.exception("request failed", extra={"fields": {"request_id": state.request_id}})
         seconds = time.perf_counter() - start
-        self.server.count(known, "http", response.status_code, error.kind if error else "", seconds)
+        self.server.count(known, "http", response.status_code, error.kind if error else "", seconds, answered)
         self.server.log_request(state.request_id, known, "http", response.status_code, seconds, answered, error)
         return response
 
@@ -236,33 +253,29 @@ class Http:
             raise StatusError(503, "the server is shutting down", "not_ready")
         config = model.config
         headers = request.state.headers
-        if headers.get("content-encoding", "identity") != "identity":
-            raise StatusError(415, "compressed requests are not taken; send the body as it is", "bad_request")
         body = await self._read(request, headers)
         self._body_bytes += len(body)
         loop = asyncio.get_running_loop()
         try:
-            topk = self.settings.topk
-            if http_codec.is_image(headers):
-                call = http_codec.parse_image(body, request.query_params.get("topk"), topk, config)
+            arguments = (headers, body, request.query_params.get("topk"), self.settings.topk, config, self.settings.request_images)
+            if http_codec.is_heavy(headers, body):
+                call = await loop.run_in_executor(self.server.threads.codec, http_codec.parse_body, *arguments)
             else:
-                size = http_codec.json_length(headers, len(body))
-                if size > MAX_JSON_BYTES_IN_LOOP:
-                    call = await loop.run_in_executor(self.server.executor, http_codec.parse_request, body, size, topk, config)
-                else:
-                    call = http_codec.parse_request(body, size, topk, config)
+                call = http_codec.parse_body(*arguments)
             answered = await _unless_gone(request, model.answer(call, partial(self._leave, request.scope)))
         finally:
             self._body_bytes -= len(body)
+            self.server.trimmer.received(len(body))
         if is_light(call, answered.logits):
             content, out = _encode(model.name, call, answered)
         else:
-            content, out = await loop.run_in_executor(self.server.executor, _encode, model.name, call, answered)
+            content, out = await loop.run_in_executor(self.server.threads.decode, _encode, model.name, call, answered)
         return Response(content, 200, out), answered
 
     async def _read(self, request: HttpRequest, headers: dict[str, str]) -> bytes:
-        """Return the body, whose size is checked before and while it is read."""
+        """Return the body, unpacked where it was packed; its size is checked before, while it is read, and while it is unpacked."""
         limit = self.settings.body_bytes
+        coding = coding_of(headers)
         text = headers.get("content-length", "0")
         declared = int(text) if text.isdecimal() else 0
         too_large = StatusError(413, f"the body is larger than {limit} bytes", "too_large")
@@ -281,11 +294,22 @@ class Http:
                 if self._body_bytes > self.settings.bodies_bytes:
                     raise StatusError(503, "the requests being read take all memory allowed; try again soon", "memory")
             request.state.body_read = True
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+            body = parts[0] if len(parts) == 1 else b"".join(parts)
+            parts.clear()
         except asyncio.CancelledError:
             raise StatusError(408, "the body did not come in time", "slow_body") from None
         finally:
             self._body_bytes -= size
+        return await self._unpack(body, coding, limit) if coding else body
+
+    async def _unpack(self, body: bytes, coding: str, limit: int) -> bytes:
+        self._body_bytes += limit  # which it may take
+        try:
+            if self._body_bytes > self.settings.bodies_bytes:
+                raise StatusError(503, "the requests being read take all memory allowed; try again soon", "memory")
+            return await asyncio.get_running_loop().run_in_executor(self.server.threads.decode, unpack, body, coding, limit)
+        finally:
+            self._body_bytes -= limit
 
     async def metadata(self) -> dict[str, Any]:
         """The server's name, version and extensions."""
@@ -307,8 +331,19 @@ class Http:
 
     async def model_metadata(self, model_name: str, model_version: str | None = None) -> dict[str, Any]:
         """Inputs and outputs of a model."""
-        self._model(model_name, model_version)
-        return await self.server.dataplane.model_metadata(model_name)
+        return self._model(model_name, model_version).metadata()
+
+    async def model_config(self, model_name: str, model_version: str | None = None) -> dict[str, Any]:
+        """A model's configuration, as Triton's extension of the protocol has it."""
+        return self._model(model_name, model_version).description()
+
+    async def model_statistics(self, model_name: str, model_version: str | None = None) -> dict[str, Any]:
+        """What has been done for a model, as Triton's extension of the protocol counts it."""
+        return {"model_stats": [self._model(model_name, model_version).statistics.as_dict(model_name, VERSION)]}
+
+    async def statistics(self) -> dict[str, Any]:
+        """What has been done for all models."""
+        return {"model_stats": [model.statistics.as_dict(name, VERSION) for name, model in self.server.models.items()]}
 
     async def model_ready(self, model_name: str, model_version: str | None = None) -> dict[str, Any]:
         """Whether a model answers; 503 where it does not."""
@@ -323,11 +358,7 @@ class Http:
             wanted = IndexRequest.model_validate_json(body or b"{}")
         except ValidationError:
             raise RequestError('the request is JSON such as {"ready": true}, or empty') from None
-        return [
-            {"name": name, "version": VERSION, "state": "READY" if model.is_ready else "UNAVAILABLE", "reason": ""}
-            for name, model in self.server.models.items()
-            if model.is_ready or not wanted.ready
-        ]
+        return self.server.index(wanted.ready)
 
     async def load(self, model_name: str) -> dict[str, Any]:
         """Load a model's engine file again and put it into service; no request is lost."""
@@ -360,17 +391,13 @@ def pick_id(given: str | None) -> str:
     return uuid.uuid4().hex
 
 
-def host_name(host: str) -> str:
-    """Return the name in a Host header, without its port."""
-    return host.partition("]")[0][1:] if host.startswith("[") else host.partition(":")[0]
-
-
-def is_loopback(name: str) -> bool:
-    """Return whether a name is this machine's own, which no other machine can reach."""
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return name.lower().rstrip(".") == "localhost"
+def joined(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return headers by their names; those sent more than once are one list, as the HTTP specification says."""
+    found: dict[str, str] = {}
+    for name, value in headers:
+        key, text = name.decode("latin-1"), value.decode("latin-1")
+        found[key] = f"{found[key]}, {text}" if key in found else text
+    return found
 
 
 def _encode(model: str, call: Request, answered: Answered) -> tuple[bytes, dict[str, str]]:

@@ -8,9 +8,16 @@ from typing import Any
 import orjson
 
 from pyvimtrt.model.config import VimConfig
+from pyvimtrt.serve.http_body import media_type, read_form
+from pyvimtrt.serve.image_files import kind_of_file
+from pyvimtrt.serve.json_text import parse_json
+from pyvimtrt.serve.settings import MAX_JSON_BYTES_IN_LOOP
 from pyvimtrt.serve.tensors import OUTPUTS, VERSION, OutputTensor, Request, RequestError, Tensor, WantedOutput, pick_input, read_parameters, whole_number
 
 JSON_LENGTH = "inference-header-content-length"
+MAX_ID = 4096
+MAX_FORM_BYTES_IN_LOOP = 1 << 20
+_NO_JSON = (b"\xff", b"\x89", b"R")  # how image files begin
 
 
 def json_length(headers: Mapping[str, str], body_bytes: int) -> int:
@@ -23,27 +30,46 @@ def json_length(headers: Mapping[str, str], body_bytes: int) -> int:
     return int(text)
 
 
-def is_image(headers: Mapping[str, str]) -> bool:
-    """Return whether a body is one image file: by its type, or as Triton's raw binary request with no JSON at all."""
-    return headers.get("content-type", "").startswith("image/") or headers.get(JSON_LENGTH) == "0"
+def is_heavy(headers: Mapping[str, str], body: bytes) -> bool:
+    """Return whether `parse_body` takes time to speak of. ``headers`` must have passed `json_length`."""
+    if media_type(headers) == "multipart/form-data":
+        return len(body) > MAX_FORM_BYTES_IN_LOOP
+    return json_length(headers, len(body)) > MAX_JSON_BYTES_IN_LOOP and body[:1] not in _NO_JSON
 
 
-def parse_image(body: bytes, topk: str | None, default_topk: int, config: VimConfig) -> Request:
-    """Return the request of a body that is one image file; all outputs are sent."""
-    number = min(default_topk, config.classes) if topk is None else int(topk) if topk.isascii() and topk.isdecimal() and len(topk) < 10 else 0
-    return Request(Tensor("encoded", "BYTES", (1,), values=[body]), [WantedOutput(name) for name in OUTPUTS], number)
+def parse_body(headers: Mapping[str, str], body: bytes, topk: str | None, default_topk: int, config: VimConfig, most: int) -> Request:
+    """Return the request of a body: JSON, with bytes behind it or not; one image file; or a form with at most ``most`` files.
+
+    ``topk`` is that of the query. An image is told by its type, by its first bytes, or by a JSON part of no bytes, as in Triton's raw binary request. Raises
+    RequestError where the body breaks the protocol.
+    """
+    size = json_length(headers, len(body))
+    media = media_type(headers)
+    if media == "multipart/form-data" and JSON_LENGTH not in headers:
+        files, field = read_form(body, headers["content-type"], most)
+        return _images(files, field if topk is None else topk, default_topk, config)
+    named = media.startswith("image/") and JSON_LENGTH not in headers
+    if named or headers.get(JSON_LENGTH) == "0" or (size == len(body) and kind_of_file(body) is not None):
+        return _images([body], topk, default_topk, config)
+    return parse_request(body, size, default_topk, config)
+
+
+def _images(files: list[bytes], topk: str | None, default_topk: int, config: VimConfig) -> Request:
+    """Return the request of image files; all outputs are sent."""
+    number = min(default_topk, config.classes)
+    if topk is not None:  # 0 is refused, with what is expected
+        number = int(topk) if topk.isascii() and topk.isdecimal() and len(topk) < 10 else 0
+    values: list[Any] = list(files)
+    return Request(Tensor("encoded", "BYTES", (len(files),), values=values), [WantedOutput(name) for name in OUTPUTS], number)
 
 
 def parse_request(body: bytes, json_bytes: int, default_topk: int, config: VimConfig) -> Request:
     """Return the request of a body whose first ``json_bytes`` are JSON. Raises RequestError where it breaks the protocol."""
     view = memoryview(body)
-    try:
-        found = orjson.loads(view[:json_bytes])
-    except orjson.JSONDecodeError as error:
-        raise RequestError(f"the request is not JSON: {error}") from None
+    found = parse_json(body if json_bytes == len(body) else body[:json_bytes])
     found = _mapping(found, "the request")
-    if not isinstance(found.get("id", ""), str):
-        raise RequestError("the id of a request must be text")
+    if not isinstance(found.get("id", ""), str) or len(found.get("id", "")) > MAX_ID or "\0" in found.get("id", ""):
+        raise RequestError(f"the id of a request must be text of at most {MAX_ID} characters")
     inputs = found.get("inputs")
     if not isinstance(inputs, list) or not inputs:
         raise RequestError("the request has no inputs; give images or encoded")

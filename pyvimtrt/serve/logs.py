@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import warnings
 from datetime import datetime, timezone
 from typing import Any
 
@@ -27,9 +28,14 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(level: str) -> None:
-    """Send the records of the server and of the libraries under it to stderr; of the libraries only warnings."""
+    """Send the records of the server and of the libraries under it to stderr; of the libraries only warnings.
+
+    Python's own warnings are not shown: decoders give them for what a client sent, and they are no lines of JSON.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)  # of any library
+    warnings.simplefilter("ignore")
     for name, least in (("pyvimtrt.serve", level), ("kserve", "WARNING"), ("uvicorn", "WARNING"), ("grpc", "WARNING"), ("asyncio", "WARNING")):
         logger = logging.getLogger(name)
         logger.handlers = [handler]

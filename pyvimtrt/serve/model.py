@@ -17,18 +17,26 @@ from kserve import Model
 from pyvimtrt.errors import BackendError, VimTrtError
 from pyvimtrt.model.config import VimConfig
 from pyvimtrt.serve.batcher import Batcher
+from pyvimtrt.serve.image_files import ImageFileError, decode
 from pyvimtrt.serve.metrics import Metrics, ModelMetrics
 from pyvimtrt.serve.settings import ServeSettings
+from pyvimtrt.serve.statistics import Statistics
 from pyvimtrt.serve.tensors import (
+    VERSION,
     Request,
+    RequestError,
+    Tensor,
     check_input,
     check_outputs,
+    file_name,
     input_metadata,
     is_cheap,
     output_metadata,
-    read_images,
+    read_files,
+    read_pixels,
 )
 
+PLATFORM = "pyvimtrt"
 log = logging.getLogger("pyvimtrt.serve")
 
 
@@ -38,6 +46,16 @@ class NotReadyError(VimTrtError):
 
 class BusyError(VimTrtError):
     """A change asked for while another is under way."""
+
+
+@dataclass
+class Threads:
+    """Where work is done that would hold up the event loop: ``decode`` for what lets other threads run meanwhile, as the decoders of images do; ``codec``,
+    one thread, for what does not: two at a time would hold up the loop for twice as long.
+    """
+
+    decode: Executor
+    codec: Executor
 
 
 @dataclass
@@ -53,11 +71,12 @@ class Answered:
 class VimModel(Model):
     """One engine under a name. ``changed()`` is called where its file has become another and a worker cannot be replaced: it is to be reloaded."""
 
-    def __init__(self, name: str, path: Path, settings: ServeSettings, metrics: Metrics, executor: Executor, changed: Callable[[], None]) -> None:
+    def __init__(self, name: str, path: Path, settings: ServeSettings, metrics: Metrics, threads: Threads, changed: Callable[[], None]) -> None:
         super().__init__(name)
         self.path = path
-        self._settings, self._executor, self._changed = settings, executor, changed
+        self._settings, self._threads, self._changed = settings, threads, changed
         self._metrics = ModelMetrics(metrics, name)
+        self.statistics = Statistics()
         self._metrics.queue_images.set_function(lambda: self.batcher.waiting if self.batcher else 0)
         self._metrics.ready.set_function(lambda: float(self.is_ready))
         self.batcher: Batcher | None = None
@@ -101,7 +120,7 @@ class VimModel(Model):
                 raise NotReadyError("the server is shutting down") from None
 
     async def _load(self) -> None:
-        fresh = await asyncio.to_thread(Batcher, self.name, self.path, self._settings, self._metrics, self._changed)
+        fresh = await asyncio.to_thread(Batcher, self.name, self.path, self._settings, self._metrics, self._changed, self.statistics.ran)
         self._batchers.add(fresh)
         try:
             await fresh.start(like=self.batcher)
@@ -164,16 +183,61 @@ class VimModel(Model):
         batcher = self._service()
         config, info = batcher.config, batcher.info
         check_outputs(request.outputs, request.topk, config)
-        count = check_input(request.tensor, config, batcher.capacity)
+        tensor = request.tensor
+        count = check_input(tensor, config, self._settings.request_images)
         leave()
         with batcher.admission(count) as admission:
-            pixels = self._settings.image_pixels
-            if is_cheap(request.tensor):
-                images = read_images(request.tensor, info, config, pixels)
+            if tensor.name == "encoded":
+                images = await self._decode(tensor, config)
+            elif is_cheap(tensor):
+                images = read_pixels(tensor, info, config)
             else:
-                images = await asyncio.get_running_loop().run_in_executor(self._executor, read_images, request.tensor, info, config, pixels)
+                images = await asyncio.get_running_loop().run_in_executor(self._threads.codec, read_pixels, tensor, info, config)
             answer = await batcher.run(admission, images)
-        return Answered(answer.logits, info.labels, answer.queue_seconds, answer.engine_seconds)
+        return Answered(answer.logits, batcher.labels, answer.queue_seconds, answer.engine_seconds)
+
+    async def _decode(self, tensor: Tensor, config: VimConfig) -> npt.NDArray[np.uint8]:
+        """Return the pixels of image files; one after another, so that a request of many leaves the threads to others in between."""
+        loop = asyncio.get_running_loop()
+        files = await loop.run_in_executor(self._threads.codec, read_files, tensor)
+        images = np.empty((len(files), config.channels, config.img, config.img), np.uint8)
+        for i, file in enumerate(files):
+            name = file_name(i, len(files))
+            try:
+                images[i] = await loop.run_in_executor(self._threads.decode, decode, file, config, name, self._settings.image_pixels)
+            except ImageFileError as error:
+                raise RequestError(str(error)) from error
+        return images
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what the protocol says of a model; ``parameters`` has how many images a request may hold."""
+        config = self.config
+        return {
+            "name": self.name,
+            "versions": [VERSION],
+            "platform": PLATFORM,
+            "inputs": input_metadata(config),
+            "outputs": output_metadata(config),
+            "parameters": {"max_images": self._settings.request_images},
+        }
+
+    def description(self) -> dict[str, Any]:
+        """Return the model's configuration as Triton's extension of the protocol has it: shapes without the batch, whose most images are one for all."""
+        config = self.config
+        kinds = {"BYTES": "TYPE_STRING"}
+
+        def entry(tensor: dict[str, Any]) -> dict[str, Any]:
+            return {"name": tensor["name"], "data_type": kinds.get(tensor["datatype"], "TYPE_" + tensor["datatype"]), "dims": tensor["shape"][1:] or [1]}
+
+        return {
+            "name": self.name,
+            "platform": PLATFORM,
+            "backend": PLATFORM,
+            "version_policy": {"latest": {"num_versions": 1}},
+            "max_batch_size": self._settings.request_images,
+            "input": [{**entry(tensor), "optional": True} for tensor in input_metadata(config)],
+            "output": [entry(tensor) for tensor in output_metadata(config)],
+        }
 
     def get_input_types(self) -> list[dict[str, Any]]:
         """The inputs, for the SDK's metadata."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kserve.protocol.rest.v2_datamodels import InferenceResponse
+from kserve.protocol.rest.v2_datamodels import InferenceResponse, ModelMetadataResponse
 from pydantic import BaseModel, StrictBool
 
 ERRORS = (400, 401, 403, 404, 408, 409, 413, 415, 503)
@@ -29,6 +29,12 @@ class Answer(InferenceResponse):
     """The SDK's, whose ``id`` the protocol sends only where the request had one."""
 
     id: str | None = None
+
+
+class ModelMetadata(ModelMetadataResponse):
+    """The SDK's, with the protocol's optional ``parameters``: ``max_images``, how many images a request may hold."""
+
+    parameters: dict[str, Any]
 
 
 _NAME = {"type": "string"}
@@ -70,6 +76,7 @@ INFER_BODY: dict[str, Any] = {
         "image/png": {"schema": {"type": "string", "format": "binary"}},
         "image/jpeg": {"schema": {"type": "string", "format": "binary"}},
         "image/webp": {"schema": {"type": "string", "format": "binary"}},
+        "multipart/form-data": {"schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}}},
     },
 }
 INFER_PARAMETERS: list[dict[str, Any]] = [

@@ -8,6 +8,7 @@ from typing import Any
 
 from pyvimtrt.errors import missing_extra
 from pyvimtrt.serve import logs
+from pyvimtrt.serve.memory import return_large_blocks
 from pyvimtrt.serve.settings import ServeSettings, parse_engines
 
 
@@ -15,6 +16,7 @@ def serve(engines: Sequence[str], settings: ServeSettings, log_level: str, annou
     """Serve engines until SIGTERM or SIGINT. Raises VimTrtError where the server cannot start."""
     files = parse_engines(engines)
     logs.configure(log_level)
+    return_large_blocks()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its log is not JSON, and what it tells is told by an exception too
     try:
         from pyvimtrt.serve.server import VimServer

@@ -35,11 +35,13 @@ from pyvimtrt.serve.grpc import GrpcServer
 from pyvimtrt.serve.http import ENTRY, INFER_PATH, RETRY_SECONDS, Http, StatusError
 from pyvimtrt.serve.http_guard import guarded_protocol, refusal
 from pyvimtrt.serve.keys import Keys
+from pyvimtrt.serve.memory import Trimmer
 from pyvimtrt.serve.metrics import Metrics
-from pyvimtrt.serve.model import Answered, BusyError, NotReadyError, VimModel
+from pyvimtrt.serve.model import Answered, BusyError, NotReadyError, Threads, VimModel
 from pyvimtrt.serve.settings import ServeSettings
-from pyvimtrt.serve.tensors import RequestError
+from pyvimtrt.serve.tensors import VERSION, RequestError
 
+EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics")
 GC_THRESHOLD = 20_000
 KEEP_ALIVE_SECONDS = 65  # longer than proxies keep idle connections, so that it is they who close
 QUEUE_FULL = refusal("503 Service Unavailable", "the queue is full; try again soon", retry_seconds=RETRY_SECONDS, close=False)
@@ -50,11 +52,7 @@ class _DataPlane(DataPlane):
     """The SDK's, with what this server is and knows of its models."""
 
     def metadata(self) -> dict[str, Any]:
-        return {"name": "pyvimtrt", "version": __version__, "extensions": ["binary_tensor_data", "classification", "model_repository"]}
-
-    async def model_metadata(self, model_name: str) -> dict[str, Any]:
-        found = await super().model_metadata(model_name)
-        return {**found, "versions": ["1"], "platform": "pyvimtrt"}
+        return {"name": "pyvimtrt", "version": __version__, "extensions": list(EXTENSIONS)}
 
 
 class VimServer(ModelServer):
@@ -71,7 +69,11 @@ class VimServer(ModelServer):
         self.model_repository_extension = ModelRepositoryExtension(self.registered_models)
         self.metrics = Metrics()
         self.keys = Keys(settings)
-        self.executor = ThreadPoolExecutor(max(2, default_threads()), thread_name_prefix="pyvimtrt-decode")
+        self.threads = Threads(
+            ThreadPoolExecutor(max(2, default_threads()), thread_name_prefix="pyvimtrt-decode"),
+            ThreadPoolExecutor(1, thread_name_prefix="pyvimtrt-codec"),
+        )
+        self.trimmer = Trimmer(self.threads.decode)
         self.models: dict[str, VimModel] = {}
         self._engines = engines
         self.draining = False
@@ -177,7 +179,7 @@ class VimServer(ModelServer):
 
     async def _load_all(self) -> None:
         for name, path in self._engines.items():
-            model = VimModel(name, path, self.settings, self.metrics, self.executor, changed=partial(self._reload_soon, [name]))
+            model = VimModel(name, path, self.settings, self.metrics, self.threads, changed=partial(self._reload_soon, [name]))
             try:
                 await model.reload()
             except BaseException:
@@ -194,7 +196,8 @@ class VimServer(ModelServer):
             "engine": str(model.path),
             "batch": batcher.batch,
             "batch_ms": round(1000 * batcher.batch_seconds, 3),
-            "queue": batcher.capacity,
+            "queue": batcher.crowded,
+            "images": self.settings.request_images,
             "workers": batcher.workers,
         }
 
@@ -211,7 +214,8 @@ class VimServer(ModelServer):
                 model.kill()  # what hangs must not outlive the server
         http_server.should_exit = True
         await asyncio.gather(serving, grpc_server.stop(2.0))
-        self.executor.shutdown(wait=False, cancel_futures=True)
+        for executor in (self.threads.decode, self.threads.codec):
+            executor.shutdown(wait=False, cancel_futures=True)
         log.info("stopped")
 
     def stop(self, sig: int) -> None:
@@ -264,8 +268,22 @@ class VimServer(ModelServer):
         log.info("unloaded", extra={"fields": {"model": name}})
         return {"name": name, "unload": True}
 
-    def count(self, model: str, protocol: str, code: int | str, kind: str, seconds: float) -> None:
+    def index(self, ready: bool) -> list[dict[str, str]]:
+        """Return all models and their states; with ``ready`` those alone that answer."""
+        return [
+            {"name": name, "version": VERSION, "state": "READY" if model.is_ready else "UNAVAILABLE", "reason": ""}
+            for name, model in self.models.items()
+            if model.is_ready or not ready
+        ]
+
+    def count(self, model: str, protocol: str, code: int | str, kind: str, seconds: float, answered: Answered | None = None) -> None:
         """Count an inference request. ``model`` is empty for one that does not exist: names of requests do not become labels."""
+        if model in self.models:
+            statistics = self.models[model].statistics
+            if answered is not None:
+                statistics.answered(seconds, len(answered.logits), answered.queue_seconds, answered.engine_seconds)
+            else:
+                statistics.failed(seconds)
         self.metrics.requests.labels(model, protocol, str(code)).inc()
         self.metrics.request_seconds.labels(model, protocol).observe(seconds)
         if kind:

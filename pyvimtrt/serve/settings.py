@@ -13,7 +13,8 @@ from pyvimtrt.files import check_path
 
 MIB = 1 << 20
 MAX_BATCH = 1024
-MAX_JSON_BYTES_IN_LOOP = 1 << 14  # JSON, and float images, longer than this are parsed by another thread
+MOST_IMAGES = 64  # of a request, where --queue does not say: the same on every machine, whatever it can do
+MAX_JSON_BYTES_IN_LOOP = 1 << 14  # JSON longer than this is parsed by another thread
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -21,8 +22,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 class ServeSettings:
     """How a server behaves. Sizes in bytes, times in seconds.
 
-    ``batch``: images run at a time; 0 means the best, measured at start. ``queue``: images of a model that may wait beside those in the engine; 0 means one
-    batch for each worker, or 10 ms of work where that is more, so that what is accepted is answered within three batch times. ``threads``: cores that the
+    ``batch``: images run at a time; 0 means the best, measured at start. ``queue``: images of a model that may wait beside those in the engine, and
+    that a request may hold; 0 means that a request may hold 64, and that none is taken while a batch for each worker waits (or 10 ms of work where that is
+    more), so that what is accepted is answered within three batch times or as soon as its own batches are done. ``threads``: cores that the
     batches of a CPU engine share; 0 means all. ``workers``: processes of each engine, so batches that run at the same time; 0 means one for each of these
     cores, at most 4, and 1 for a GPU engine.
     """
@@ -47,6 +49,11 @@ class ServeSettings:
     key_file: Path | None = None
     model_control: bool = True
     page: bool = True
+
+    @property
+    def request_images(self) -> int:
+        """How many images a request may hold."""
+        return self.queue or MOST_IMAGES
 
 
 def parse_engines(given: Sequence[str]) -> dict[str, Path]:

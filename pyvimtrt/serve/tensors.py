@@ -8,8 +8,6 @@ logit:class:label instead.
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import struct
 from collections.abc import Mapping, Sequence
@@ -19,15 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyvimtrt.data.images import decode_image
 from pyvimtrt.errors import DataError, VimTrtError
 from pyvimtrt.graph.network import NetworkInfo
 from pyvimtrt.model.config import VimConfig
 from pyvimtrt.runtime.engine import as_uint8, top_classes
+from pyvimtrt.serve.image_files import ImageFileError, from_base64
 
 VERSION = "1"  # of every model: versions are not kept apart
 OUTPUTS = ("logits", "classes", "probabilities", "labels")
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 _DTYPES: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
 _LENGTH = struct.Struct("<I")
 MAX_RANK = 8  # of a shape
@@ -40,13 +37,14 @@ class RequestError(VimTrtError):
 
 @dataclass
 class Tensor:
-    """An input as it came: ``raw`` bytes, little-endian and row by row, or a list of ``values``, flat or nested."""
+    """An input as it came: ``raw`` bytes, little-endian and row by row; or a list of ``values``, flat or nested; or whole numbers as gRPC packs them."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     raw: memoryview | bytes | None = None
     values: list[Any] | None = None
+    varints: bytes | None = None
     base64: bool = False  # whether BYTES among the values are base64 text
 
 
@@ -120,31 +118,55 @@ def check_input(tensor: Tensor, config: VimConfig, most: int) -> int:
             raise RequestError(f"encoded must have the shape [B] or [B, 1], got {list(shape)}")
     count = shape[0]
     if not 1 <= count <= most:
-        raise RequestError(f"a request holds 1 to {most} images, got {count}")
-    if tensor.name == "images" and tensor.raw is not None:
-        size = math.prod(shape) * _DTYPES[tensor.datatype].itemsize
-        if len(tensor.raw) != size:
-            raise RequestError(f"images of shape {list(shape)} and type {tensor.datatype} take {size} bytes, got {len(tensor.raw)}")
+        raise RequestError(f"a request holds 1 to {most} images (the queue's length, --queue), got {count}; send the rest in other requests")
+    if tensor.name == "images":
+        _check_size(tensor, math.prod(shape))
     return count
 
 
+def _check_size(tensor: Tensor, size: int) -> None:
+    if tensor.raw is not None:
+        needed = size * _DTYPES[tensor.datatype].itemsize
+        if len(tensor.raw) != needed:
+            raise RequestError(f"images of shape {list(tensor.shape)} and type {tensor.datatype} take {needed} bytes, got {len(tensor.raw)}")
+    elif tensor.varints is not None and not size <= len(tensor.varints) <= 2 * size:
+        raise RequestError(f"the data of images has {len(tensor.varints)} bytes; {size} numbers between 0 and 255 take one or two bytes each")
+
+
 def is_cheap(tensor: Tensor) -> bool:
-    """Return whether `read_images` only has to look at the bytes."""
-    return tensor.name == "images" and tensor.raw is not None and tensor.datatype == "UINT8"
+    """Return whether `read_pixels` only has to look at the bytes."""
+    return tensor.raw is not None and tensor.datatype == "UINT8"
 
 
-def read_images(tensor: Tensor, info: NetworkInfo, config: VimConfig, max_pixels: int) -> npt.NDArray[np.uint8]:
-    """Return uint8 images [B, C, H, W] of a checked input. Raises RequestError where its data cannot be used."""
-    try:
-        if tensor.name == "encoded":
-            files = _files(tensor)
-            names = [f"image {i}" if len(files) > 1 else "the image" for i in range(len(files))]
-            return np.stack([decode_image(io.BytesIO(f), config, name, max_pixels, IMAGE_FORMATS) for f, name in zip(files, names, strict=True)])
-        dtype = _DTYPES[tensor.datatype]
+def read_pixels(tensor: Tensor, info: NetworkInfo, config: VimConfig) -> npt.NDArray[np.uint8]:
+    """Return uint8 images [B, C, H, W] of a checked input ``images``. Raises RequestError where its data cannot be used."""
+    dtype = _DTYPES[tensor.datatype]
+    if tensor.varints is not None:
+        array: npt.NDArray[Any] = _unpack_varints(tensor.varints, math.prod(tensor.shape))
+    else:
         array = np.frombuffer(tensor.raw, dtype) if tensor.raw is not None else _numbers(tensor, dtype)
+    try:
         return as_uint8(array.reshape(tensor.shape), info, config)
     except DataError as error:
         raise RequestError(str(error)) from error
+
+
+def _unpack_varints(data: bytes, count: int) -> npt.NDArray[np.uint8]:
+    """Return numbers between 0 and 255 from protobuf's packed form: seven bits a byte, the lowest first, the eighth bit says that more follow."""
+    codes = np.frombuffer(data, np.uint8)
+    last = codes < 128
+    if last.all():
+        numbers = codes
+    else:
+        ends = np.flatnonzero(last)
+        starts = np.concatenate([[0], ends[:-1] + 1])
+        high = np.where(ends > starts, codes[ends], 0)
+        if not last[-1] or int((ends - starts).max()) > 1 or int(high.max()) > 1:
+            raise RequestError("the data of images must lie between 0 and 255")
+        numbers = np.where(ends > starts, (codes[starts] & 127) | (high << 7), codes[starts]).astype(np.uint8)
+    if len(numbers) != count:
+        raise RequestError(f"the data of images has {len(numbers)} elements; its shape takes {count}")
+    return numbers
 
 
 def _numbers(tensor: Tensor, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -167,8 +189,13 @@ def _numbers(tensor: Tensor, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         return numbers.astype(dtype)
 
 
-def _files(tensor: Tensor) -> list[bytes]:
-    """Return the byte strings of a BYTES input. Raises RequestError where they are not as many as its shape says."""
+def file_name(index: int, count: int) -> str:
+    """Return what messages call one of the image files of a request."""
+    return f"image {index} (the first is 0)" if count > 1 else "the image"
+
+
+def read_files(tensor: Tensor) -> list[bytes | memoryview]:
+    """Return the image files of a checked input ``encoded``. Raises RequestError where they are not as many as its shape says, or are no bytes."""
     count = tensor.shape[0]
     if tensor.raw is not None:
         return _split(memoryview(tensor.raw), count)
@@ -178,16 +205,16 @@ def _files(tensor: Tensor) -> list[bytes]:
     if len(values) != count:
         raise RequestError(f"the data of encoded has {len(values)} elements, its shape {list(tensor.shape)} takes {count}")
     if not tensor.base64:
-        return [bytes(value) for value in values]
+        return list(values)
     try:
-        return [base64.b64decode(value, validate=True) for value in values]
-    except (TypeError, ValueError):
-        raise RequestError("encoded holds images as base64 text in JSON, or as bytes in the binary part") from None
+        return [from_base64(value, file_name(i, count)) for i, value in enumerate(values)]
+    except ImageFileError as error:
+        raise RequestError(str(error)) from error
 
 
-def _split(data: memoryview, count: int) -> list[bytes]:
+def _split(data: memoryview, count: int) -> list[bytes | memoryview]:
     """Return the elements of a serialized BYTES tensor: four bytes of length before each."""
-    found: list[bytes] = []
+    found: list[bytes | memoryview] = []
     position = 0
     while position < len(data):
         if position + 4 > len(data):
@@ -196,7 +223,7 @@ def _split(data: memoryview, count: int) -> list[bytes]:
         position += 4
         if position + length > len(data):
             raise RequestError("the binary data of encoded is truncated")
-        found.append(bytes(data[position : position + length]))
+        found.append(data[position : position + length])
         position += length
         if len(found) > count:
             break
