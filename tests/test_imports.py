@@ -44,7 +44,8 @@ NEED_TORCH |= {f"pyvimtrt.compare.{name}" for name in ("attribution", "ranges", 
 NEED_MATPLOTLIB = {"pyvimtrt.compare.charts", "pyvimtrt.compare.report"}
 NEED_POLYGRAPHY = {f"pyvimtrt.compare.{name}" for name in ("data", "errors", "polygraphy_plugin", "references", "runners", "tensorrt_plugins")}
 NEED_KSERVE = {
-    f"pyvimtrt.serve.{name}" for name in ("batcher", "metrics", "model", "http", "http_codec", "http_guard", "grpc", "grpc_codec", "openapi", "server")
+    f"pyvimtrt.serve.{name}"
+    for name in ("batcher", "metrics", "model", "http", "http_codec", "http_guard", "json_text", "grpc", "grpc_codec", "openapi", "server")
 }
 NEED_RAY = {"pyvimtrt.score.cluster"}
 names = {module.name for module in pkgutil.walk_packages(pyvimtrt.__path__, "pyvimtrt.")}
