@@ -81,7 +81,8 @@ def write_part(output: Path, number: int, table: Any) -> None:
 
 
 def _digest(table: Any) -> bytes:
-    content = [str(kind) for kind in table.schema.types], table.to_pydict()
+    types = [str(kind).replace("element:", "item:") for kind in table.schema.types]  # Parquet renames what a list holds
+    content = types, table.to_pydict()
     return hashlib.sha256(json.dumps(content).encode()).hexdigest().encode()
 
 
