@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from cli_fuzz import Fuzzer, Ground, check, prepare
@@ -18,6 +22,16 @@ from pyvimtrt.cli import main
 
 ROUNDS = int(os.environ.get("PYVIMTRT_FUZZ_ROUNDS", "150"))
 SHOWN = 30  # of what went wrong
+
+
+class NoServer:
+    """A server that starts and ends at once."""
+
+    def __init__(self, files: Any, settings: Any) -> None:
+        pass
+
+    def start(self, announce: Callable[[dict[str, Any]], None]) -> None:
+        announce({"http": "", "grpc": "", "models": []})
 
 
 @pytest.fixture
@@ -33,12 +47,12 @@ def ground(
     found = prepare(tmp_path / "fuzz", tiny_weights_file, tiny_cache_file, tiny_engine_file)
     import pyvimtrt.bench.run
     import pyvimtrt.compare.report
-    import pyvimtrt.serve.server
 
     peer = PeerResult("pyvimtrt", "the engine", None, 1, 1.0, 1.0, 1.0, 1.0, 0.0, 0, 1.0, 1.0, {1: 1.0})
     monkeypatch.setattr(pyvimtrt.bench.run, "_measure", lambda requests, settings, progress: [peer])
     monkeypatch.setattr(pyvimtrt.bench.run, "operator_times", lambda network, pixels: ())
-    monkeypatch.setattr(pyvimtrt.serve.server.VimServer, "start", lambda self, announce: announce({"http": "", "grpc": "", "models": []}))
+    # Not the module itself: it registers the protocol's messages, as Triton's clients of other tests do, and one process takes them once.
+    monkeypatch.setitem(sys.modules, "pyvimtrt.serve.server", SimpleNamespace(VimServer=NoServer))
     monkeypatch.setattr("pyvimtrt.serve.logs.configure", lambda level: None)
     monkeypatch.chdir(found.work)
     good = {name: str(path) for name, path in found.good.items()}

@@ -86,7 +86,7 @@ class BidirectionalMamba(nn.Module):
         return layer
 
     def forward(self, x: Tensor, tap: Tap = _no_tap, scan: Scan = selective_scan) -> Tensor:
-        """[B, L, D] -> [B, L, D]. ``scan`` is called as scan(u, delta, A, B, C, D, reverse)."""
+        """[B, L, D] -> [B, L, D]. ``scan`` is called as scan(u, delta, A, B, C, D, reverse), in fp32 unless it has an attribute takes_halves."""
         x, z = self.in_proj(tap("in_proj.input", x)).chunk(2, dim=-1)
         x = tap("conv.input", x)
         gate = tap("gate", F.silu(tap("gate.input", z)))
@@ -113,8 +113,13 @@ class BidirectionalMamba(nn.Module):
         dt, B, C = torch.split(dbc, [self.rank, self.state, self.state], dim=-1)
         delta = tap(f"delta.{direction}", F.softplus(tap(f"delta.input.{direction}", dt_proj(dt))))
         A = -torch.exp(getattr(self, f"A{s}_log").float())
-        with full_precision(u) as cast:
-            y: Tensor = scan(cast(u), cast(delta), A, cast(B), cast(C), cast(getattr(self, f"D{s}")), reverse)
+        D = getattr(self, f"D{s}")
+        y: Tensor
+        if getattr(scan, "takes_halves", False):  # a kernel that computes in fp32 whatever it reads
+            y = scan(u, delta, A, B, C, D, reverse)
+        else:
+            with full_precision(u) as cast:
+                y = scan(cast(u), cast(delta), A, cast(B), cast(C), cast(D), reverse)
         return tap(f"scan.output.{direction}", y.to(u.dtype))
 
 

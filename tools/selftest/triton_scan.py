@@ -228,3 +228,6 @@ def triton_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
         y: Tensor = torch.ops.vimtrt_selftest.selective_scan(u, delta, A, B, C, D, reverse)
         return y
     return _scan(u, delta, A, B, C, D, reverse)  # an eager model calls the kernel itself, as its author would
+
+
+triton_scan.takes_halves = True  # type: ignore[attr-defined]  # VisionMamba then casts nothing
