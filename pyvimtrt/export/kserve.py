@@ -63,7 +63,6 @@ def export_kserve(engine: Path, output: Path, deployment: Deployment) -> list[Pa
     """Write inferenceservice.yaml, Dockerfile and the engine's files into a new folder and return them. Raises VimTrtError for anything a user can cause."""
     deployment.check()
     plan = _read(engine, deployment)
-    text = manifest(deployment, plan)
     with new_folder(output) as folder:
         names = [engine.name]
         shutil.copyfile(engine, folder / engine.name)
@@ -71,7 +70,7 @@ def export_kserve(engine: Path, output: Path, deployment: Deployment) -> list[Pa
             shutil.copyfile(sidecar(engine), folder / sidecar(engine).name)
             names.append(sidecar(engine).name)
         (folder / "Dockerfile").write_text(dockerfile(deployment, engine.name, names, plan), encoding="utf-8")
-        (folder / "inferenceservice.yaml").write_text(text, encoding="utf-8")
+        (folder / "inferenceservice.yaml").write_text(manifest(deployment, plan), encoding="utf-8")
     return [output / name for name in ("inferenceservice.yaml", "Dockerfile", *names)]
 
 
