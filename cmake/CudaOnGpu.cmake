@@ -1,5 +1,5 @@
 # For the tests: the same kernels and plugins on a GPU, by nvcc, for this machine's own GPU or the architectures of CMAKE_CUDA_ARCHITECTURES: the
-# Python modules vimtrt_cuda_on_gpu and, where TensorRT's headers are found, vimtrt_plugins_on_gpu (tests/kernels.py, tools/gpu_selftest.py).
+# Python modules vimtrt_cuda_on_gpu and, where TensorRT's headers are found, vimtrt_plugins_on_gpu (tests/native/README.md).
 include(cmake/TestModules.cmake)
 include(cmake/TensorRTHeaders.cmake)
 include(cmake/CudaOptions.cmake)
@@ -7,9 +7,6 @@ include(cmake/CudaOptions.cmake)
 if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
   set(CMAKE_CUDA_ARCHITECTURES native)
 endif()
-set(CMAKE_CUDA_STANDARD 17)
-set(CMAKE_CUDA_STANDARD_REQUIRED ON)
-set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
 
@@ -29,10 +26,6 @@ if(NOT VIMTRT_TENSORRT_HEADERS)
   message(STATUS "vimtrt_plugins_on_gpu is left out: ${problem}")
   return()
 endif()
-set(VIMTRT_PLUGIN_SOURCES plugins/common/plugin.cpp plugins/library.cpp)
-foreach(operator IN LISTS VIMTRT_OPERATORS)
-  list(APPEND VIMTRT_PLUGIN_SOURCES plugins/${operator}/plugin.cpp)
-endforeach()
 vimtrt_test_module(vimtrt_plugins_on_gpu tests/native/plugins_module.cpp)
 target_sources(vimtrt_plugins_on_gpu PRIVATE ${VIMTRT_PLUGIN_SOURCES})
 target_compile_definitions(vimtrt_plugins_on_gpu PRIVATE VIMTRT_VERSION="${PROJECT_VERSION}")

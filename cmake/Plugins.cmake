@@ -3,10 +3,8 @@ include(cmake/TensorRTHeaders.cmake)
 include(cmake/CudaArchitectures.cmake)
 include(cmake/CudaOptions.cmake)
 
-set(VIMTRT_PLUGIN_SOURCES plugins/common/plugin.cpp plugins/library.cpp)
 set(VIMTRT_KERNEL_SOURCES "")
 foreach(operator IN LISTS VIMTRT_OPERATORS)
-  list(APPEND VIMTRT_PLUGIN_SOURCES plugins/${operator}/plugin.cpp)
   list(APPEND VIMTRT_KERNEL_SOURCES plugins/${operator}/kernel.cu)
 endforeach()
 
@@ -33,9 +31,6 @@ vimtrt_cuda_architectures(${CMAKE_CUDA_COMPILER} CMAKE_CUDA_ARCHITECTURES missin
 if(missing)
   message(STATUS "libvimtrt_plugins.so goes without ${missing}: this nvcc does not know them")
 endif()
-set(CMAKE_CUDA_STANDARD 17)
-set(CMAKE_CUDA_STANDARD_REQUIRED ON)
-set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
 

@@ -9,10 +9,6 @@ if(NOT CUDAToolkit_FOUND OR NOT VIMTRT_TENSORRT_HEADERS)
   return()
 endif()
 
-set(VIMTRT_PLUGIN_SOURCES plugins/common/plugin.cpp plugins/library.cpp)
-foreach(operator IN LISTS VIMTRT_OPERATORS)
-  list(APPEND VIMTRT_PLUGIN_SOURCES plugins/${operator}/plugin.cpp)
-endforeach()
 
 add_library(vimtrt_plugins_for_double OBJECT ${VIMTRT_PLUGIN_SOURCES})
 target_compile_definitions(vimtrt_plugins_for_double PUBLIC VIMTRT_CUDA_ON_CPU VIMTRT_VERSION="${PROJECT_VERSION}")

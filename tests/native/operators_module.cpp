@@ -1,6 +1,6 @@
-// The CUDA kernels for Python, on the CPU double (vimtrt_cuda_on_cpu) or on a GPU (vimtrt_cuda_on_gpu); see tests/kernels.py. An operator's
-// function takes what its node in the network takes, by the same names, and returns its outputs. Every input lies in protected device
-// memory of its own and every output in poisoned memory of its own.
+// The CUDA kernels for Python, on the CPU double (vimtrt_cuda_on_cpu) or on a GPU (vimtrt_cuda_on_gpu); see tests/kernel_run.py. An
+// operator's function takes what its node in the network takes, by the same names, and returns its outputs. Every input lies in protected
+// device memory of its own and every output in poisoned memory of its own.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>

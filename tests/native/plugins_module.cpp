@@ -1,4 +1,4 @@
-// The plugin library for Python, on the CPU double (vimtrt_plugins_on_cpu) or on a GPU (vimtrt_plugins_on_gpu); see tests/plugins.py. It
+// The plugin library for Python, on the CPU double (vimtrt_plugins_on_cpu) or on a GPU (vimtrt_plugins_on_gpu); see tests/plugin_run.py. It
 // plays TensorRT's part: finds creators through getCreators, makes plugins of fields, asks for types, shapes and formats, configures,
 // serializes, makes them anew for the runtime phase, copies them, and enqueues on device memory.
 #include <NvInferRuntime.h>

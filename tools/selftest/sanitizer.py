@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from kernel_run import check_operator
 from operator_case import assert_same_bits
+from operator_cases import TILES
 from plugin_run import run_node
 from worlds import settings
 
@@ -78,7 +79,8 @@ def sanitized(options: Options) -> Part:
             continue
         expected = operator.reference()
         try:
-            check_operator(world, name, operator, expected, labels=("ascending",), changes={"guards": False})
+            for attributes in tiles_of(name):
+                check_operator(world, name, operator, expected, labels=("ascending",), changes={"guards": False}, **attributes)
             if world.has_plugins and done % 4 == 0:
                 chosen = settings(world.plugins, "ascending", name, guards=False)
                 constant = [key not in operator.activations for key in operator.inputs]
@@ -94,6 +96,11 @@ def sanitized(options: Options) -> Part:
     return {"ok": not different and done > 0, "cases": done, "different": different}
 
 
+def tiles_of(name: str) -> list[dict[str, str]]:
+    """Return every tile of a linear layer: its small cases would all be launched with the smallest."""
+    return [{"tile": tile} for tile in TILES] if name.startswith("KScaledLinear") else [{}]
+
+
 def watched(options: Options) -> Part:
     """The dry run's: cases under the double's watch."""
     world = world_of(options)
@@ -102,7 +109,8 @@ def watched(options: Options) -> Part:
     def check(name: str) -> int:
         operator = cases[name]()
         expected = operator.reference()
-        check_operator(world, name, operator, expected, labels=("random",))
+        for attributes in tiles_of(name):
+            check_operator(world, name, operator, expected, labels=("random",), **attributes)
         return sum(int(np.prod(array.shape)) for array in expected)
 
     return run_cases(world, [name for name in cases if not name.endswith("layer")], check, options.folder / "state_sanitizer.json")
