@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def with_constant(network: Network, name: str, data: npt.NDArray[np.generic]) ->
 
 
 def test_a_forked_process_runs_the_engine_of_its_parent(tmp_path: Path, tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]):
-    """As servers and data loaders do. OpenMP's threads do not survive a fork; the engine must not wait for them."""
+    """As servers and data loaders do. Threads do not survive a fork; the engine must not wait for them."""
     np.save(tmp_path / "images.npy", tiny_images)
     command = [sys.executable, "-c", FORK, str(tiny_engine_file), str(tmp_path / "images.npy")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -71,6 +72,43 @@ def test_threads_share_an_engine(tiny_engine_file: Path, tiny_images: npt.NDArra
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(work, range(80)))
+
+
+def test_more_threads_than_processors_beside_busy_processes(tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]):
+    """Threads that come late to their work, or while another run has begun, change no bit."""
+    engine = CpuEngine(load_network(tiny_engine_file), threads=2 * (os.cpu_count() or 1) + 1)
+    expected = CpuEngine(load_network(tiny_engine_file), threads=1).run(tiny_images)
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        for index in range(300):
+            batch = 1 + index % len(tiny_images)
+            assert np.array_equal(engine.run(tiny_images[:batch]), expected[:batch])
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+def test_a_process_without_more_threads_runs_with_those_it_has(tmp_path: Path, tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]):
+    np.save(tmp_path / "images.npy", tiny_images)
+    script = """
+import resource, sys
+import numpy as np
+import pyvimtrt
+engine = pyvimtrt.load_engine(sys.argv[1], threads=64)
+engine.set_threads(1)
+images = np.load(sys.argv[2])
+expected = engine.run(images)
+used = int([line for line in open("/proc/self/status") if line.startswith("VmSize")][0].split()[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (used + (96 << 20),) * 2)  # stacks of 8 MiB: no more than a dozen threads
+engine.set_threads(64)
+assert np.array_equal(engine.run(images), expected)
+print(int([line for line in open("/proc/self/status") if line.startswith("Threads")][0].split()[1]))
+"""
+    command = [sys.executable, "-c", script, str(tiny_engine_file), str(tmp_path / "images.npy")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    assert 1 < int(result.stdout.split()[-1]) < 64
 
 
 def test_threads_change_between_runs(tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]):

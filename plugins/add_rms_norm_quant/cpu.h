@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "plugins/add_rms_norm_quant/params.h"
 #include "plugins/common/isa.h"
@@ -14,6 +15,8 @@ struct AddRmsNormQuantCpu {
   size_t (*scratch_bytes)(const AddRmsNormQuantParams& params, int threads);
   void (*run)(const AddRmsNormQuantParams& params, const void* packed, void* scratch, int threads);
 };
+
+constexpr int64_t kPieceRows = 16;  // that a thread takes at a time: some microseconds
 
 // `isa` must be one of available_isas().
 const AddRmsNormQuantCpu& add_rms_norm_quant_cpu(Isa isa);

@@ -34,9 +34,10 @@ void no_pack(const AddRmsNormQuantParams&, void*) {}
 size_t no_scratch(const AddRmsNormQuantParams&, int) { return 0; }
 
 void run(const AddRmsNormQuantParams& p, const void*, void*, int threads) {
-  run_workers(threads, [&](int worker, int workers) {
-    const WorkRange rows = work_range(p.rows, 1, worker, workers);
-    for (int64_t row = rows.begin; row < rows.end; ++row) normalize_row(p, row);
+  run_workers(threads, RangeCut(p.rows, kPieceRows), [&](int, auto& pieces) {
+    for (WorkRange rows; pieces.next(rows);) {
+      for (int64_t row = rows.begin; row < rows.end; ++row) normalize_row(p, row);
+    }
   });
 }
 

@@ -123,15 +123,14 @@ inline void scan_block(const BidirectionalScanParams& p, int d, int64_t image, i
 }
 
 template <int N, bool kStateInt8>
-void run_items(const BidirectionalScanParams& p, const float* packed, float* scratch, int worker, int workers) {
+void run_items(const BidirectionalScanParams& p, const float* packed, float* scratch, Pieces<RangeCut>& pieces) {
   const int64_t L = p.tokens, E = p.channels;
   const int64_t blocks = (E + kLanes - 1) / kLanes;
   float* bcf = scratch;
   float* y_forward = scratch + L * (2 * 2 * N);
-  const WorkRange range = work_range(p.batch * blocks, 1, worker, workers);
   int64_t scaled_image = -1;
-  for (int64_t item = range.begin; item < range.end; ++item) {
-    const int64_t image = item / blocks;
+  for (WorkRange range; pieces.next(range);) {
+    const int64_t item = range.begin, image = item / blocks;
     const int first_channel = static_cast<int>(item % blocks) * kLanes;
     if (image != scaled_image) {
       scale_bc<N>(p, image, bcf);
@@ -164,9 +163,9 @@ void run(const BidirectionalScanParams& p, const void* packed, void* scratch, in
   const auto items = p.states == 16 ? (p.state_int8 ? run_items<16, true> : run_items<16, false>)
                                     : (p.state_int8 ? run_items<8, true> : run_items<8, false>);
   const size_t worker_bytes = bidirectional_scan_worker_scratch_bytes(p, kLanes);
-  run_workers(threads, [&](int worker, int workers) {
-    items(p, static_cast<const float*>(packed), reinterpret_cast<float*>(static_cast<char*>(scratch) + worker * worker_bytes), worker,
-          workers);
+  const int64_t blocks = (static_cast<int64_t>(p.channels) + kLanes - 1) / kLanes;
+  run_workers(threads, RangeCut(p.batch * blocks, 1), [&](int worker, auto& pieces) {
+    items(p, static_cast<const float*>(packed), reinterpret_cast<float*>(static_cast<char*>(scratch) + worker * worker_bytes), pieces);
   });
 }
 

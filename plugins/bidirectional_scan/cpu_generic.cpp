@@ -50,11 +50,10 @@ size_t scratch_bytes(const BidirectionalScanParams& p, int threads) { return siz
 
 void run(const BidirectionalScanParams& p, const void*, void* scratch, int threads) {
   const int64_t L = p.tokens, E = p.channels;
-  run_workers(threads, [&](int worker, int workers) {
+  run_workers(threads, RangeCut(p.batch * E, 1), [&](int worker, auto& pieces) {
     float* y_forward = static_cast<float*>(scratch) + worker * L;
-    const WorkRange range = work_range(p.batch * E, 1, worker, workers);
-    for (int64_t item = range.begin; item < range.end; ++item) {
-      const int64_t image = item / E;
+    for (WorkRange range; pieces.next(range);) {
+      const int64_t item = range.begin, image = item / E;
       const int e = static_cast<int>(item % E);
       scan_channel(p, 0, image, e, [&](int t, float y) { y_forward[t] = y; });
       scan_channel(p, 1, image, e, [&](int t, float y) {

@@ -1,16 +1,43 @@
 #include "plugins/common/threads.h"
 
+#include <unistd.h>
+
+#include <condition_variable>
+#include <mutex>
+#include <system_error>
 #include <thread>
+#include <vector>
+
+#ifdef __linux__
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#endif
 
 namespace vimtrt {
 namespace {
 
-thread_local Team* team_of_thread = nullptr;
-thread_local int worker_of_thread = 0;
-thread_local int workers_of_team = 0;
+constexpr int kPieceBits = 40;
+constexpr uint64_t kPieceMask = (uint64_t{1} << kPieceBits) - 1;
 
-// Some tens of microseconds: what an operator's shares differ by. Longer, and another process may want the processor.
-constexpr int kSpins = 2000;
+// How long a thread waits for the last pieces before it sleeps: longer than a piece takes, so that with a processor for each thread none
+// sleeps. Sleeping leaves the processor to a thread that has begun a piece and waits behind another process.
+constexpr std::chrono::microseconds kSpin{50};
+
+// How long a thread leaves a share alone whose owner has not come yet: what the owner wrote lies in the owner's cache. Not at all where an
+// owner did not come to the operator before either.
+constexpr std::chrono::microseconds kGrace{2};
+
+// How long a thread computes before it gives way: less than the shortest time slice that Linux gives two threads that share a processor
+// (2.8 ms, and 4 ms where its clock ticks 250 times a second). With a processor of its own it goes on at once.
+constexpr std::chrono::microseconds kTurn{2000};
+
+// A piece never takes so long: the thread has been without a processor, and has just got one.
+constexpr std::chrono::microseconds kAway{1000};
+
+// Time between two looks at the clock, about.
+constexpr std::chrono::microseconds kLook{100};
+
+thread_local TeamMember* member_of_thread = nullptr;
 
 void relax() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -20,36 +47,192 @@ void relax() {
 #endif
 }
 
+// Until wake is called, if `word` still holds `value`; or for no reason.
+void sleep_on(std::atomic<uint32_t>& word, uint32_t value) {
+#ifdef __linux__
+  static_assert(sizeof word == sizeof(uint32_t), "a futex is 32 bits");
+  syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
+#else
+  (void)word, (void)value;
+  std::this_thread::yield();
+#endif
+}
+
+void wake_all(std::atomic<uint32_t>& word) {
+#ifdef __linux__
+  syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0);
+#else
+  (void)word;
+#endif
+}
+
 }  // namespace
 
-Team* current_team() { return team_of_thread; }
+Team::Team(int threads) : shares_(new Share[static_cast<size_t>(threads)]) {}
 
-int team_worker() { return worker_of_thread; }
+TeamMember::TeamMember(Team& team, int worker, int threads) : team_(team), worker_(worker), threads_(threads) { member_of_thread = this; }
 
-int team_workers() { return workers_of_team; }
+TeamMember::~TeamMember() { member_of_thread = nullptr; }
 
-void Team::wait() {
-  const unsigned round = round_.load(std::memory_order_relaxed);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == workers_of_team) {
-    arrived_.store(0, std::memory_order_relaxed);
-    round_.store(round + 1, std::memory_order_release);
-    return;
-  }
-  for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
-    if (spins < kSpins) {
-      relax();
-    } else {
-      std::this_thread::yield();
+TeamMember* TeamMember::current() { return member_of_thread; }
+
+void TeamMember::begin(const Work& work) {
+  work_ = work;
+  ++call_;
+  target_ += static_cast<uint32_t>(work.pieces);
+}
+
+// All threads count the same pieces, in the same order: less than 2^31 lie between any two of them.
+bool TeamMember::is_done() const { return static_cast<int32_t>(team_.done_.load(std::memory_order_acquire) - target_) >= 0; }
+
+// A share's word of an earlier operator stands for the whole share. One of a later operator: this one is done, and this thread is late.
+bool TeamMember::take(int share, Piece& piece) {
+  std::atomic<uint64_t>& next = team_.shares_[share].next;
+  uint64_t seen = next.load(std::memory_order_relaxed);
+  const uint64_t pieces = static_cast<uint64_t>(work_.pieces_of(work_.context, share));
+  for (;;) {
+    const uint64_t call = seen >> kPieceBits;
+    if (call > call_) return false;
+    const uint64_t index = call == call_ ? seen & kPieceMask : 0;
+    if (index >= pieces) return false;
+    const uint64_t taken = uint64_t{call_} << kPieceBits | (index + 1);
+    if (next.compare_exchange_weak(seen, taken, std::memory_order_relaxed)) {
+      piece = {share, static_cast<int64_t>(index)};
+      return true;
     }
   }
 }
 
-TeamScope::TeamScope(Team& team, int worker, int workers) {
-  team_of_thread = &team;
-  worker_of_thread = worker;
-  workers_of_team = workers;
+bool TeamMember::is_untouched(int share) const { return team_.shares_[share].next.load(std::memory_order_relaxed) >> kPieceBits < call_; }
+
+// Called between two pieces. Small ones are not worth a look at the clock each.
+void TeamMember::give_way() {
+  if (--pieces_to_look_ > 0) return;
+  const Clock::time_point now = Clock::now();
+  const Clock::duration passed = now - looked_;
+  looked_ = now;
+  pieces_to_look_ = passed < kLook ? 8 : 1;
+  if (passed > kAway) {
+    turn_ = now;
+  } else if (now - turn_ > kTurn) {
+    report();
+    std::this_thread::yield();
+    turn_ = looked_ = Clock::now();
+  }
 }
 
-TeamScope::~TeamScope() { team_of_thread = nullptr; }
+// Adds the pieces that this thread has finished to the team's count. The order of this and of sleepers_ decides who sees whom: a sleeper
+// adds itself, then looks at the count.
+void TeamMember::report() {
+  if (finished_ == 0) return;
+  const uint32_t done = team_.done_.fetch_add(finished_) + finished_;
+  finished_ = 0;
+  if (done == target_ && team_.sleepers_.load() > 0) wake_all(team_.done_);
+}
+
+bool TeamMember::next(Piece& piece) {
+  if (holds_piece_) {
+    holds_piece_ = false;
+    ++finished_;
+    give_way();
+  }
+  if (worker_ < work_.shares && take(worker_, piece)) return holds_piece_ = true;
+  report();  // not after each piece: all threads write to one counter
+  for (int i = 1; i < threads_; ++i) {
+    const int share = (worker_ + i) % threads_;
+    if (share >= work_.shares) continue;
+    if (is_untouched(share) && missed_call_ + 1 < call_) {
+      const Clock::time_point end = Clock::now() + kGrace;
+      while (is_untouched(share) && !is_done() && Clock::now() < end) relax();
+    }
+    if (is_untouched(share)) missed_call_ = call_;
+    if (take(share, piece)) return holds_piece_ = true;
+  }
+  return false;
+}
+
+void TeamMember::wait() {
+  if (is_done()) return;
+  const Clock::time_point end = Clock::now() + kSpin;
+  do {
+    for (int i = 0; i < 16; ++i) {
+      relax();
+      if (is_done()) return;
+    }
+  } while (Clock::now() < end);
+  team_.sleepers_.fetch_add(1);
+  for (uint32_t seen = team_.done_.load(); !is_done(); seen = team_.done_.load()) sleep_on(team_.done_, seen);
+  team_.sleepers_.fetch_sub(1);
+}
+
+// What the helpers have in common. A fork copies none of them: the child starts others.
+struct Helpers::Shared {
+  const pid_t process = getpid();
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::atomic<uint64_t> count{0};    // of works brought; changes under the mutex
+  std::shared_ptr<const Work> work;  // the last one
+  int threads = 1;                   // that it is for
+  bool ends = false;
+  std::vector<std::thread> helpers;
+
+  void help(int worker) {
+    uint64_t done = 0;
+    for (;;) {
+      const Clock::time_point end = Clock::now() + kSpin;
+      while (count.load(std::memory_order_acquire) == done && Clock::now() < end) relax();
+      std::shared_ptr<const Work> mine;
+      {
+        std::unique_lock<std::mutex> lock(mutex);
+        changed.wait(lock, [&] { return ends || count.load() != done; });
+        if (ends) return;
+        done = count.load();
+        if (worker < threads) mine = work;
+      }
+      if (mine != nullptr) (*mine)(worker);
+    }
+  }
+};
+
+void Helpers::run(int threads, const std::shared_ptr<const Work>& work) {
+  if (threads > 1) {
+    if (shared_ != nullptr && shared_->process != getpid())
+      (void)shared_.release();  // its threads are the parent's, none to be joined here
+    if (shared_ == nullptr) shared_ = std::make_unique<Shared>();
+    Shared& shared = *shared_;
+    while (static_cast<int>(shared.helpers.size()) < threads - 1) {
+      const int worker = static_cast<int>(shared.helpers.size()) + 1;
+      try {
+        shared.helpers.emplace_back([&shared, worker] { shared.help(worker); });
+      } catch (const std::system_error&) {  // no more threads for this process: the others do their work too
+        break;
+      }
+    }
+    {
+      const std::lock_guard<std::mutex> lock(shared.mutex);
+      shared.work = work;
+      shared.threads = threads;
+      shared.count.fetch_add(1, std::memory_order_release);
+    }
+    shared.changed.notify_all();
+  }
+  (*work)(0);
+}
+
+Helpers::Helpers() = default;
+
+Helpers::~Helpers() {
+  if (shared_ == nullptr) return;
+  if (shared_->process != getpid()) {
+    (void)shared_.release();
+    return;
+  }
+  {
+    const std::lock_guard<std::mutex> lock(shared_->mutex);
+    shared_->ends = true;
+  }
+  shared_->changed.notify_all();
+  for (std::thread& helper : shared_->helpers) helper.join();
+}
 
 }  // namespace vimtrt

@@ -1,15 +1,25 @@
 // Running one function on several threads, each in the contract's floating point mode.
 //
-// A program keeps one team of threads for all its operators: every thread of the team calls the operators one after the other, and
-// run_workers, which starts threads elsewhere, only gives each its share there and lets them wait for each other. That costs a fraction of
-// starting them.
+// An operator's work is cut into one share for each thread, so that what a thread reads was mostly written by itself, and shares into
+// pieces. A thread takes the pieces of its own share one after the other, and then those that are left of other shares. Results do not
+// depend on who computes a piece, and a thread that another process keeps from its processor holds up no more than the piece it has begun.
+//
+// A program keeps one team of threads for all its operators: every thread of the team calls the operators one after the other, and goes on
+// to the next when all pieces of one are done, whether or not the other threads have come that far. That costs a fraction of starting
+// threads for each operator.
+//
+// Where another process wants a thread's processor, the kernel takes it in the middle of a piece, for milliseconds, and all other threads
+// wait for that piece. So a thread gives way by itself, between two pieces, a little before its time slice would end.
 //
 // Everything here but the team has internal linkage: this header is compiled into files of different instruction sets, and an inline
 // function with external linkage would let the linker keep one copy, perhaps the AVX-512 one, for all of them.
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
+#include <functional>
+#include <memory>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -20,27 +30,96 @@
 
 namespace vimtrt {
 
-// Threads that run the same calls of run_workers. The owner starts them, each with a TeamScope.
+using Clock = std::chrono::steady_clock;
+
+struct WorkRange {
+  int64_t begin;
+  int64_t end;
+};
+
+// Piece `index` of a share.
+struct Piece {
+  int share;
+  int64_t index;
+};
+
+// An operator's work as a team sees it: `shares` shares, at most as many as there are threads; pieces_of(context, share) pieces in each,
+// `pieces` in all.
+struct Work {
+  int shares;
+  int64_t pieces;
+  int64_t (*pieces_of)(const void* context, int share);
+  const void* context;
+};
+constexpr int64_t kMaxTeamCalls = 1 << 24;  // operators that a team may run
+
+// Threads that run the same operators in the same order. The owner starts them, each with a TeamMember.
 class Team {
  public:
-  void wait();  // until all threads of the team are here
+  explicit Team(int threads);
 
  private:
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<unsigned> round_{0};
+  friend class TeamMember;
+  struct alignas(64) Share {
+    std::atomic<uint64_t> next{0};  // the operator's number and the first piece that nobody has taken
+  };
+  std::unique_ptr<Share[]> shares_;
+  alignas(64) std::atomic<uint32_t> done_{0};  // pieces, of all operators
+  alignas(64) std::atomic<int> sleepers_{0};
 };
 
-class TeamScope {
+// The calling thread's part in a team, until the end of the scope.
+class TeamMember {
  public:
-  TeamScope(Team& team, int worker, int workers);  // for the calling thread, one of `workers`
-  ~TeamScope();
-  TeamScope(const TeamScope&) = delete;
-  TeamScope& operator=(const TeamScope&) = delete;
+  TeamMember(Team& team, int worker, int threads);
+  ~TeamMember();
+  TeamMember(const TeamMember&) = delete;
+  TeamMember& operator=(const TeamMember&) = delete;
+  static TeamMember* current();  // null: the calling thread is in no team
+
+  int worker() const { return worker_; }
+  int threads() const { return threads_; }
+  void begin(const Work& work);  // the next operator
+  bool next(Piece& piece);       // false: none is left; what was given before is done
+  void wait();                   // until all pieces of the operator are done
+
+ private:
+  bool take(int share, Piece& piece);
+  bool is_untouched(int share) const;
+  bool is_done() const;
+  void give_way();
+  void report();
+
+  Team& team_;
+  const int worker_, threads_;
+  Work work_{};
+  uint32_t call_ = 0;         // operators begun
+  uint32_t target_ = 0;       // what team_.done_ is when the operator is done
+  uint32_t missed_call_ = 0;  // the last one in which the owner of a share did not come in time
+  uint32_t finished_ = 0;     // pieces, that are not in team_.done_ yet
+  bool holds_piece_ = false;
+  int pieces_to_look_ = 1;                   // at the clock
+  Clock::time_point looked_ = Clock::now();  // at the clock, last
+  Clock::time_point turn_ = looked_;         // since when this thread has had its processor, as far as it knows
 };
 
-Team* current_team();  // of the calling thread; null: none
-int team_worker();
-int team_workers();
+// Threads that wait for work and call it beside the thread that brings it.
+class Helpers {
+ public:
+  Helpers();
+  ~Helpers();  // waits for what helpers still do
+  Helpers(const Helpers&) = delete;
+  Helpers& operator=(const Helpers&) = delete;
+
+  // Calls work(0) here, and work(1) to work(threads - 1) on helpers. Returns when work(0) has: a helper that another process keeps from its
+  // processor may still be on its way through `work`, or come too late for it, so work(0) must not end before all that counts is done.
+  using Work = std::function<void(int worker)>;
+  void run(int threads, const std::shared_ptr<const Work>& work);
+
+ private:
+  struct Shared;
+  std::unique_ptr<Shared> shared_;
+};
 
 namespace {
 
@@ -75,49 +154,6 @@ class DefaultFloatMode {
 #endif
 };
 
-// Calls body(worker, workers) once on each of `workers` threads: at most `useful`, and perhaps fewer than `threads`; returns when all are
-// done. In a team every thread must make the call. Outside of one, always `threads` are started, even where some have nothing to do: OpenMP
-// would end the threads that a smaller number leaves over, and make them again for the next operator.
-template <class Body>
-void run_workers(int threads, int useful, const Body& body) {
-  if (Team* team = current_team()) {
-    const int worker = team_worker(), size = team_workers(), workers = useful < size ? useful : size;
-    if (worker < workers) {
-      const DefaultFloatMode mode;
-      body(worker, workers);
-    }
-    team->wait();
-    return;
-  }
-#ifdef _OPENMP
-  if (threads > 1 && useful > 1) {
-#pragma omp parallel num_threads(threads)
-    {
-      const int team = omp_get_num_threads(), workers = useful < team ? useful : team;
-      if (omp_get_thread_num() < workers) {
-        const DefaultFloatMode mode;
-        body(omp_get_thread_num(), workers);
-      }
-    }
-    return;
-  }
-#endif
-  (void)useful;
-  (void)threads;
-  const DefaultFloatMode mode;
-  body(0, 1);
-}
-
-template <class Body>
-void run_workers(int threads, const Body& body) {
-  run_workers(threads, threads, body);
-}
-
-struct WorkRange {
-  int64_t begin;
-  int64_t end;
-};
-
 // The worker's share of `total` items, in whole blocks of `block` items; shares differ by one block at most.
 [[maybe_unused]] WorkRange work_range(int64_t total, int64_t block, int worker, int workers) {
   const int64_t blocks = (total + block - 1) / block;
@@ -126,33 +162,146 @@ struct WorkRange {
   return {begin < total ? begin : total, end < total ? end : total};
 }
 
+int64_t pieces_in(int64_t items, int64_t piece) { return (items + piece - 1) / piece; }
+
+// What cuts an operator's work: `Cut` has shares(threads), pieces(), pieces_of(share) and item(piece). A kernel's body gets one for each
+// thread and draws from it until nothing is left.
+template <class Cut>
+class Pieces {
+ public:
+  Pieces(const Cut& cut, TeamMember* member) : cut_(cut), member_(member) {}
+
+  bool next(typename Cut::Item& item) {
+    Piece piece;
+    if (member_ != nullptr) {
+      if (!member_->next(piece)) return false;
+    } else {
+      if (index_ == cut_.pieces()) return false;
+      piece = {0, index_++};
+    }
+    item = cut_.item(piece);
+    return true;
+  }
+
+ private:
+  const Cut& cut_;
+  TeamMember* member_;
+  int64_t index_ = 0;
+};
+
+// Calls body(worker, pieces) on each of `threads` threads, or fewer; returns when all pieces are done. In a team every thread must make the
+// call. Outside of one, always `threads` are started, even where some have nothing to do: OpenMP would end the threads that a smaller
+// number leaves over, and make them again for the next operator.
+template <class Cut, class Body>
+void run_workers(int threads, Cut cut, const Body& body) {
+  if (TeamMember* member = TeamMember::current()) {
+    cut.share(member->threads());
+    const auto pieces_of = [](const void* context, int share) { return static_cast<const Cut*>(context)->pieces_of(share); };
+    member->begin({cut.shares(), cut.pieces(), pieces_of, &cut});
+    {
+      const DefaultFloatMode mode;
+      Pieces<Cut> pieces(cut, member);
+      body(member->worker(), pieces);
+    }
+    member->wait();
+    return;
+  }
+#ifdef _OPENMP
+  if (threads > 1) {
+    Team team(threads);
+#pragma omp parallel num_threads(threads)
+    {
+      TeamMember member(team, omp_get_thread_num(), omp_get_num_threads());
+      run_workers(threads, cut, body);
+    }
+    return;
+  }
+#endif
+  cut.share(1);
+  const DefaultFloatMode mode;
+  Pieces<Cut> pieces(cut, nullptr);
+  body(0, pieces);
+}
+
+// [0, total) in pieces of `piece` items, in at most `most` shares.
+class RangeCut {
+ public:
+  using Item = WorkRange;
+  RangeCut(int64_t total, int64_t piece, int most = INT32_MAX) : total_(total), piece_(piece), shares_(most) {}
+
+  void share(int threads) {
+    if (threads < shares_) shares_ = threads;
+  }
+  int shares() const { return shares_; }
+  int64_t pieces() const { return pieces_in(total_, piece_); }
+  int64_t pieces_of(int share) const {
+    const WorkRange range = work_range(total_, piece_, share, shares_);
+    return pieces_in(range.end - range.begin, piece_);
+  }
+  WorkRange item(Piece piece) const {
+    const int64_t begin = work_range(total_, piece_, piece.share, shares_).begin + piece.index * piece_;
+    return {begin, begin + piece_ < total_ ? begin + piece_ : total_};
+  }
+
+ private:
+  int64_t total_, piece_;
+  int shares_;
+};
+
 struct WorkTile {
   WorkRange rows;
   WorkRange columns;
 };
 
-// The worker's rectangle of a matrix cut both ways, in whole blocks, so that the largest rectangle is as small as it can be: tall
-// matrices are cut by rows, a single row by columns. Cuts by rows are taken where others would win less than kRowsAreWorth percent: what
-// reads the matrix is mostly cut by rows too, and finds them in its own processor's cache.
-constexpr int64_t kRowsAreWorth = 9;
+// A matrix cut both ways, in whole blocks, one rectangle for each thread, so that the largest rectangle is as small as it can be: tall
+// matrices are cut by rows, a single row by columns. A piece is a panel of the rectangle's rows by a block of columns, panel by panel. Cuts
+// by rows are taken where others would win less than kRowsAreWorth percent: what reads the matrix is mostly cut by rows too, and finds them
+// in its own processor's cache.
+class TileCut {
+ public:
+  using Item = WorkTile;
+  TileCut(int64_t rows, int64_t row_block, int64_t panel_rows, int64_t columns, int64_t column_block)
+      : rows_(rows), row_block_(row_block), panel_rows_(panel_rows), columns_(columns), column_block_(column_block) {}
 
-[[maybe_unused]] WorkTile work_tile(int64_t rows, int64_t row_block, int64_t columns, int64_t column_block, int worker, int workers) {
-  const int64_t row_blocks = (rows + row_block - 1) / row_block;
-  const int64_t column_blocks = (columns + column_block - 1) / column_block;
-  int best_cuts = 1;
-  int64_t best_work = 0;
-  for (int cuts = 1; cuts <= workers; ++cuts) {
-    if (workers % cuts != 0) continue;
-    const int64_t column_cuts = workers / cuts;
-    const int64_t work = ((row_blocks + cuts - 1) / cuts) * ((column_blocks + column_cuts - 1) / column_cuts);
-    if (best_work == 0 || work * 100 < best_work * (100 + kRowsAreWorth)) {  // more cuts by rows with every turn
-      best_work = work;
-      best_cuts = cuts;
+  void share(int threads) {
+    constexpr int64_t kRowsAreWorth = 9;
+    const int64_t row_blocks = pieces_in(rows_, row_block_), column_blocks = pieces_in(columns_, column_block_);
+    int64_t best_work = 0;
+    for (int cuts = 1; cuts <= threads; ++cuts) {
+      if (threads % cuts != 0) continue;
+      const int64_t work = pieces_in(row_blocks, cuts) * pieces_in(column_blocks, threads / cuts);
+      if (best_work == 0 || work * 100 < best_work * (100 + kRowsAreWorth)) {  // more cuts by rows with every turn
+        best_work = work;
+        row_cuts_ = cuts;
+      }
     }
+    shares_ = threads;
   }
-  return {work_range(rows, row_block, worker % best_cuts, best_cuts),
-          work_range(columns, column_block, worker / best_cuts, workers / best_cuts)};
-}
+  int shares() const { return shares_; }
+  int64_t pieces() const {
+    int64_t panels = 0;
+    for (int cut = 0; cut < row_cuts_; ++cut) panels += panels_of(cut);
+    return panels * pieces_in(columns_, column_block_);
+  }
+  int64_t pieces_of(int share) const { return panels_of(share) * pieces_in(length(columns_of(share)), column_block_); }
+  WorkTile item(Piece piece) const {
+    const WorkRange rows = rows_of(piece.share), columns = columns_of(piece.share);
+    const int64_t across = pieces_in(length(columns), column_block_);
+    const int64_t row = rows.begin + piece.index / across * panel_rows_;
+    const int64_t column = columns.begin + piece.index % across * column_block_;
+    return {{row, row + panel_rows_ < rows.end ? row + panel_rows_ : rows.end},
+            {column, column + column_block_ < columns.end ? column + column_block_ : columns.end}};
+  }
+
+ private:
+  static int64_t length(WorkRange range) { return range.end - range.begin; }
+  WorkRange rows_of(int share) const { return work_range(rows_, row_block_, share % row_cuts_, row_cuts_); }
+  WorkRange columns_of(int share) const { return work_range(columns_, column_block_, share / row_cuts_, shares_ / row_cuts_); }
+  int64_t panels_of(int share) const { return pieces_in(length(rows_of(share)), panel_rows_); }
+
+  int64_t rows_, row_block_, panel_rows_, columns_, column_block_;
+  int shares_ = 1, row_cuts_ = 1;
+};
 
 }  // namespace
 }  // namespace vimtrt

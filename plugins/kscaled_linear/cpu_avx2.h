@@ -177,19 +177,18 @@ void run_rows(const KScaledLinearParams& p, const Packed& packed, const uint8_t*
 template <class Products>
 void run(const KScaledLinearParams& p, const void* memory, void* scratch, int threads) {
   const Packed packed = layout<Products>(p, memory);
-  run_workers(threads, [&](int worker, int workers) {
-    const WorkTile tile = work_tile(p.rows, kRows, p.out_features, kOutputs, worker, workers);
+  run_workers(threads, TileCut(p.rows, kRows, kPanelRows, p.out_features, kOutputs), [&](int worker, auto& pieces) {
     uint8_t* panel = static_cast<uint8_t*>(scratch) + panel_bytes<Products>(p) * static_cast<size_t>(worker);
-    for (int64_t begin = tile.rows.begin; begin < tile.rows.end; begin += kPanelRows) {
-      const WorkRange rows = {begin, begin + kPanelRows < tile.rows.end ? begin + kPanelRows : tile.rows.end};
-      for (int64_t row = rows.begin; row < rows.end; ++row) {
+    int64_t filled = -1;
+    for (WorkTile tile; pieces.next(tile);) {
+      const WorkRange rows = tile.rows;
+      for (int64_t row = rows.begin; filled != rows.begin && row < rows.end; ++row) {
         Products::convert(p.x + row * p.x_stride, p.in_features, packed.steps * kStepBytes,
                           panel + (row - rows.begin) * packed.steps * kStepBytes);
       }
-      for (int64_t o = tile.columns.begin; o < tile.columns.end; o += kOutputs) {
-        const int64_t outputs = tile.columns.end - o < kOutputs ? tile.columns.end - o : kOutputs;
-        run_rows<Products>(p, packed, panel, rows, o / kOutputs, outputs);
-      }
+      filled = rows.begin;
+      const int64_t outputs = tile.columns.end - tile.columns.begin;
+      run_rows<Products>(p, packed, panel, rows, tile.columns.begin / kOutputs, outputs);
     }
   });
 }

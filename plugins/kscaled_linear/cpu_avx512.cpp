@@ -117,10 +117,10 @@ void pack(const KScaledLinearParams& p, void* memory) { pack_weights(p, memory, 
 void run(const KScaledLinearParams& p, const void* memory, void* scratch, int threads) {
   const Packed packed = layout(p, memory, kColumns);
   const bool vbmi = has_avx512_vbmi();
-  run_workers(threads, [&](int worker, int workers) {
+  run_workers(threads, TileCut(p.rows, kRows, kPanelRows, p.out_features, kOutputs), [&](int worker, auto& pieces) {
     uint8_t* panel = static_cast<uint8_t*>(scratch) + worker * worker_bytes(p);
     int64_t filled = -1;
-    each_block(p, kRows, kPanelRows, worker, workers, [&](WorkRange rows, int64_t outputs, int64_t block) {
+    each_block(pieces, [&](WorkRange rows, int64_t outputs, int64_t block) {
       if (filled != rows.begin) fill_panel(p, rows, panel);
       filled = rows.begin;
       switch ((outputs + 15) / 16) {

@@ -177,16 +177,11 @@ void look_up(const KScaledLinearParams& p, const Packed& packed, bool vbmi, Work
   }
 }
 
-// Calls body(rows, outputs of the block, block) for each panel of rows and block of outputs of the worker, panel by panel.
+// Calls body(rows, outputs of the block, block) for each piece: a panel of rows and a block of outputs.
 template <class Body>
-VIMTRT_ALWAYS_INLINE inline void each_block(const KScaledLinearParams& p, int64_t row_block, int64_t panel_rows, int worker, int workers,
-                                            const Body& body) {
-  const WorkTile tile = work_tile(p.rows, row_block, p.out_features, kOutputs, worker, workers);
-  for (int64_t begin = tile.rows.begin; begin < tile.rows.end; begin += panel_rows) {
-    const WorkRange rows = {begin, begin + panel_rows < tile.rows.end ? begin + panel_rows : tile.rows.end};
-    for (int64_t o = tile.columns.begin; o < tile.columns.end; o += kOutputs) {
-      body(rows, tile.columns.end - o < kOutputs ? tile.columns.end - o : kOutputs, o / kOutputs);
-    }
+VIMTRT_ALWAYS_INLINE inline void each_block(Pieces<TileCut>& pieces, const Body& body) {
+  for (WorkTile tile; pieces.next(tile);) {
+    body(tile.rows, tile.columns.end - tile.columns.begin, tile.columns.begin / kOutputs);
   }
 }
 

@@ -39,7 +39,9 @@ void no_pack(const KScaledLinearParams&, void*) {}
 size_t no_scratch(const KScaledLinearParams&, int) { return 0; }
 
 void run(const KScaledLinearParams& p, const void*, void*, int threads) {
-  run_workers(threads, [&](int worker, int workers) { run_tile(p, work_tile(p.rows, 1, p.out_features, 1, worker, workers)); });
+  run_workers(threads, TileCut(p.rows, 1, 1, p.out_features, 64), [&](int, auto& pieces) {
+    for (WorkTile tile; pieces.next(tile);) run_tile(p, tile);
+  });
 }
 
 }  // namespace

@@ -142,13 +142,9 @@ size_t no_scratch(const KScaledLinearParams&, int) { return 0; }
 
 void run(const KScaledLinearParams& p, const void* memory, void*, int threads) {
   const Packed packed = layout(p, memory);
-  run_workers(threads, [&](int worker, int workers) {
-    const WorkTile tile = work_tile(p.rows, kRows, p.out_features, kOutputs, worker, workers);
-    for (int64_t begin = tile.rows.begin; begin < tile.rows.end; begin += kPanelRows) {
-      const WorkRange rows = {begin, begin + kPanelRows < tile.rows.end ? begin + kPanelRows : tile.rows.end};
-      for (int64_t o = tile.columns.begin; o < tile.columns.end; o += kOutputs) {
-        run_rows(p, packed, rows, o / kOutputs, tile.columns.end - o < kOutputs ? tile.columns.end - o : kOutputs);
-      }
+  run_workers(threads, TileCut(p.rows, kRows, kPanelRows, p.out_features, kOutputs), [&](int, auto& pieces) {
+    for (WorkTile tile; pieces.next(tile);) {
+      run_rows(p, packed, tile.rows, tile.columns.begin / kOutputs, tile.columns.end - tile.columns.begin);
     }
   });
 }

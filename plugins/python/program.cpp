@@ -1,7 +1,6 @@
 #include "plugins/python/program.h"
 
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -10,8 +9,8 @@
 #include <cstring>
 #include <new>
 #include <numeric>
+#include <optional>
 #include <stdexcept>
-#include <thread>
 #include <utility>
 
 #include "plugins/add_rms_norm_quant/cpu.h"
@@ -194,6 +193,7 @@ const void* Program::pack(const Cpu& cpu, const Params& params) {
 // Called when everything else has been checked, before memory is taken.
 Program::Step Program::new_step(const std::string& name, std::vector<int> reads, std::vector<int> writes) const {
   if (finalized_) fail(name, "the program is finalized: nothing can be added");
+  if (steps_.size() + 1 >= kMaxTeamCalls) fail(name, "the program has too many steps");
   for (const int value : writes) {
     if (std::count(writes.begin(), writes.end(), value) > 1) fail(name, "value " + number(value) + " is written twice");
     if (std::count(reads.begin(), reads.end(), value) > 0) fail(name, "value " + number(value) + " is read and written");
@@ -518,7 +518,6 @@ void Program::finalize(const std::vector<int>& inputs, const std::vector<int>& o
   inputs_ = inputs;
   outputs_ = outputs;
   plan_arena();
-  pointers_.assign(value_bytes_.size(), nullptr);
   finalized_ = true;
 }
 
@@ -604,48 +603,33 @@ void Program::run(int64_t batch, const std::vector<const void*>& inputs, const s
     arena_ = AlignedBuffer(static_cast<size_t>(arena_bytes));
   }
 
-  for (size_t v = 0; v < pointers_.size(); ++v) {
-    pointers_[v] = arena_offset_[v] < 0 ? nullptr : arena_.data() + arena_offset_[v] * batch;
-  }
+  std::vector<uint8_t*> pointers(value_bytes_.size());
+  for (size_t v = 0; v < pointers.size(); ++v) pointers[v] = arena_offset_[v] < 0 ? nullptr : arena_.data() + arena_offset_[v] * batch;
   // Inputs are only ever read: finalize has refused steps that write them.
   for (size_t i = 0; i < inputs.size(); ++i) {
-    pointers_[static_cast<size_t>(inputs_[i])] = static_cast<uint8_t*>(const_cast<void*>(inputs[i]));
+    pointers[static_cast<size_t>(inputs_[i])] = static_cast<uint8_t*>(const_cast<void*>(inputs[i]));
   }
-  for (size_t i = 0; i < outputs.size(); ++i) pointers_[static_cast<size_t>(outputs_[i])] = static_cast<uint8_t*>(outputs[i]);
-
-  // OpenMP's threads wait for the thread that first asked for them. A fork copies that thread, but not those that wait for it: in a child
-  // process it would wait for ever. Another thread there gets threads of its own.
-  thread_local pid_t team_of = 0;
-  if (threads_ > 1 && team_of != 0 && team_of != getpid()) {
-    std::thread([&] { run_steps(batch, seconds); }).join();
-    return;
-  }
-  if (threads_ > 1) team_of = getpid();
-  run_steps(batch, seconds);
+  for (size_t i = 0; i < outputs.size(); ++i) pointers[static_cast<size_t>(outputs_[i])] = static_cast<uint8_t*>(outputs[i]);
+  if (seconds != nullptr) seconds->assign(steps_.size(), 0.0);
+  run_steps(batch, std::move(pointers), seconds);
 }
 
-void Program::run_steps(int64_t batch, std::vector<double>* seconds) {
-  if (seconds != nullptr) seconds->assign(steps_.size(), 0.0);
+void Program::run_steps(int64_t batch, std::vector<uint8_t*> pointers, std::vector<double>* seconds) {
   const int threads = threads_;
-  const auto run_all = [this, batch, threads](std::vector<double>* times) {
+  // A helper may still be on its way through steps that are done when this function has returned, and touches nothing but what it holds
+  // itself and the program.
+  const auto team = threads > 1 ? std::make_shared<Team>(threads) : nullptr;
+  const auto run_all = [this, batch, threads, team, scratch = scratch_.data(), values = std::move(pointers), seconds](int worker) {
+    std::optional<TeamMember> member;
+    if (team != nullptr) member.emplace(*team, worker, threads);
     for (size_t i = 0; i < steps_.size(); ++i) {
       const auto begin = std::chrono::steady_clock::now();
-      steps_[i].run(batch, pointers_.data(), scratch_.data(), threads);
-      if (times != nullptr) (*times)[i] = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+      steps_[i].run(batch, values.data(), scratch, threads);
+      if (worker == 0 && seconds != nullptr)
+        (*seconds)[i] = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     }
   };
-#ifdef _OPENMP
-  if (threads > 1) {
-    Team team;
-#pragma omp parallel num_threads(threads)
-    {
-      const TeamScope scope(team, omp_get_thread_num(), omp_get_num_threads());
-      run_all(omp_get_thread_num() == 0 ? seconds : nullptr);
-    }
-    return;
-  }
-#endif
-  run_all(seconds);
+  helpers_.run(threads, std::make_shared<const Helpers::Work>(run_all));
 }
 
 std::vector<std::string> Program::step_names() const {

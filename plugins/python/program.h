@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "plugins/common/isa.h"
+#include "plugins/common/threads.h"
 
 namespace vimtrt {
 
@@ -203,7 +204,7 @@ class Program {
   Step new_step(const std::string& name, std::vector<int> reads, std::vector<int> writes) const;
   void take_constant_bytes(size_t bytes);
   void plan_arena();
-  void run_steps(int64_t batch, std::vector<double>* seconds);
+  void run_steps(int64_t batch, std::vector<uint8_t*> pointers, std::vector<double>* seconds);
 
   Isa isa_;
   std::atomic<int> threads_;
@@ -219,8 +220,8 @@ class Program {
   int64_t arena_bytes_ = 0;
   AlignedBuffer arena_;
   AlignedBuffer scratch_;
-  std::vector<uint8_t*> pointers_;  // of the run in progress, by value
   mutable std::mutex mutex_;
+  Helpers helpers_;  // last: destroyed first, when its threads have left the steps
 };
 
 }  // namespace vimtrt

@@ -144,9 +144,9 @@ void run(const QuantConv1dSiluParams& p, const void* packed, void*, int threads)
   const bool vbmi = has_avx512_vbmi();
   const int64_t blocks = block_count(p);
   const int64_t chunks = (p.tokens + kChunkTokens - 1) / kChunkTokens;
-  run_workers(threads, [&](int worker, int workers) {
-    const WorkRange range = work_range(p.batch * chunks * blocks, 1, worker, workers);
-    for (int64_t item = range.begin; item < range.end; ++item) {
+  run_workers(threads, RangeCut(p.batch * chunks * blocks, 1), [&](int, auto& pieces) {
+    for (WorkRange range; pieces.next(range);) {
+      const int64_t item = range.begin;
       const int64_t block = item % blocks, chunk = item / blocks % chunks;
       const int64_t begin = p.tokens * chunk / chunks, end = p.tokens * (chunk + 1) / chunks;
       run_item(p, static_cast<const Block*>(packed)[block], item / blocks / chunks, block * kLanes, begin, end, vbmi);

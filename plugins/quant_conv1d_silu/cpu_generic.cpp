@@ -18,9 +18,9 @@ size_t no_scratch_bytes(const QuantConv1dSiluParams&, int) { return 0; }
 
 void run(const QuantConv1dSiluParams& p, const void*, void*, int threads) {
   const int64_t L = p.tokens, E = p.channels;
-  run_workers(threads, [&](int worker, int workers) {
-    const WorkRange rows = work_range(p.batch * L, 1, worker, workers);
-    for (int64_t row = rows.begin; row < rows.end; ++row) {
+  run_workers(threads, RangeCut(p.batch * L, 1), [&](int, auto& pieces) {
+    for (WorkRange rows; pieces.next(rows);) {
+      const int64_t row = rows.begin;
       const int64_t image = row / L, t = row % L;
       for (int d = 0; d < 2; ++d) {
         for (int64_t e = 0; e < E; ++e) {

@@ -78,9 +78,9 @@ size_t no_scratch(const QuantConv1dSiluParams&, int) { return 0; }
 
 void run(const QuantConv1dSiluParams& p, const void* packed, void*, int threads) {
   const int64_t blocks = block_count(p), chunks = (p.tokens + kChunkTokens - 1) / kChunkTokens;
-  run_workers(threads, [&](int worker, int workers) {
-    const WorkRange range = work_range(p.batch * chunks * blocks, 1, worker, workers);
-    for (int64_t item = range.begin; item < range.end; ++item) {
+  run_workers(threads, RangeCut(p.batch * chunks * blocks, 1), [&](int, auto& pieces) {
+    for (WorkRange range; pieces.next(range);) {
+      const int64_t item = range.begin;
       const int64_t block = item % blocks, chunk = item / blocks % chunks, image = item / blocks / chunks;
       const int64_t begin = p.tokens * chunk / chunks, end = p.tokens * (chunk + 1) / chunks;
       for (int d = 0; d < 2; ++d)
