@@ -26,6 +26,7 @@ target_compile_options(vimtrt_kernels_on_cpu PRIVATE -O2 -g)
 target_link_options(vimtrt_kernels_on_cpu PUBLIC --coverage)  # of the kernels: tools/kernel_coverage.py
 target_link_libraries(vimtrt_kernels_on_cpu PUBLIC vimtrt_flags ${CMAKE_DL_LIBS})
 vimtrt_test_module(vimtrt_cuda_on_cpu tests/native/operators_module.cpp)
+target_sources(vimtrt_cuda_on_cpu PRIVATE ${VIMTRT_OPERATOR_SOURCES} ${VIMTRT_CUDA_OPERATOR_SOURCES})
 target_link_libraries(vimtrt_cuda_on_cpu PRIVATE vimtrt_kernels_on_cpu)
 if(VIMTRT_CUDA_ON_CPU_ASAN)
   target_compile_options(vimtrt_kernels_on_cpu PRIVATE -fsanitize=address -fno-omit-frame-pointer)

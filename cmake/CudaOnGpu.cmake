@@ -19,6 +19,7 @@ target_include_directories(vimtrt_kernels_on_gpu PUBLIC ${CMAKE_CURRENT_SOURCE_D
 target_compile_options(vimtrt_kernels_on_gpu PRIVATE ${VIMTRT_CONTRACT_OPTIONS} "$<$<COMPILE_LANGUAGE:CUDA>:-lineinfo>")
 target_link_libraries(vimtrt_kernels_on_gpu PUBLIC CUDA::cudart_static)
 vimtrt_test_module(vimtrt_cuda_on_gpu tests/native/operators_module.cpp)
+target_sources(vimtrt_cuda_on_gpu PRIVATE ${VIMTRT_OPERATOR_SOURCES} ${VIMTRT_CUDA_OPERATOR_SOURCES})
 target_link_libraries(vimtrt_cuda_on_gpu PRIVATE vimtrt_kernels_on_gpu)
 
 vimtrt_find_tensorrt_headers(VIMTRT_TENSORRT_HEADERS problem)

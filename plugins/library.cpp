@@ -1,35 +1,28 @@
 // libvimtrt_plugins.so: what TensorRT looks up in a plugin library (IPluginRegistry::loadLibrary), and two functions for builders.
-#include "plugins/add_rms_norm_quant/plugin.h"
-#include "plugins/bidirectional_scan/plugin.h"
-#include "plugins/kscaled_linear/plugin.h"
-#include "plugins/quant_conv1d_silu/plugin.h"
+#include <memory>
+
+#include "plugins/common/plugin.h"
+#include "plugins/operators.h"
 
 #define VIMTRT_EXPORT extern "C" __attribute__((visibility("default")))
-
-namespace vimtrt {
-namespace {
-
-template <class P>
-Plugin* make(const nvinfer1::PluginFieldCollection* fields) {
-  return new P(fields);
-}
-
-}  // namespace
-}  // namespace vimtrt
 
 // Nothing is logged: ILogger differs between TensorRT 10 and 11.
 VIMTRT_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder*) {}
 
 VIMTRT_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
-  using namespace vimtrt;
-  static PluginCreator kscaled_linear(kscaled_linear_schema(), make<KScaledLinearPlugin>);
-  static PluginCreator quant_conv1d_silu(quant_conv1d_silu_schema(), make<QuantConv1dSiLUPlugin>);
-  static PluginCreator bidirectional_scan(bidirectional_scan_schema(), make<BidirectionalScanPlugin>);
-  static PluginCreator add_rms_norm_quant(add_rms_norm_quant_schema(), make<AddRMSNormQuantPlugin>);
-  static nvinfer1::IPluginCreatorInterface* const creators[] = {&kscaled_linear, &quant_conv1d_silu, &bidirectional_scan,
-                                                                &add_rms_norm_quant};
-  count = static_cast<int32_t>(sizeof(creators) / sizeof(creators[0]));
-  return creators;
+  struct All {
+    std::vector<std::unique_ptr<vimtrt::PluginCreator>> owned;
+    std::vector<nvinfer1::IPluginCreatorInterface*> creators;
+    All() {
+      for (const vimtrt::OpDef* op : vimtrt::operators()) {
+        owned.push_back(std::make_unique<vimtrt::PluginCreator>(*op));
+        creators.push_back(owned.back().get());
+      }
+    }
+  };
+  static const All all;
+  count = static_cast<int32_t>(all.creators.size());
+  return all.creators.data();
 }
 
 // Why a plugin was refused, the last time; at most `size` bytes with the zero at the end.

@@ -1,10 +1,11 @@
 """The native CPU engine: a list of operators over values, run on the CPU (plugins/python).
 
-A value is a batch of activations, dense, dimension 0 being the batch; ids come from `add_value`. Operators and the shapes and types of their arrays
-are in docs/numerics.md; arrays are C-contiguous and copied. Every complaint is a ValueError.
+A value is a batch of activations, dense, dimension 0 being the batch; ids come from `add_value`. Operators are in
+docs/numerics.md; arrays are C-contiguous and copied. Every complaint is a ValueError.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,89 +16,39 @@ def available_isas() -> list[str]:
 def measure_rates(isa: str) -> tuple[float, float]:
     """int8 multiply-adds and fp32 operations a second of one thread, operands in registers; 0: the instruction set has no such instruction."""
 
+def operators() -> list[dict[str, Any]]:
+    """Every operator's definition (plugins/<operator>/op.cpp).
+
+    Keys: name, stem, inputs and outputs as (name, type or the attribute that gives it, shape in letters, activation, constant or
+    either), attributes with their defaults, choices of texts, optional (the trailing inputs that may be absent).
+    """
+
+def check_node(
+    op: str,
+    inputs: Sequence[tuple[str, Sequence[int]] | NDArray[np.generic]],
+    attributes: Mapping[str, int | float | str],
+) -> list[tuple[str, list[int]]]:
+    """Types and shapes of the outputs of a node.
+
+    Inputs are activations as (type, shape, the batch being 0), or constants. ValueError says what breaks the definition.
+    """
+
 class Program:
     def __init__(self, isa: str, threads: int, max_constant_bytes: int = ...) -> None: ...
     def set_threads(self, threads: int) -> None: ...
     def add_value(self, bytes_per_sample: int) -> int: ...
-    def add_kscaled_linear(
+    def add(
         self,
-        *,
+        op: str,
         name: str,
-        x: int,
-        y: int,
-        tokens: int,
-        x_width: int,
-        x_offset: int,
-        weight: NDArray[np.int8],
-        token_scale: NDArray[np.float32],
-        channel_scale: NDArray[np.float32],
-        bias: NDArray[np.float32],
-        out_token_scale: NDArray[np.float32],
-        table: NDArray[np.int8] | None = None,
-        table_id: NDArray[np.int32] | None = None,
-        float_output: bool = False,
-    ) -> None: ...
-    def add_quant_conv1d_silu(
-        self,
-        *,
-        name: str,
-        x: int,
-        u_forward: int,
-        u_backward: int,
-        tokens: int,
-        x_width: int,
-        x_offset: int,
-        weight: NDArray[np.int8],
-        channel_scale: NDArray[np.float32],
-        bias: NDArray[np.float32],
-        table: NDArray[np.int8],
-        table_id: NDArray[np.int32],
-    ) -> None: ...
-    def add_bidirectional_scan(
-        self,
-        *,
-        name: str,
-        u_forward: int,
-        u_backward: int,
-        delta_forward: int,
-        delta_backward: int,
-        bc_forward: int,
-        bc_backward: int,
-        gate: int,
-        y: int,
-        tokens: int,
-        bc_width: int,
-        bc_offset: int,
-        gate_width: int,
-        gate_offset: int,
-        state_int8: bool,
-        a_log2: NDArray[np.float32],
-        decay_tok: NDArray[np.float32],
-        input_scale: NDArray[np.float32],
-        b_scale_state: NDArray[np.float32],
-        b_scale_tok: NDArray[np.float32],
-        c_scale_state: NDArray[np.float32],
-        c_scale_tok: NDArray[np.float32],
-        y_scale: NDArray[np.float32],
-        skip_scale: NDArray[np.float32],
-        gate_scale: NDArray[np.float32],
-        out_inv_scale_tok: NDArray[np.float32],
-    ) -> None: ...
-    def add_add_rms_norm_quant(
-        self,
-        *,
-        name: str,
-        hidden: int,
-        residual: int | None = None,
-        residual_constant: NDArray[np.float32] | None = None,
-        residual_out: int,
-        y: int,
-        tokens: int,
-        gain: NDArray[np.float32],
-        inv_scale_tok: NDArray[np.float32],
-        epsilon: float,
+        inputs: Sequence[tuple[int, str, Sequence[int]] | NDArray[np.generic]],
+        outputs: Sequence[int],
+        attributes: Mapping[str, int | float | str],
     ) -> None:
-        """`residual` or `residual_constant`, [tokens, features] and the same for every sample: one of the two."""
+        """Add a node of an operator.
+
+        Inputs in the order of its definition: an activation as (value, type, shape of one sample), or a constant, which is copied.
+        """
 
     def add_copy(
         self,

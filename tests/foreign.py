@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import struct
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,16 @@ class ForeignProgram:
         self._call("add_value", bytes_per_sample=bytes_per_sample)
         self._values += 1
         return self._values - 1
+
+    def add(self, op: str, name: str, inputs: Sequence[Any], outputs: Sequence[int], attributes: Mapping[str, Any]) -> None:
+        fields: dict[str, Any] = {"op": op, "name": name, "outputs": list(outputs)}
+        for i, given in enumerate(inputs):
+            if isinstance(given, np.ndarray):
+                fields |= {f"type{i}": str(given.dtype), f"array{i}": given}
+            else:
+                value, dtype, shape = given
+                fields |= {f"type{i}": dtype, f"value{i}": value, f"shape{i}": list(shape)}
+        self._call("add", **fields, **{f"attribute {key}": value for key, value in attributes.items()})
 
     def finalize(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         self._call("finalize", inputs=list(inputs), outputs=list(outputs))

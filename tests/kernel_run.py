@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from operator_case import Array, Operator, assert_same_bits
-from worlds import SETTINGS, STEMS, World, settings
+from worlds import SETTINGS, World, settings
 
 
 def explain(error: Exception) -> str:
@@ -21,11 +21,14 @@ def explain(error: Exception) -> str:
     return f"{error}\n{subprocess.run(shlex.split(found[1]), capture_output=True, text=True, check=False).stdout}"
 
 
-def run_operator(world: World, operator: Operator, chosen: Any, **attributes: Any) -> tuple[Array, ...]:
-    """Run the operator's kernel; raises the module's KernelError when the world finds a fault."""
+def run_operator(world: World, operator: Operator, chosen: Any, in_place: str = "", with_workspace: bool = True, tile: str = "") -> tuple[Array, ...]:
+    """Run the operator's kernel, its first output in the memory of the input ``in_place`` where one is named.
+
+    Raises the module's KernelError when the world finds a fault.
+    """
     given = {name: value for name, value in operator.node.attributes.items() if not name.startswith("plugin")}
-    run = getattr(world.kernels, STEMS[operator.op])
-    result: tuple[Array, ...] = run(chosen, **operator.inputs, **given, **attributes)
+    places = {next(iter(operator.outputs)): in_place} if in_place else {}
+    result: tuple[Array, ...] = world.kernels.run_operator(operator.op, chosen, operator.inputs, given, places, with_workspace, tile)
     return result
 
 

@@ -165,10 +165,8 @@ def test_constants_have_a_budget(budget: int):
     x = program.add_value(64)
     with pytest.raises(ValueError, match=f"more than {budget} bytes"):
         for index in range(1000):
-            program.add_kscaled_linear(
-                name=str(index), x=x, y=program.add_value(1), tokens=1, x_width=64, x_offset=0,
-                weight=weight, token_scale=ones, channel_scale=ones, bias=zeros, out_token_scale=ones,
-            )  # fmt: skip
+            inputs = [(x, "int8", [1, 64]), weight, ones, ones, zeros, ones]
+            program.add("KScaledLinear", str(index), inputs, [program.add_value(1)], {})
     assert program.constant_bytes <= budget
 
 

@@ -17,7 +17,9 @@ from gpu_world import in_world
 from kernel_run import check_operator, run_operator
 from operator_case import assert_same_bits
 from operator_cases import CASES, LAYERS, MANY, SCANS_WITH_WORKSPACE, TILES, case, conv, f32, int8s, norm, scan
-from worlds import DEVICE, DOUBLE, ROOT, SETTINGS, STEMS, World, settings, world
+from worlds import DEVICE, DOUBLE, ROOT, SETTINGS, World, settings, world
+
+from pyvimtrt.graph.operators import OPERATORS
 
 INVALID_VALUE = 1  # cudaError_t
 
@@ -128,7 +130,7 @@ def test_the_tile_that_a_launch_chooses_is_the_fastest_or_nearly(kernels: World)
     assert chosen == {(tile, to_float) for tile in TILES for to_float in (False, True)}
 
 
-@pytest.mark.parametrize("op", STEMS)
+@pytest.mark.parametrize("op", OPERATORS)
 @pytest.mark.parametrize("shift", [1, 4, 8])
 def test_kernels_need_no_more_than_the_alignment_of_an_element(kernels: World, op: str, shift: int):
     operator, expected = case(f"{op} base")
@@ -226,7 +228,7 @@ def test_flushing_of_subnormals_in_the_host_changes_nothing(kernels: World, name
         torch.set_flush_denormal(False)
 
 
-@pytest.mark.parametrize("op", STEMS)
+@pytest.mark.parametrize("op", OPERATORS)
 def test_a_wrong_reference_is_seen(kernels: World, op: str):
     operator, expected = case(f"{op} base")
     wrong = tuple(output.copy() for output in expected)

@@ -75,22 +75,13 @@ def base(op: str) -> tuple[list[Array], list[bool], dict[str, Any], tuple[Array,
 # Schema
 
 
-def test_the_schema_is_that_of_the_network():
+def test_there_is_a_creator_for_every_operator():
     assert list(described()) == list(OPERATORS)
     kinds = {int: "int32", float: "float32", str: "char"}
     for name, schema in OPERATORS.items():
         got = described()[name]
         assert (got["version"], got["namespace"]) == (PLUGIN_VERSION, DOMAIN)
-        assert got["inputs"] == [(t.name, t.dtype, t.shape) for t in schema.inputs]
-        assert got["outputs"] == [(t.name, schema.attributes.get(t.dtype, t.dtype), t.shape) for t in schema.outputs]
-        assert got["optional"] == schema.optional
         assert got["fields"] == {key: kinds[type(value)] for key, value in schema.attributes.items()}
-        for key, value in schema.attributes.items():
-            default = got["attributes"][key]
-            if isinstance(value, str):
-                assert default[0] == value and tuple(default) == schema.choices[key]
-            else:
-                assert default == (np.float32(value) if isinstance(value, float) else value)
 
 
 def test_the_version_is_that_of_the_package():
@@ -263,7 +254,7 @@ def test_wrong_counts_types_and_formats_are_refused(op: str):
             changed = [[wrong, *t[1:]] if i == position else list(t) for i, t in enumerate([*inputs, *outputs])]
             changed_in, changed_out = [tuple(t) for t in changed[: len(inputs)]], [tuple(t) for t in changed[len(inputs) :]]
             assert not plugin.supports(position, changed_in, changed_out)
-            assert re.search(rf"{op}, \w+: expected \w+, got", module.last_error())
+            assert re.search(rf"{op}, (in|out)put \w+: expected \w+, got", module.last_error())
             assert plugin.configure(changed_in, changed_out) != 0
             if position < len(inputs):
                 assert plugin.output_types([t[0] for t in changed_in], len(outputs)) is None

@@ -201,13 +201,17 @@ def test_refused_requests_leave_nothing_in_memory(tmp_path: Path, tiny_engine_fi
                     assert post(connection, body, request.headers) in request.statuses, request.name
                 if ROUNDS > MANY:
                     sizes[request.name] = settled(served.process.pid)
+                    print(f"{request.name}: {sizes[request.name] / before - 1:+.2%}", flush=True)
             sizes["HTTP"] = settled(served.process.pid)
             for name, message, code in hostile.hostile_messages("tiny"):
                 for _ in range(ROUNDS):
                     assert hostile.call(channel, message)[0] == code, name
                 if ROUNDS > MANY:
                     sizes[name] = settled(served.process.pid)
+                    print(f"{name}: {sizes[name] / before - 1:+.2%}", flush=True)
             sizes["gRPC"] = settled(served.process.pid)
+            connection.close()
+            connection = http.client.HTTPConnection(served.host, served.port, timeout=60)  # the server closed the idle one
             for _ in range(10 * ROUNDS):
                 assert post(connection, GOOD, {}) == 200
             sizes["good requests"] = settled(served.process.pid)

@@ -147,7 +147,7 @@ def test_a_bad_network_is_refused_before_tensorrt_sees_it(change: Callable[[onnx
 @pytest.mark.parametrize(
     "change, sentence",
     [
-        (set_type, "KScaledLinear, weight: expected int8, got float32"),
+        (set_type, "KScaledLinear, input weight: expected int8, got float32"),
         (set_field, "BidirectionalScan, attribute state: must be int8 or fp32"),
         (set_output_type, r"the network's outputs must be {'logits': 'float32'}, got {'logits': 'int8'}"),
     ],

@@ -17,12 +17,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 DOUBLE, DEVICE = "double", "device"
-STEMS = {
-    "KScaledLinear": "kscaled_linear",
-    "QuantConv1dSiLU": "quant_conv1d_silu",
-    "BidirectionalScan": "bidirectional_scan",
-    "AddRMSNormQuant": "add_rms_norm_quant",
-}
 
 # Each differs from the others in everything: what any one of them would hide, another shows. A GPU takes poison and alignment.
 SETTINGS: dict[str, dict[str, Any]] = {

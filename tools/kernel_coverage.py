@@ -17,7 +17,7 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PATTERNS = ("plugins/*/kernel.cu", "plugins/*/plugin.cpp", "plugins/library.cpp")
+PATTERNS = ("plugins/*/kernel.cu", "plugins/*/op.cpp", "plugins/*/cuda.cpp", "plugins/common/plugin.cpp", "plugins/library.cpp")
 LEAST = 95.0
 
 

@@ -78,10 +78,6 @@ void normalize_row(const AddRmsNormQuantParams& p, int64_t row) {
   }
 }
 
-size_t no_bytes(const AddRmsNormQuantParams&) { return 0; }
-void no_pack(const AddRmsNormQuantParams&, void*) {}
-size_t no_scratch(const AddRmsNormQuantParams&, int) { return 0; }
-
 void run(const AddRmsNormQuantParams& p, const void*, void*, int threads) {
   run_workers(threads, RangeCut(p.rows, kPieceRows), [&](int, auto& pieces) {
     for (WorkRange rows; pieces.next(rows);) {
@@ -92,6 +88,6 @@ void run(const AddRmsNormQuantParams& p, const void*, void*, int threads) {
 
 }  // namespace
 
-const AddRmsNormQuantCpu kAddRmsNormQuantAvx2 = {no_bytes, no_pack, no_scratch, run};
+const CpuKernels<AddRmsNormQuantParams> kAddRmsNormQuantAvx2 = {no_packed_bytes, no_pack, no_scratch_bytes, run};
 
 }  // namespace vimtrt

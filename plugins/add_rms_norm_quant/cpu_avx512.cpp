@@ -65,10 +65,6 @@ void normalize_row(const AddRmsNormQuantParams& p, int64_t row) {
   }
 }
 
-size_t no_bytes(const AddRmsNormQuantParams&) { return 0; }
-void no_pack(const AddRmsNormQuantParams&, void*) {}
-size_t no_scratch(const AddRmsNormQuantParams&, int) { return 0; }
-
 void run(const AddRmsNormQuantParams& p, const void*, void*, int threads) {
   run_workers(threads, RangeCut(p.rows, kPieceRows), [&](int, auto& pieces) {
     for (WorkRange rows; pieces.next(rows);) {
@@ -79,6 +75,6 @@ void run(const AddRmsNormQuantParams& p, const void*, void*, int threads) {
 
 }  // namespace
 
-const AddRmsNormQuantCpu kAddRmsNormQuantAvx512 = {no_bytes, no_pack, no_scratch, run};
+const CpuKernels<AddRmsNormQuantParams> kAddRmsNormQuantAvx512 = {no_packed_bytes, no_pack, no_scratch_bytes, run};
 
 }  // namespace vimtrt

@@ -29,10 +29,6 @@ void normalize_row(const AddRmsNormQuantParams& p, int64_t row) {
   for (int32_t i = 0; i < p.features; ++i) y[i] = quantize_s8(((out[i] * k) * p.gain[i]) * inv_scale);
 }
 
-size_t no_bytes(const AddRmsNormQuantParams&) { return 0; }
-void no_pack(const AddRmsNormQuantParams&, void*) {}
-size_t no_scratch(const AddRmsNormQuantParams&, int) { return 0; }
-
 void run(const AddRmsNormQuantParams& p, const void*, void*, int threads) {
   run_workers(threads, RangeCut(p.rows, kPieceRows), [&](int, auto& pieces) {
     for (WorkRange rows; pieces.next(rows);) {
@@ -43,17 +39,6 @@ void run(const AddRmsNormQuantParams& p, const void*, void*, int threads) {
 
 }  // namespace
 
-const AddRmsNormQuantCpu kAddRmsNormQuantGeneric = {no_bytes, no_pack, no_scratch, run};
-
-const AddRmsNormQuantCpu& add_rms_norm_quant_cpu(Isa isa) {
-#if VIMTRT_X86
-  if (isa == Isa::kAvx512 || isa == Isa::kAmx) return kAddRmsNormQuantAvx512;
-  if (isa == Isa::kAvx2 || isa == Isa::kAvxVnni) return kAddRmsNormQuantAvx2;
-#elif VIMTRT_AARCH64
-  if (isa == Isa::kNeon) return kAddRmsNormQuantNeon;
-#endif
-  (void)isa;
-  return kAddRmsNormQuantGeneric;
-}
+const CpuKernels<AddRmsNormQuantParams> kAddRmsNormQuantGeneric = {no_packed_bytes, no_pack, no_scratch_bytes, run};
 
 }  // namespace vimtrt

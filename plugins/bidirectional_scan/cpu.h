@@ -4,24 +4,16 @@
 #include <cstddef>
 
 #include "plugins/bidirectional_scan/params.h"
-#include "plugins/common/isa.h"
+#include "plugins/common/cpu_kernels.h"
 
 namespace vimtrt {
 
-// `packed` and `scratch` are 64-byte aligned. Packing reads every field but batch and the activations.
-struct BidirectionalScanCpu {
-  size_t (*packed_bytes)(const BidirectionalScanParams& params);
-  void (*pack)(const BidirectionalScanParams& params, void* packed);
-  size_t (*scratch_bytes)(const BidirectionalScanParams& params, int threads);
-  void (*run)(const BidirectionalScanParams& params, const void* packed, void* scratch, int threads);
-};
+const CpuKernels<BidirectionalScanParams>& bidirectional_scan_cpu(Isa isa);
 
-const BidirectionalScanCpu& bidirectional_scan_cpu(Isa isa);
-
-extern const BidirectionalScanCpu kBidirectionalScanGeneric;
-extern const BidirectionalScanCpu kBidirectionalScanAvx2;
-extern const BidirectionalScanCpu kBidirectionalScanAvx512;
-extern const BidirectionalScanCpu kBidirectionalScanNeon;  // 64-bit ARM only
+extern const CpuKernels<BidirectionalScanParams> kBidirectionalScanGeneric;
+extern const CpuKernels<BidirectionalScanParams> kBidirectionalScanAvx2;
+extern const CpuKernels<BidirectionalScanParams> kBidirectionalScanAvx512;
+extern const CpuKernels<BidirectionalScanParams> kBidirectionalScanNeon;  // 64-bit ARM only
 
 // What the vector kernels share (cpu_generic.cpp); the layouts are drawn in README.md. `lanes` is 4, 8 or 16.
 constexpr int bidirectional_scan_direction_rows(int states) { return states + 4; }

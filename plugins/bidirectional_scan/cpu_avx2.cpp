@@ -171,6 +171,6 @@ void run(const BidirectionalScanParams& p, const void* packed, void* scratch, in
 
 }  // namespace
 
-const BidirectionalScanCpu kBidirectionalScanAvx2 = {packed_bytes, pack, scratch_bytes, run};
+const CpuKernels<BidirectionalScanParams> kBidirectionalScanAvx2 = {packed_bytes, pack, scratch_bytes, run};
 
 }  // namespace vimtrt

@@ -233,6 +233,6 @@ void run(const BidirectionalScanParams& p, const void* packed, void* scratch, in
 
 }  // namespace
 
-const BidirectionalScanCpu kBidirectionalScanAvx512 = {packed_bytes, pack, scratch_bytes, run};
+const CpuKernels<BidirectionalScanParams> kBidirectionalScanAvx512 = {packed_bytes, pack, scratch_bytes, run};
 
 }  // namespace vimtrt

@@ -42,10 +42,6 @@ void scan_channel(const BidirectionalScanParams& p, int d, int64_t image, int e,
   }
 }
 
-size_t no_packed_bytes(const BidirectionalScanParams&) { return 0; }
-
-void no_pack(const BidirectionalScanParams&, void*) {}
-
 size_t scratch_bytes(const BidirectionalScanParams& p, int threads) { return sizeof(float) * p.tokens * threads; }
 
 void run(const BidirectionalScanParams& p, const void*, void* scratch, int threads) {
@@ -107,17 +103,6 @@ size_t bidirectional_scan_worker_scratch_bytes(const BidirectionalScanParams& p,
   return (floats * sizeof(float) + 63) / 64 * 64;
 }
 
-const BidirectionalScanCpu kBidirectionalScanGeneric = {no_packed_bytes, no_pack, scratch_bytes, run};
-
-const BidirectionalScanCpu& bidirectional_scan_cpu(Isa isa) {
-#if VIMTRT_X86
-  if (isa == Isa::kAvx512 || isa == Isa::kAmx) return kBidirectionalScanAvx512;
-  if (isa == Isa::kAvx2 || isa == Isa::kAvxVnni) return kBidirectionalScanAvx2;
-#elif VIMTRT_AARCH64
-  if (isa == Isa::kNeon) return kBidirectionalScanNeon;
-#endif
-  (void)isa;
-  return kBidirectionalScanGeneric;
-}
+const CpuKernels<BidirectionalScanParams> kBidirectionalScanGeneric = {no_packed_bytes, no_pack, scratch_bytes, run};
 
 }  // namespace vimtrt

@@ -164,6 +164,6 @@ void run(const BidirectionalScanParams& p, const void* packed, void* scratch, in
 
 }  // namespace
 
-const BidirectionalScanCpu kBidirectionalScanNeon = {packed_bytes, pack, scratch_bytes, run};
+const CpuKernels<BidirectionalScanParams> kBidirectionalScanNeon = {packed_bytes, pack, scratch_bytes, run};
 
 }  // namespace vimtrt

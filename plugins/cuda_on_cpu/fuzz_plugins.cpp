@@ -23,10 +23,10 @@ extern "C" void vimtrt_plugins_last_error(char* text, size_t size);
 namespace {
 
 using namespace nvinfer1;
-using vimtrt::Attribute;
+using vimtrt::AttributeDef;
+using vimtrt::OpDef;
 using vimtrt::PluginCreator;
-using vimtrt::Schema;
-using vimtrt::TensorSpec;
+using vimtrt::TensorDef;
 
 constexpr size_t kMostBytes = 1 << 16;  // of one tensor that is really there
 
@@ -54,13 +54,13 @@ class Random {
 // A collection whose names and data lie in heap memory of just their sizes, so that a read past their ends is seen.
 class Fields {
  public:
-  Fields(Random& random, const Schema& schema, bool is_right) {
-    for (const Attribute& attribute : schema.attributes) {
+  Fields(Random& random, const OpDef& op, bool is_right) {
+    for (const AttributeDef& attribute : op.attributes) {
       if (!is_right && random.once_in(4)) continue;
-      PluginFieldType type = attribute.type;
+      PluginFieldType type = vimtrt::field_type(attribute.kind);
       std::string data = right_data(random, attribute);
       int32_t length = type == PluginFieldType::kCHAR ? static_cast<int32_t>(data.size()) : 1;
-      const char* name = attribute.name;
+      const char* name = attribute.name.c_str();
       if (!is_right && random.once_in(2)) {
         if (random.once_in(3))
           name = random.one_of<const char*>(
@@ -84,12 +84,12 @@ class Fields {
   const PluginFieldCollection* get() const { return &collection_; }
 
  private:
-  static std::string right_data(Random& random, const Attribute& attribute) {
+  static std::string right_data(Random& random, const AttributeDef& attribute) {
     std::string data(4, '\0');
-    if (attribute.type == PluginFieldType::kINT32) {
+    if (attribute.kind == AttributeDef::Kind::kInteger) {
       const auto value = static_cast<int32_t>(random.once_in(8) ? random.strange_size() : random.between(0, 3));
       std::memcpy(data.data(), &value, 4);
-    } else if (attribute.type == PluginFieldType::kFLOAT32) {
+    } else if (attribute.kind == AttributeDef::Kind::kReal) {
       const float value = random.one_of<float>({1e-5f, 1e-5f, 1e-5f, 0.0f, 1.0f, -1.0f, 1e-40f, HUGE_VALF});
       std::memcpy(data.data(), &value, 4);
     } else {
@@ -119,7 +119,7 @@ struct Descriptions {
   std::vector<PluginTensorDesc> in, out;
 };
 
-Descriptions describe(Random& random, const Schema& schema, bool is_float, bool is_right) {
+Descriptions describe(Random& random, const OpDef& op, bool is_float, bool is_right) {
   int64_t sizes[26];
   for (int64_t& size : sizes) size = random.between(1, 9);
   sizes['N' - 'A'] = random.once_in(2) ? 8 : 16;
@@ -127,17 +127,21 @@ Descriptions describe(Random& random, const Schema& schema, bool is_float, bool 
   sizes['Z' - 'A'] = sizes['E' - 'A'] + random.between(0, 5);
   sizes['R' - 'A'] = random.once_in(2) ? 1 : sizes['B' - 'A'];
   Descriptions all;
-  const auto add = [&](std::vector<PluginTensorDesc>& list, const TensorSpec& spec, DataType type) {
+  const auto add = [&](std::vector<PluginTensorDesc>& list, const TensorDef& spec, DataType type) {
     PluginTensorDesc desc{};
     desc.type = type;
     desc.format = TensorFormat::kLINEAR;
     desc.dims.nbDims = static_cast<int32_t>(spec.shape.size());
-    for (size_t i = 0; i < spec.shape.size(); ++i) desc.dims.d[i] = spec.shape[i] < 0 ? sizes[-spec.shape[i] - 'A'] : spec.shape[i];
+    for (size_t i = 0; i < spec.shape.size(); ++i) {
+      const vimtrt::Dimension& dimension = spec.shape[i];
+      const int64_t size = dimension.letter == '\0' ? 1 : sizes[dimension.letter - 'A'];
+      desc.dims.d[i] = size * dimension.times / dimension.parts;
+    }
     list.push_back(desc);
   };
-  const size_t inputs = schema.inputs.size() - (is_float || random.once_in(2) ? static_cast<size_t>(schema.optional) : 0);
-  for (size_t i = 0; i < inputs; ++i) add(all.in, schema.inputs[i], schema.inputs[i].type);
-  for (const TensorSpec& spec : schema.outputs) add(all.out, spec, is_float ? DataType::kFLOAT : spec.type);
+  const size_t inputs = op.inputs.size() - (is_float || random.once_in(2) ? op.optional : 0);
+  for (size_t i = 0; i < inputs; ++i) add(all.in, op.inputs[i], vimtrt::data_type(op.inputs[i].type));
+  for (const TensorDef& spec : op.outputs) add(all.out, spec, is_float ? DataType::kFLOAT : vimtrt::data_type(spec.type));
   for (int64_t wrong = is_right ? 0 : random.between(1, 3); wrong > 0; --wrong) {
     std::vector<PluginTensorDesc>& list = random.once_in(4) ? all.out : all.in;
     if (random.once_in(12)) {
@@ -277,9 +281,9 @@ void one_round(Random& random, Counts& counts) {
   int32_t count = 0;
   IPluginCreatorInterface* const* creators = getCreators(count);
   auto* creator = static_cast<PluginCreator*>(creators[random.between(0, count - 1)]);
-  const Schema& schema = creator->schema();
+  const OpDef& op = creator->op();
   const bool fields_are_right = random.once_in(2), tensors_are_right = random.once_in(3);
-  const Fields fields(random, schema, fields_are_right);
+  const Fields fields(random, op, fields_are_right);
   const auto phase = random.once_in(2) ? TensorRTPhase::kBUILD : TensorRTPhase::kRUNTIME;
   std::unique_ptr<IPluginV3> plugin(creator->createPlugin("a node", random.once_in(50) ? nullptr : fields.get(), phase));
   char error[64];
@@ -287,7 +291,7 @@ void one_round(Random& random, Counts& counts) {
   if (plugin == nullptr) {
     ++counts.refused;
     if (fields_are_right) {
-      std::fprintf(stderr, "%s refused right fields: %s\n", schema.name, vimtrt::last_error().c_str());
+      std::fprintf(stderr, "%s refused right fields: %s\n", op.name.c_str(), vimtrt::last_error().c_str());
       std::exit(1);
     }
     return;
@@ -301,11 +305,11 @@ void one_round(Random& random, Counts& counts) {
   for (int32_t i = 0; i < own->nbFields; ++i) {
     is_float |= own->fields[i].type == PluginFieldType::kCHAR && std::strcmp(static_cast<const char*>(own->fields[i].data), "float32") == 0;
   }
-  const Descriptions all = describe(random, schema, is_float, tensors_are_right);
+  const Descriptions all = describe(random, op, is_float, tensors_are_right);
   call_build(build, all, counts);
   const std::unique_ptr<IPluginV3> restored(creator->createPlugin("a node", runtime->getFieldsToSerialize(), TensorRTPhase::kRUNTIME));
   if (restored == nullptr) {
-    std::fprintf(stderr, "%s refused its own fields: %s\n", schema.name, vimtrt::last_error().c_str());
+    std::fprintf(stderr, "%s refused its own fields: %s\n", op.name.c_str(), vimtrt::last_error().c_str());
     std::exit(1);
   }
   auto* restored_runtime = static_cast<IPluginV3OneRuntime*>(restored->getCapabilityInterface(PluginCapabilityType::kRUNTIME));

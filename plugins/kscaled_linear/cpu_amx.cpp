@@ -137,6 +137,6 @@ void run(const KScaledLinearParams& p, const void* memory, void* scratch, int th
 
 }  // namespace
 
-const KScaledLinearCpu kKScaledLinearAmx = {packed_bytes, pack, scratch_bytes, run};
+const CpuKernels<KScaledLinearParams> kKScaledLinearAmx = {packed_bytes, pack, scratch_bytes, run};
 
 }  // namespace vimtrt

@@ -26,6 +26,7 @@ struct Int16Pairs {
 
 }  // namespace
 
-const KScaledLinearCpu kKScaledLinearAvx2 = {packed_bytes<Int16Pairs>, pack<Int16Pairs>, scratch_bytes<Int16Pairs>, run<Int16Pairs>};
+const CpuKernels<KScaledLinearParams> kKScaledLinearAvx2 = {packed_bytes<Int16Pairs>, pack<Int16Pairs>, scratch_bytes<Int16Pairs>,
+                                                            run<Int16Pairs>};
 
 }  // namespace vimtrt

@@ -144,6 +144,6 @@ void run(const KScaledLinearParams& p, const void* memory, void* scratch, int th
 
 }  // namespace
 
-const KScaledLinearCpu kKScaledLinearAvx512 = {packed_bytes, pack, scratch_bytes, run};
+const CpuKernels<KScaledLinearParams> kKScaledLinearAvx512 = {packed_bytes, pack, scratch_bytes, run};
 
 }  // namespace vimtrt

@@ -27,6 +27,7 @@ struct Int8Quads {
 
 }  // namespace
 
-const KScaledLinearCpu kKScaledLinearAvxVnni = {packed_bytes<Int8Quads>, pack<Int8Quads>, scratch_bytes<Int8Quads>, run<Int8Quads>};
+const CpuKernels<KScaledLinearParams> kKScaledLinearAvxVnni = {packed_bytes<Int8Quads>, pack<Int8Quads>, scratch_bytes<Int8Quads>,
+                                                               run<Int8Quads>};
 
 }  // namespace vimtrt

@@ -34,10 +34,6 @@ void run_tile(const KScaledLinearParams& p, const WorkTile& tile) {
   }
 }
 
-size_t no_bytes(const KScaledLinearParams&) { return 0; }
-void no_pack(const KScaledLinearParams&, void*) {}
-size_t no_scratch(const KScaledLinearParams&, int) { return 0; }
-
 void run(const KScaledLinearParams& p, const void*, void*, int threads) {
   run_workers(threads, TileCut(p.rows, 1, 1, p.out_features, 64), [&](int, auto& pieces) {
     for (WorkTile tile; pieces.next(tile);) run_tile(p, tile);
@@ -46,19 +42,6 @@ void run(const KScaledLinearParams& p, const void*, void*, int threads) {
 
 }  // namespace
 
-const KScaledLinearCpu kKScaledLinearGeneric = {no_bytes, no_pack, no_scratch, run};
-
-const KScaledLinearCpu& kscaled_linear_cpu(Isa isa) {
-#if VIMTRT_X86
-  if (isa == Isa::kAmx) return kKScaledLinearAmx;
-  if (isa == Isa::kAvx512) return kKScaledLinearAvx512;
-  if (isa == Isa::kAvxVnni) return kKScaledLinearAvxVnni;
-  if (isa == Isa::kAvx2) return kKScaledLinearAvx2;
-#elif VIMTRT_AARCH64
-  if (isa == Isa::kNeon) return kKScaledLinearNeon;
-#endif
-  (void)isa;
-  return kKScaledLinearGeneric;
-}
+const CpuKernels<KScaledLinearParams> kKScaledLinearGeneric = {no_packed_bytes, no_pack, no_scratch_bytes, run};
 
 }  // namespace vimtrt

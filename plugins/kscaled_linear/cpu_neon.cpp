@@ -138,8 +138,6 @@ void run_rows(const KScaledLinearParams& p, const Packed& packed, WorkRange rows
   }
 }
 
-size_t no_scratch(const KScaledLinearParams&, int) { return 0; }
-
 void run(const KScaledLinearParams& p, const void* memory, void*, int threads) {
   const Packed packed = layout(p, memory);
   run_workers(threads, TileCut(p.rows, kRows, kPanelRows, p.out_features, kOutputs), [&](int, auto& pieces) {
@@ -151,6 +149,6 @@ void run(const KScaledLinearParams& p, const void* memory, void*, int threads) {
 
 }  // namespace
 
-const KScaledLinearCpu kKScaledLinearNeon = {packed_bytes, pack, no_scratch, run};
+const CpuKernels<KScaledLinearParams> kKScaledLinearNeon = {packed_bytes, pack, no_scratch_bytes, run};
 
 }  // namespace vimtrt

@@ -2,19 +2,21 @@
 // complaint is a ValueError. The types are in pyvimtrt/_native.pyi.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
-#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
-#include <initializer_list>
-#include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "plugins/common/isa.h"
+#include "plugins/operators.h"
 #include "plugins/python/program.h"
 #include "plugins/python/rates.h"
 
@@ -28,176 +30,121 @@ void bind_scan_fp32(nb::module_& module);  // scan_fp32_module.cpp
 namespace {
 
 using AnyArray = nb::ndarray<nb::ro>;
-constexpr int64_t kAny = -1;  // a dimension of any size
 
-template <class T>
-const char* type_name();
-template <>
-const char* type_name<int8_t>() {
-  return "int8";
-}
-template <>
-const char* type_name<int32_t>() {
-  return "int32";
-}
-template <>
-const char* type_name<int64_t>() {
-  return "int64";
-}
-template <>
-const char* type_name<float>() {
-  return "float32";
+std::string dtype_text(const nb::dlpack::dtype& dtype) {
+  const char* kinds[] = {"int", "uint", "float"};
+  return (dtype.code < 3 ? kinds[dtype.code] : "another type of ") + std::to_string(dtype.bits);
 }
 
-std::string shape_text(const std::vector<int64_t>& shape) {
-  std::string text = "[";
-  for (size_t d = 0; d < shape.size(); ++d)
-    text += (d > 0 ? ", " : "") + (shape[d] == kAny ? std::string("any") : std::to_string(shape[d]));
-  return text + "]";
+Type type_named(const std::string& name) {
+  for (const Type type : {Type::kInt8, Type::kInt32, Type::kFloat32}) {
+    if (name == type_name(type)) return type;
+  }
+  throw OpError("there is no type " + name + "; the types are int8, int32 and float32");
 }
 
-// Arguments of one operator; remembers its name for the sentences.
-class Reader {
- public:
-  explicit Reader(std::string name) : name_(std::move(name)) {}
+std::vector<int64_t> shape_of(const AnyArray& array) {
+  std::vector<int64_t> shape;
+  for (size_t d = 0; d < array.ndim(); ++d) shape.push_back(static_cast<int64_t>(array.shape(d)));
+  return shape;
+}
 
-  template <class T>
-  Array<T> array(const char* what, const AnyArray& source, std::initializer_list<int64_t> shape) const {
-    if (source.device_type() != nb::device::cpu::value) fail(what, "must be in host memory");
-    if (source.dtype() != nb::dtype<T>()) fail(what, std::string("must be an array of ") + type_name<T>());
-    std::vector<int64_t> actual;
-    for (size_t d = 0; d < source.ndim(); ++d) actual.push_back(static_cast<int64_t>(source.shape(d)));
-    bool fits = actual.size() == shape.size();
-    for (size_t d = 0; fits && d < actual.size(); ++d) fits = shape.begin()[d] == kAny || shape.begin()[d] == actual[d];
-    if (!fits) fail(what, "has shape " + shape_text(actual) + ", expected " + shape_text(shape));
-    int64_t stride = 1;
-    for (size_t d = actual.size(); d-- > 0;) {
-      if (actual[d] > 1 && source.stride(d) != stride) fail(what, "must be C-contiguous");
-      stride *= actual[d];
+// Raises OpError where the array is not dense, aligned and in host memory.
+void check_layout(const std::string& what, const AnyArray& array, size_t alignment) {
+  if (array.device_type() != nb::device::cpu::value) throw OpError(what + "must be in host memory");
+  int64_t stride = 1;
+  for (size_t d = array.ndim(); d-- > 0;) {
+    if (array.shape(d) > 1 && array.stride(d) != stride) throw OpError(what + "must be C-contiguous");
+    stride *= static_cast<int64_t>(array.shape(d));
+  }
+  if (reinterpret_cast<uintptr_t>(array.data()) % alignment != 0) throw OpError(what + "is not aligned");
+}
+
+// Of an empty array, whose own may be null: it is a constant all the same.
+const void* data_of(const AnyArray& array) {
+  static const char kNothing = 0;
+  return array.data() != nullptr ? array.data() : &kNothing;
+}
+
+// An activation of a network as (type, shape with the batch first), or a constant.
+using Described = std::tuple<std::string, std::vector<int64_t>>;
+// An activation of a program as (value, type, shape of one sample), or a constant.
+using Placed = std::tuple<int, std::string, std::vector<int64_t>>;
+
+Operand constant_operand(const OpDef& op, size_t i, const AnyArray& array) {
+  if (i >= op.inputs.size()) return {};  // too many: their count is wrong
+  const TensorDef& def = op.inputs[i];
+  const std::string what = where(def);
+  for (const Type type : {Type::kInt8, Type::kInt32, Type::kFloat32}) {
+    const bool is_float = type == Type::kFloat32;
+    const auto code = static_cast<uint8_t>(is_float ? nb::dlpack::dtype_code::Float : nb::dlpack::dtype_code::Int);
+    if (array.dtype().code != code || array.dtype().bits != 8 * type_bytes(type)) continue;
+    check_layout(what, array, static_cast<size_t>(type_bytes(type)));
+    return {type, shape_of(array), data_of(array)};
+  }
+  throw OpError(what + "expected " + type_name(def.type) + ", got " + dtype_text(array.dtype()));
+}
+
+// What no attribute is: it fits none of the three kinds.
+AttributeValue attribute_value(const AttributeDef& def, nb::handle value) {
+  int64_t integer = 0;
+  double real = 0;
+  std::string text;
+  if (PyLong_CheckExact(value.ptr()) && nb::try_cast(value, integer)) return integer;
+  if (PyFloat_CheckExact(value.ptr()) && nb::try_cast(value, real)) return real;
+  if (PyUnicode_CheckExact(value.ptr()) && nb::try_cast(value, text)) return text;
+  return def.kind == AttributeDef::Kind::kInteger ? AttributeValue(0.0) : AttributeValue(int64_t{0});
+}
+
+Attributes attributes_of(const OpDef& op, const nb::dict& given) {
+  Attributes attributes = default_attributes(op);
+  for (const auto& [key, value] : given) {
+    std::string name;
+    if (!nb::try_cast(key, name)) throw OpError("an attribute's name is no text");
+    const size_t index = attribute_index(op, name);
+    set_attribute(op, index, attribute_value(op.attributes[index], value), attributes);
+  }
+  return attributes;
+}
+
+void add(Program& program, const std::string& op_name, const std::string& name, const std::vector<std::variant<Placed, AnyArray>>& inputs,
+         const std::vector<int>& outputs, const nb::dict& attributes) {
+  try {
+    const OpDef& op = operator_named(op_name);
+    std::vector<Source> sources;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      if (const Placed* placed = std::get_if<Placed>(&inputs[i])) {
+        sources.push_back({std::get<0>(*placed), type_named(std::get<1>(*placed)), std::get<2>(*placed), nullptr});
+      } else {
+        const Operand operand = constant_operand(op, i, std::get<AnyArray>(inputs[i]));
+        sources.push_back({-1, operand.type, operand.shape, operand.data});
+      }
     }
-    if (reinterpret_cast<uintptr_t>(source.data()) % alignof(T) != 0) fail(what, "is not aligned");
-    return {static_cast<const T*>(source.data()), source.size()};
+    program.add(op, name, sources, outputs, attributes_of(op, attributes));
+  } catch (const OpError& error) {
+    throw std::invalid_argument(name + ": " + error.what());
   }
-
-  template <class T>
-  Array<T> optional_array(const char* what, const std::optional<AnyArray>& source, std::initializer_list<int64_t> shape) const {
-    return source ? array<T>(what, *source, shape) : Array<T>{};
-  }
-
-  static int64_t dimension(const AnyArray& source, size_t d) { return d < source.ndim() ? static_cast<int64_t>(source.shape(d)) : kAny; }
-
-  [[noreturn]] void fail(const char* what, const std::string& sentence) const {
-    throw std::invalid_argument(name_ + ": " + what + " " + sentence);
-  }
-
- private:
-  std::string name_;
-};
-
-void add_kscaled_linear(Program& program, const std::string& name, int x, int y, int64_t tokens, int64_t x_width, int64_t x_offset,
-                        const AnyArray& weight, const AnyArray& token_scale, const AnyArray& channel_scale, const AnyArray& bias,
-                        const AnyArray& out_token_scale, const std::optional<AnyArray>& table, const std::optional<AnyArray>& table_id,
-                        bool float_output) {
-  const Reader read(name);
-  if (table.has_value() != table_id.has_value()) read.fail("table", "and table_id come together");
-  KScaledLinearSpec spec;
-  spec.name = name;
-  spec.x = x;
-  spec.y = y;
-  spec.tokens = tokens;
-  spec.x_width = x_width;
-  spec.x_offset = x_offset;
-  spec.float_output = float_output;
-  spec.weight = read.array<int8_t>("weight", weight, {kAny, kAny});
-  spec.out_features = Reader::dimension(weight, 0);
-  spec.in_features = Reader::dimension(weight, 1);
-  spec.token_scale = read.array<float>("token_scale", token_scale, {tokens});
-  spec.channel_scale = read.array<float>("channel_scale", channel_scale, {spec.out_features});
-  spec.bias = read.array<float>("bias", bias, {spec.out_features});
-  spec.out_token_scale = read.array<float>("out_token_scale", out_token_scale, {tokens});
-  spec.table = read.optional_array<int8_t>("table", table, {kAny, 256});
-  spec.table_id = read.optional_array<int32_t>("table_id", table_id, {spec.out_features});
-  program.add_kscaled_linear(spec);
 }
 
-void add_quant_conv1d_silu(Program& program, const std::string& name, int x, int u_forward, int u_backward, int64_t tokens, int64_t x_width,
-                           int64_t x_offset, const AnyArray& weight, const AnyArray& channel_scale, const AnyArray& bias,
-                           const AnyArray& table, const AnyArray& table_id) {
-  const Reader read(name);
-  QuantConv1dSiluSpec spec;
-  spec.name = name;
-  spec.x = x;
-  spec.u[0] = u_forward;
-  spec.u[1] = u_backward;
-  spec.tokens = tokens;
-  spec.x_width = x_width;
-  spec.x_offset = x_offset;
-  spec.weight = read.array<int8_t>("weight", weight, {2, kAny, 4});
-  spec.channels = Reader::dimension(weight, 1);
-  spec.channel_scale = read.array<float>("channel_scale", channel_scale, {2, spec.channels});
-  spec.bias = read.array<float>("bias", bias, {2, spec.channels});
-  spec.table = read.array<int8_t>("table", table, {kAny, 256});
-  spec.table_id = read.array<int32_t>("table_id", table_id, {2, spec.channels});
-  program.add_quant_conv1d_silu(spec);
-}
-
-void add_bidirectional_scan(Program& program, const std::string& name, int u_forward, int u_backward, int delta_forward, int delta_backward,
-                            int bc_forward, int bc_backward, int gate, int y, int64_t tokens, int64_t bc_width, int64_t bc_offset,
-                            int64_t gate_width, int64_t gate_offset, bool state_int8, const AnyArray& a_log2, const AnyArray& decay_tok,
-                            const AnyArray& input_scale, const AnyArray& b_scale_state, const AnyArray& b_scale_tok,
-                            const AnyArray& c_scale_state, const AnyArray& c_scale_tok, const AnyArray& y_scale, const AnyArray& skip_scale,
-                            const AnyArray& gate_scale, const AnyArray& out_inv_scale_tok) {
-  const Reader read(name);
-  BidirectionalScanSpec spec;
-  spec.name = name;
-  spec.u[0] = u_forward;
-  spec.u[1] = u_backward;
-  spec.delta[0] = delta_forward;
-  spec.delta[1] = delta_backward;
-  spec.bc[0] = bc_forward;
-  spec.bc[1] = bc_backward;
-  spec.gate = gate;
-  spec.y = y;
-  spec.tokens = tokens;
-  spec.bc_width = bc_width;
-  spec.bc_offset = bc_offset;
-  spec.gate_width = gate_width;
-  spec.gate_offset = gate_offset;
-  spec.state_int8 = state_int8;
-  spec.a_log2 = read.array<float>("a_log2", a_log2, {2, kAny, kAny});
-  spec.channels = Reader::dimension(a_log2, 1);
-  spec.states = Reader::dimension(a_log2, 2);
-  spec.decay_tok = read.array<float>("decay_tok", decay_tok, {2, tokens});
-  spec.input_scale = read.array<float>("input_scale", input_scale, {2, spec.channels});
-  spec.b_scale_state = read.array<float>("b_scale_state", b_scale_state, {2, spec.states});
-  spec.b_scale_tok = read.array<float>("b_scale_tok", b_scale_tok, {2, tokens});
-  spec.c_scale_state = read.array<float>("c_scale_state", c_scale_state, {2, spec.states});
-  spec.c_scale_tok = read.array<float>("c_scale_tok", c_scale_tok, {2, tokens});
-  spec.y_scale = read.array<float>("y_scale", y_scale, {2, spec.channels});
-  spec.skip_scale = read.array<float>("skip_scale", skip_scale, {2, spec.channels});
-  spec.gate_scale = read.array<float>("gate_scale", gate_scale, {spec.channels});
-  spec.out_inv_scale_tok = read.array<float>("out_inv_scale_tok", out_inv_scale_tok, {tokens});
-  program.add_bidirectional_scan(spec);
-}
-
-void add_add_rms_norm_quant(Program& program, const std::string& name, int hidden, std::optional<int> residual,
-                            const std::optional<AnyArray>& residual_constant, int residual_out, int y, int64_t tokens, const AnyArray& gain,
-                            const AnyArray& inv_scale_tok, float epsilon) {
-  const Reader read(name);
-  AddRmsNormQuantSpec spec;
-  spec.name = name;
-  spec.hidden = hidden;
-  if (residual.has_value() && *residual < 0) read.fail("residual", "is " + std::to_string(*residual) + ", which is no value");
-  spec.residual = residual.value_or(-1);
-  spec.residual_out = residual_out;
-  spec.y = y;
-  spec.tokens = tokens;
-  spec.epsilon = epsilon;
-  spec.gain = read.array<float>("gain", gain, {kAny});
-  spec.features = Reader::dimension(gain, 0);
-  spec.residual_constant = read.optional_array<float>("residual_constant", residual_constant, {tokens, spec.features});
-  spec.inv_scale_tok = read.array<float>("inv_scale_tok", inv_scale_tok, {tokens});
-  program.add_add_rms_norm_quant(spec);
+// The outputs' types and shapes of a node that is right; raises ValueError for one that is not.
+std::vector<Described> check_node(const std::string& op_name, const std::vector<std::variant<Described, AnyArray>>& inputs,
+                                  const nb::dict& attributes) {
+  const OpDef& op = operator_named(op_name);
+  check_counts(op, inputs.size(), op.outputs.size());
+  std::vector<Operand> operands;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (const Described* described = std::get_if<Described>(&inputs[i])) {
+      operands.push_back({type_named(std::get<0>(*described)), std::get<1>(*described), nullptr});
+    } else {
+      operands.push_back(constant_operand(op, i, std::get<AnyArray>(inputs[i])));
+    }
+  }
+  const Attributes chosen = attributes_of(op, attributes);
+  const Arguments node = resolve(op, operands, chosen);
+  std::vector<Described> outputs;
+  for (size_t i = 0; i < op.outputs.size(); ++i)
+    outputs.emplace_back(type_name(output_type(op, i, chosen)), output_shape(op, i, node.sizes));
+  return outputs;
 }
 
 void add_copy(Program& program, const std::string& name, int x, int y, int64_t element_bytes, const std::vector<int64_t>& shape,
@@ -207,7 +154,49 @@ void add_copy(Program& program, const std::string& name, int x, int y, int64_t e
 
 void add_gather(Program& program, const std::string& name, int x, int y, int64_t outer, int64_t axis_length, int64_t inner_bytes,
                 const AnyArray& indices) {
-  program.add_gather({name, x, y, outer, axis_length, inner_bytes, Reader(name).array<int64_t>("indices", indices, {kAny})});
+  if (indices.dtype() != nb::dtype<int64_t>() || indices.ndim() != 1)
+    throw std::invalid_argument(name + ": indices must be a list of int64");
+  check_layout(name + ": indices: ", indices, alignof(int64_t));
+  program.add_gather({name, x, y, outer, axis_length, inner_bytes, {static_cast<const int64_t*>(indices.data()), indices.size()}});
+}
+
+// Every operator as a dictionary: name, stem, inputs and outputs (name, type or the attribute that gives it, shape, source), attributes
+// with their defaults, choices of texts, and how many trailing inputs may be absent.
+nb::list describe_operators() {
+  nb::list all;
+  for (const OpDef* op : operators()) {
+    const auto tensors = [&](const std::vector<TensorDef>& defs) {
+      nb::list list;
+      for (const TensorDef& def : defs) {
+        const char* sources[] = {"activation", "constant", "either"};
+        const std::string type =
+            def.type_attribute < 0 ? type_name(def.type) : op->attributes[static_cast<size_t>(def.type_attribute)].name;
+        list.append(nb::make_tuple(def.name, type, shape_text(def), sources[static_cast<int>(def.source)]));
+      }
+      return list;
+    };
+    nb::dict attributes, choices, one;
+    for (const AttributeDef& def : op->attributes) {
+      const char* name = def.name.c_str();
+      if (def.kind == AttributeDef::Kind::kInteger) {
+        attributes[name] = def.integer;
+      } else if (def.kind == AttributeDef::Kind::kReal) {
+        attributes[name] = static_cast<double>(def.real);
+      } else {
+        attributes[name] = def.choices.front();
+        choices[name] = def.choices;
+      }
+    }
+    one["name"] = op->name;
+    one["stem"] = op->stem;
+    one["inputs"] = tensors(op->inputs);
+    one["outputs"] = tensors(op->outputs);
+    one["attributes"] = attributes;
+    one["choices"] = choices;
+    one["optional"] = op->optional;
+    all.append(one);
+  }
+  return all;
 }
 
 // An array's memory through Python's buffer protocol, held for as long as this lives.
@@ -302,6 +291,8 @@ NB_MODULE(_native, m) {
         return std::make_pair(rates.int8_multiply_adds, rates.fp32_operations);
       },
       "isa"_a, NoGil(), "int8 multiply-adds and fp32 operations a second of one thread; 0: not known.");
+  m.def("operators", &describe_operators, "Every operator's definition.");
+  m.def("check_node", &check_node, "op"_a, "inputs"_a, "attributes"_a, "The types and shapes of a node's outputs.");
   m.def("available_isas", &isa_names, "Instruction sets that can run here, best first.");
 
   nb::class_<Program>(m, "Program", "A list of operators over values, run on the CPU.")
@@ -313,17 +304,7 @@ NB_MODULE(_native, m) {
           "isa"_a, "threads"_a, "max_constant_bytes"_a = Program::kMaxConstantBytes)
       .def("set_threads", &Program::set_threads, "threads"_a, NoGil())
       .def("add_value", &Program::add_value, "bytes_per_sample"_a)
-      .def("add_kscaled_linear", &add_kscaled_linear, nb::kw_only(), "name"_a, "x"_a, "y"_a, "tokens"_a, "x_width"_a, "x_offset"_a,
-           "weight"_a, "token_scale"_a, "channel_scale"_a, "bias"_a, "out_token_scale"_a, "table"_a.none() = nb::none(),
-           "table_id"_a.none() = nb::none(), "float_output"_a = false)
-      .def("add_quant_conv1d_silu", &add_quant_conv1d_silu, nb::kw_only(), "name"_a, "x"_a, "u_forward"_a, "u_backward"_a, "tokens"_a,
-           "x_width"_a, "x_offset"_a, "weight"_a, "channel_scale"_a, "bias"_a, "table"_a, "table_id"_a)
-      .def("add_bidirectional_scan", &add_bidirectional_scan, nb::kw_only(), "name"_a, "u_forward"_a, "u_backward"_a, "delta_forward"_a,
-           "delta_backward"_a, "bc_forward"_a, "bc_backward"_a, "gate"_a, "y"_a, "tokens"_a, "bc_width"_a, "bc_offset"_a, "gate_width"_a,
-           "gate_offset"_a, "state_int8"_a, "a_log2"_a, "decay_tok"_a, "input_scale"_a, "b_scale_state"_a, "b_scale_tok"_a,
-           "c_scale_state"_a, "c_scale_tok"_a, "y_scale"_a, "skip_scale"_a, "gate_scale"_a, "out_inv_scale_tok"_a)
-      .def("add_add_rms_norm_quant", &add_add_rms_norm_quant, nb::kw_only(), "name"_a, "hidden"_a, "residual"_a.none() = nb::none(),
-           "residual_constant"_a.none() = nb::none(), "residual_out"_a, "y"_a, "tokens"_a, "gain"_a, "inv_scale_tok"_a, "epsilon"_a)
+      .def("add", &add, "op"_a, "name"_a, "inputs"_a, "outputs"_a, "attributes"_a)
       .def("add_copy", &add_copy, nb::kw_only(), "name"_a, "x"_a, "y"_a, "element_bytes"_a, "shape"_a, "src_strides"_a, "src_offset"_a = 0)
       .def("add_gather", &add_gather, nb::kw_only(), "name"_a, "x"_a, "y"_a, "outer"_a, "axis_length"_a, "inner_bytes"_a, "indices"_a)
       .def("finalize", &Program::finalize, "inputs"_a, "outputs"_a, NoGil())

@@ -13,12 +13,10 @@
 #include <stdexcept>
 #include <utility>
 
-#include "plugins/add_rms_norm_quant/cpu.h"
-#include "plugins/bidirectional_scan/cpu.h"
+#include "plugins/common/cpu_operator.h"
 #include "plugins/common/threads.h"
-#include "plugins/kscaled_linear/cpu.h"
+#include "plugins/operators.h"
 #include "plugins/python/copy_cpu.h"
-#include "plugins/quant_conv1d_silu/cpu.h"
 
 namespace vimtrt {
 namespace {
@@ -26,8 +24,6 @@ namespace {
 constexpr int64_t kAlignment = 64;
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr int kMaxThreads = 1024;
-constexpr int64_t kMaxInFeatures = 65536;  // the largest sum that fits int32
-constexpr int64_t kTableSize = 256;
 // Far above any Vision Mamba, far below what would bring a machine down: a file of some megabytes could ask for gigabytes by copying
 // copies.
 constexpr int64_t kMaxArenaBytes = int64_t{1} << 30;  // of one sample
@@ -39,7 +35,7 @@ constexpr int64_t kMaxArenaBytes = int64_t{1} << 30;  // of one sample
 std::string number(int64_t value) { return std::to_string(value); }
 
 // The product of sizes that are not negative.
-int64_t product(const std::string& name, std::initializer_list<int64_t> sizes) {
+int64_t product(const std::string& name, const std::vector<int64_t>& sizes) {
   int64_t result = 1;
   for (const int64_t size : sizes) {
     if (size < 0) fail(name, "a size is negative (" + number(size) + ")");
@@ -57,53 +53,11 @@ void check_dimension(const std::string& name, const char* what, int64_t size) {
   if (size < 1 || size > INT32_MAX) fail(name, std::string(what) + " is " + number(size) + ", expected 1 to 2^31 - 1");
 }
 
-// A row of `width` elements must hold `count` of them from `offset` on.
-void check_columns(const std::string& name, const char* what, int64_t width, int64_t offset, int64_t count) {
-  check_dimension(name, (std::string(what) + "_width").c_str(), width);
-  if (offset < 0 || count > width || offset > width - count) {
-    fail(name, std::string(what) + "_offset " + number(offset) + " and " + number(count) + " columns do not fit into " + what + "_width " +
-                   number(width));
-  }
-}
-
-template <class T>
-void check_size(const std::string& name, const char* what, const Array<T>& array, std::initializer_list<int64_t> shape) {
-  const int64_t expected = product(name, shape);
-  if (array.data == nullptr || static_cast<int64_t>(array.size) != expected) {
-    fail(name, std::string(what) + " has " + number(static_cast<int64_t>(array.size)) + " elements, expected " + number(expected));
-  }
-}
-
-void check_floats(const std::string& name, const char* what, const Array<float>& array, std::initializer_list<int64_t> shape) {
-  check_size(name, what, array, shape);
-  for (size_t i = 0; i < array.size; ++i) {
-    if (!std::isfinite(array.data[i])) fail(name, std::string(what) + " holds a value that is not finite at index " + std::to_string(i));
-  }
-}
-
-void check_tables(const std::string& name, const Array<int8_t>& table, const Array<int32_t>& table_id, int64_t ids, int32_t smallest_id) {
-  if (table.data == nullptr || table.size == 0 || table.size % kTableSize != 0 || table.size > INT32_MAX) {
-    fail(name, "table has " + std::to_string(table.size) + " elements, expected a positive multiple of 256 below 2^31");
-  }
-  check_size(name, "table_id", table_id, {ids});
-  const int64_t tables = static_cast<int64_t>(table.size) / kTableSize;
-  for (size_t i = 0; i < table_id.size; ++i) {
-    const int32_t id = table_id.data[i];
-    if (id < smallest_id || id >= tables) {
-      fail(name, "table_id holds " + number(id) + " at index " + std::to_string(i) + ", expected " + number(smallest_id) + " to " +
-                     number(tables - 1));
-    }
-  }
-}
-
 bool overlap(const void* a, int64_t a_bytes, const void* b, int64_t b_bytes) {
   const auto a_begin = reinterpret_cast<uintptr_t>(a);
   const auto b_begin = reinterpret_cast<uintptr_t>(b);
   return a_begin < b_begin + static_cast<uintptr_t>(b_bytes) && b_begin < a_begin + static_cast<uintptr_t>(a_bytes);
 }
-
-int8_t* as_int8(uint8_t* pointer) { return reinterpret_cast<int8_t*>(pointer); }
-float* as_float(uint8_t* pointer) { return reinterpret_cast<float*>(pointer); }
 
 }  // namespace
 
@@ -168,24 +122,11 @@ void Program::take_constant_bytes(size_t bytes) {
   constant_bytes_ += static_cast<int64_t>(bytes);
 }
 
-// A copy of the array in the program's own memory.
-template <class T>
-const T* Program::keep(const Array<T>& array) {
-  if (array.size == 0) return nullptr;
-  take_constant_bytes(array.size * sizeof(T));
-  AlignedBuffer buffer(array.size * sizeof(T));
-  std::memcpy(buffer.data(), array.data, buffer.size());
-  constants_.push_back(std::move(buffer));
-  return reinterpret_cast<const T*>(constants_.back().data());
-}
-
-template <class Cpu, class Params>
-const void* Program::pack(const Cpu& cpu, const Params& params) {
-  const size_t bytes = cpu.packed_bytes(params);
-  if (bytes == 0) return nullptr;
+// A copy in the program's own memory.
+const void* Program::keep(const void* data, size_t bytes) {
   take_constant_bytes(bytes);
   AlignedBuffer buffer(bytes);
-  cpu.pack(params, buffer.data());
+  std::memcpy(buffer.data(), data, bytes);
   constants_.push_back(std::move(buffer));
   return constants_.back().data();
 }
@@ -205,229 +146,70 @@ Program::Step Program::new_step(const std::string& name, std::vector<int> reads,
   return step;
 }
 
-void Program::add_kscaled_linear(const KScaledLinearSpec& s) {
+void Program::add(const OpDef& op, const std::string& name, const std::vector<Source>& inputs, const std::vector<int>& outputs,
+                  const Attributes& attributes) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  check_dimension(s.name, "tokens", s.tokens);
-  check_dimension(s.name, "in_features", s.in_features);
-  check_dimension(s.name, "out_features", s.out_features);
-  if (s.in_features > kMaxInFeatures) {
-    fail(s.name, "in_features is " + number(s.in_features) + ", at most " + number(kMaxInFeatures) + " keep the sum inside int32");
+  std::vector<Operand> operands;
+  for (const Source& source : inputs) {
+    Operand operand{source.type, source.shape, source.data};
+    if (source.data == nullptr) operand.shape.insert(operand.shape.begin(), Sizes::kUnknown);
+    operands.push_back(std::move(operand));
   }
-  check_columns(s.name, "x", s.x_width, s.x_offset, s.in_features);
-  check_value(s.name, "x", s.x, product(s.name, {s.tokens, s.x_width}));
-  check_value(s.name, "y", s.y, product(s.name, {s.tokens, s.out_features, s.float_output ? 4 : 1}));
-  check_size(s.name, "weight", s.weight, {s.out_features, s.in_features});
-  check_floats(s.name, "token_scale", s.token_scale, {s.tokens});
-  check_floats(s.name, "channel_scale", s.channel_scale, {s.out_features});
-  check_floats(s.name, "bias", s.bias, {s.out_features});
-  check_floats(s.name, "out_token_scale", s.out_token_scale, {s.tokens});
-  const bool has_table = s.table.size > 0 || s.table_id.size > 0;
-  if (has_table && s.float_output) fail(s.name, "a table needs the int8 output");
-  if (has_table) check_tables(s.name, s.table, s.table_id, s.out_features, -1);
-
-  Step step = new_step(s.name, {s.x}, {s.y});
-  const KScaledLinearCpu& cpu = kscaled_linear_cpu(isa_);
-  KScaledLinearParams params;
-  params.tokens = static_cast<int32_t>(s.tokens);
-  params.in_features = static_cast<int32_t>(s.in_features);
-  params.out_features = static_cast<int32_t>(s.out_features);
-  params.x_stride = s.x_width;
-  params.token_scale = keep(s.token_scale);
-  params.channel_scale = keep(s.channel_scale);
-  params.bias = keep(s.bias);
-  params.out_token_scale = keep(s.out_token_scale);
-  params.table = keep(s.table);
-  params.table_id = keep(s.table_id);
-  params.weight = s.weight.data;
-  const void* packed = pack(cpu, params);
-  params.weight = packed != nullptr ? nullptr : keep(s.weight);
-
-  step.scratch_bytes = [cpu, params](int64_t batch, int threads) {
-    KScaledLinearParams p = params;
-    p.rows = batch * p.tokens;
-    return cpu.scratch_bytes(p, threads);
-  };
-  step.run = [cpu, params, packed, x = s.x, y = s.y, offset = s.x_offset, to_float = s.float_output](int64_t batch, uint8_t* const* values,
-                                                                                                     void* scratch, int threads) {
-    KScaledLinearParams p = params;
-    p.rows = batch * p.tokens;
-    p.x = as_int8(values[x]) + offset;
-    if (to_float) {
-      p.y_float = as_float(values[y]);
-    } else {
-      p.y_int8 = as_int8(values[y]);
-    }
-    cpu.run(p, packed, scratch, threads);
-  };
-  steps_.push_back(std::move(step));
-}
-
-void Program::add_quant_conv1d_silu(const QuantConv1dSiluSpec& s) {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  check_dimension(s.name, "tokens", s.tokens);
-  check_dimension(s.name, "channels", s.channels);
-  check_columns(s.name, "x", s.x_width, s.x_offset, s.channels);
-  check_value(s.name, "x", s.x, product(s.name, {s.tokens, s.x_width}));
-  check_value(s.name, "u_forward", s.u[0], product(s.name, {s.tokens, s.channels}));
-  check_value(s.name, "u_backward", s.u[1], product(s.name, {s.tokens, s.channels}));
-  check_size(s.name, "weight", s.weight, {2, s.channels, 4});
-  check_floats(s.name, "channel_scale", s.channel_scale, {2, s.channels});
-  check_floats(s.name, "bias", s.bias, {2, s.channels});
-  check_tables(s.name, s.table, s.table_id, 2 * s.channels, 0);
-
-  Step step = new_step(s.name, {s.x}, {s.u[0], s.u[1]});
-  const QuantConv1dSiluCpu& cpu = quant_conv1d_silu_cpu(isa_);
-  QuantConv1dSiluParams params;
-  params.tokens = static_cast<int32_t>(s.tokens);
-  params.channels = static_cast<int32_t>(s.channels);
-  params.x_stride = s.x_width;
-  params.weight = keep(s.weight);
-  params.channel_scale = keep(s.channel_scale);
-  params.bias = keep(s.bias);
-  params.table = keep(s.table);
-  params.table_id = keep(s.table_id);
-  const void* packed = pack(cpu, params);
-
-  step.scratch_bytes = [cpu, params](int64_t batch, int threads) {
-    QuantConv1dSiluParams p = params;
-    p.batch = batch;
-    return cpu.scratch_bytes(p, threads);
-  };
-  step.run = [cpu, params, packed, x = s.x, u0 = s.u[0], u1 = s.u[1], offset = s.x_offset](int64_t batch, uint8_t* const* values,
-                                                                                           void* scratch, int threads) {
-    QuantConv1dSiluParams p = params;
-    p.batch = batch;
-    p.x = as_int8(values[x]) + offset;
-    p.u[0] = as_int8(values[u0]);
-    p.u[1] = as_int8(values[u1]);
-    cpu.run(p, packed, scratch, threads);
-  };
-  steps_.push_back(std::move(step));
-}
-
-void Program::add_bidirectional_scan(const BidirectionalScanSpec& s) {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  check_dimension(s.name, "tokens", s.tokens);
-  check_dimension(s.name, "channels", s.channels);
-  check_dimension(s.name, "channels times states", product(s.name, {2, s.channels, s.states}));
-  if (s.states != 8 && s.states != 16) fail(s.name, "the state size is " + number(s.states) + ", expected 8 or 16");
-  check_columns(s.name, "bc", s.bc_width, s.bc_offset, 2 * s.states);
-  check_columns(s.name, "gate", s.gate_width, s.gate_offset, s.channels);
-  const int64_t bytes = product(s.name, {s.tokens, s.channels});
-  const int64_t bc_bytes = product(s.name, {s.tokens, s.bc_width});
-  check_value(s.name, "u_forward", s.u[0], bytes);
-  check_value(s.name, "u_backward", s.u[1], bytes);
-  check_value(s.name, "delta_forward", s.delta[0], bytes);
-  check_value(s.name, "delta_backward", s.delta[1], bytes);
-  check_value(s.name, "bc_forward", s.bc[0], bc_bytes);
-  check_value(s.name, "bc_backward", s.bc[1], bc_bytes);
-  check_value(s.name, "gate", s.gate, product(s.name, {s.tokens, s.gate_width}));
-  check_value(s.name, "y", s.y, bytes);
-  check_floats(s.name, "a_log2", s.a_log2, {2, s.channels, s.states});
-  check_floats(s.name, "decay_tok", s.decay_tok, {2, s.tokens});
-  check_floats(s.name, "input_scale", s.input_scale, {2, s.channels});
-  check_floats(s.name, "b_scale_state", s.b_scale_state, {2, s.states});
-  check_floats(s.name, "b_scale_tok", s.b_scale_tok, {2, s.tokens});
-  check_floats(s.name, "c_scale_state", s.c_scale_state, {2, s.states});
-  check_floats(s.name, "c_scale_tok", s.c_scale_tok, {2, s.tokens});
-  check_floats(s.name, "y_scale", s.y_scale, {2, s.channels});
-  check_floats(s.name, "skip_scale", s.skip_scale, {2, s.channels});
-  check_floats(s.name, "gate_scale", s.gate_scale, {s.channels});
-  check_floats(s.name, "out_inv_scale_tok", s.out_inv_scale_tok, {s.tokens});
-
-  Step step = new_step(s.name, {s.u[0], s.u[1], s.delta[0], s.delta[1], s.bc[0], s.bc[1], s.gate}, {s.y});
-  const BidirectionalScanCpu& cpu = bidirectional_scan_cpu(isa_);
-  BidirectionalScanParams params;
-  params.tokens = static_cast<int32_t>(s.tokens);
-  params.channels = static_cast<int32_t>(s.channels);
-  params.states = static_cast<int32_t>(s.states);
-  params.state_int8 = s.state_int8;
-  params.bc_stride = s.bc_width;
-  params.gate_stride = s.gate_width;
-  params.a_log2 = keep(s.a_log2);
-  params.decay_tok = keep(s.decay_tok);
-  params.input_scale = keep(s.input_scale);
-  params.b_scale_state = keep(s.b_scale_state);
-  params.b_scale_tok = keep(s.b_scale_tok);
-  params.c_scale_state = keep(s.c_scale_state);
-  params.c_scale_tok = keep(s.c_scale_tok);
-  params.y_scale = keep(s.y_scale);
-  params.skip_scale = keep(s.skip_scale);
-  params.gate_scale = keep(s.gate_scale);
-  params.out_inv_scale_tok = keep(s.out_inv_scale_tok);
-  const void* packed = pack(cpu, params);
-
-  struct Ids {
-    int u[2], delta[2], bc[2], gate, y;
-    int64_t bc_offset, gate_offset;
-  };
-  const Ids ids = {{s.u[0], s.u[1]}, {s.delta[0], s.delta[1]}, {s.bc[0], s.bc[1]}, s.gate, s.y, s.bc_offset, s.gate_offset};
-  step.scratch_bytes = [cpu, params](int64_t batch, int threads) {
-    BidirectionalScanParams p = params;
-    p.batch = batch;
-    return cpu.scratch_bytes(p, threads);
-  };
-  step.run = [cpu, params, packed, ids](int64_t batch, uint8_t* const* values, void* scratch, int threads) {
-    BidirectionalScanParams p = params;
-    p.batch = batch;
-    for (int d = 0; d < 2; ++d) {
-      p.u[d] = as_int8(values[ids.u[d]]);
-      p.delta[d] = as_int8(values[ids.delta[d]]);
-      p.bc[d] = as_int8(values[ids.bc[d]]) + ids.bc_offset;
-    }
-    p.gate = as_int8(values[ids.gate]) + ids.gate_offset;
-    p.y = as_int8(values[ids.y]);
-    cpu.run(p, packed, scratch, threads);
-  };
-  steps_.push_back(std::move(step));
-}
-
-void Program::add_add_rms_norm_quant(const AddRmsNormQuantSpec& s) {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  check_dimension(s.name, "tokens", s.tokens);
-  check_dimension(s.name, "features", s.features);
-  const int64_t bytes = product(s.name, {s.tokens, s.features, 4});
-  check_value(s.name, "hidden", s.hidden, bytes);
-  const bool is_shared = s.residual < 0;
-  if (is_shared && s.residual_constant.data == nullptr) fail(s.name, "neither residual nor residual_constant is given");
-  if (!is_shared && s.residual_constant.data != nullptr) fail(s.name, "both residual and residual_constant are given");
-  if (is_shared) {
-    check_floats(s.name, "residual_constant", s.residual_constant, {s.tokens, s.features});
-  } else {
-    check_value(s.name, "residual", s.residual, bytes);
+  Arguments node;
+  try {
+    node = resolve(op, operands, attributes);
+    check_counts(op, inputs.size(), outputs.size());
+  } catch (const OpError& error) {
+    fail(name, error.what());
   }
-  check_value(s.name, "residual_out", s.residual_out, bytes);
-  check_value(s.name, "y", s.y, bytes / 4);
-  check_floats(s.name, "gain", s.gain, {s.features});
-  check_floats(s.name, "inv_scale_tok", s.inv_scale_tok, {s.tokens});
-  if (!std::isfinite(s.epsilon) || s.epsilon <= 0.0f) fail(s.name, "epsilon must be positive and finite");
+  std::vector<int> reads;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (inputs[i].data != nullptr) continue;
+    check_value(name, op.inputs[i].name.c_str(), inputs[i].value, type_bytes(inputs[i].type) * product(name, inputs[i].shape));
+    reads.push_back(inputs[i].value);
+  }
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    std::vector<int64_t> shape = output_shape(op, i, node.sizes);
+    shape.erase(shape.begin());  // the batch
+    check_value(name, op.outputs[i].name.c_str(), outputs[i], type_bytes(output_type(op, i, attributes)) * product(name, shape));
+  }
 
-  Step step = new_step(s.name, is_shared ? std::vector<int>{s.hidden} : std::vector<int>{s.hidden, s.residual}, {s.residual_out, s.y});
-  const AddRmsNormQuantCpu& cpu = add_rms_norm_quant_cpu(isa_);
-  AddRmsNormQuantParams params;
-  params.tokens = static_cast<int32_t>(s.tokens);
-  params.features = static_cast<int32_t>(s.features);
-  params.residual_is_shared = is_shared;
-  params.epsilon = s.epsilon;
-  params.gain = keep(s.gain);
-  params.inv_scale_tok = keep(s.inv_scale_tok);
-  if (is_shared) params.residual = keep(s.residual_constant);
-  const void* packed = pack(cpu, params);
-
-  step.scratch_bytes = [cpu, params](int64_t batch, int threads) {
-    AddRmsNormQuantParams p = params;
-    p.rows = batch * p.tokens;
-    return cpu.scratch_bytes(p, threads);
+  Step step = new_step(name, reads, outputs);
+  const CpuOperator& cpu = cpu_operator_of(op);
+  const size_t packed_bytes = cpu.packed_bytes(isa_, node);
+  const void* packed = nullptr;
+  if (packed_bytes > 0) {
+    take_constant_bytes(packed_bytes);
+    AlignedBuffer buffer(packed_bytes);
+    cpu.pack(isa_, node, buffer.data());
+    constants_.push_back(std::move(buffer));
+    packed = constants_.back().data();
+  }
+  std::vector<int> values;  // of the inputs; -1: a constant
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    values.push_back(inputs[i].data == nullptr ? inputs[i].value : -1);
+    if (inputs[i].data == nullptr) continue;
+    const bool is_needed = packed == nullptr || !op.inputs[i].is_packed;
+    const size_t bytes = static_cast<size_t>(type_bytes(inputs[i].type) * product(name, inputs[i].shape));
+    node.inputs[i] = is_needed ? keep(inputs[i].data, bytes) : nullptr;
+  }
+  const bool follows_batch = node.sizes['R'] == Sizes::kUnknown;
+  const auto with_batch = [node, follows_batch](int64_t batch) {
+    Arguments arguments = node;
+    arguments.sizes['B'] = batch;
+    if (follows_batch) arguments.sizes['R'] = batch;
+    return arguments;
   };
-  step.run = [cpu, params, packed, hidden = s.hidden, residual = s.residual, residual_out = s.residual_out, y = s.y](
-                 int64_t batch, uint8_t* const* values, void* scratch, int threads) {
-    AddRmsNormQuantParams p = params;
-    p.rows = batch * p.tokens;
-    p.hidden = as_float(values[hidden]);
-    if (residual >= 0) p.residual = as_float(values[residual]);
-    p.residual_out = as_float(values[residual_out]);
-    p.y = as_int8(values[y]);
-    cpu.run(p, packed, scratch, threads);
+  step.scratch_bytes = [&cpu, isa = isa_, with_batch](int64_t batch, int threads) {
+    return cpu.scratch_bytes(isa, with_batch(batch), threads);
+  };
+  step.run = [&cpu, isa = isa_, with_batch, packed, values, outputs](int64_t batch, uint8_t* const* memory, void* scratch, int threads) {
+    Arguments arguments = with_batch(batch);
+    for (size_t i = 0; i < values.size(); ++i) {
+      if (values[i] >= 0) arguments.inputs[i] = memory[values[i]];
+    }
+    for (size_t i = 0; i < outputs.size(); ++i) arguments.outputs[i] = memory[outputs[i]];
+    cpu.run(isa, arguments, packed, scratch, threads);
   };
   steps_.push_back(std::move(step));
 }
@@ -482,7 +264,8 @@ void Program::add_gather(const GatherSpec& s) {
   }
 
   Step step = new_step(s.name, {s.x}, {s.y});
-  step.run = [x = s.x, y = s.y, outer = s.outer, axis_length = s.axis_length, inner_bytes = s.inner_bytes, indices = keep(s.indices),
+  step.run = [x = s.x, y = s.y, outer = s.outer, axis_length = s.axis_length, inner_bytes = s.inner_bytes,
+              indices = static_cast<const int64_t*>(keep(s.indices.data, s.indices.size * sizeof(int64_t))),
               count](int64_t batch, uint8_t* const* values, void*, int threads) {
     gather(batch * outer, axis_length, inner_bytes, indices, count, values[x], values[y], threads);
   };

@@ -2,7 +2,7 @@
 //
 //   Program program(available_isas().front(), threads);
 //   const int x = program.add_value(bytes), y = program.add_value(bytes);
-//   program.add_kscaled_linear({...});
+//   program.add(operator_named("KScaledLinear"), "in_proj", {{x, Type::kInt8, {tokens, features}}, ...}, {y}, attributes);
 //   program.finalize({x}, {y});
 //   program.run(batch, {x_pointer}, {y_pointer});
 //
@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "plugins/common/isa.h"
+#include "plugins/common/op.h"
 #include "plugins/common/threads.h"
 
 namespace vimtrt {
@@ -32,82 +33,12 @@ struct Array {
   size_t size = 0;
 };
 
-// The arguments of the add_ functions: shapes and meanings are docs/numerics.md's. Integers named like values (x, y, ...) are value ids.
-
-struct KScaledLinearSpec {
-  std::string name;
-  int x = -1;  // int8 [tokens, x_width]
-  int y = -1;  // int8 or fp32 [tokens, out_features]
-  int64_t tokens = 0;
-  int64_t in_features = 0;
-  int64_t out_features = 0;
-  int64_t x_width = 0;
-  int64_t x_offset = 0;
-  Array<int8_t> weight;
-  Array<float> token_scale;
-  Array<float> channel_scale;
-  Array<float> bias;
-  Array<float> out_token_scale;
-  Array<int8_t> table;      // empty: no tables
-  Array<int32_t> table_id;  // empty with it
-  bool float_output = false;
-};
-
-struct QuantConv1dSiluSpec {
-  std::string name;
-  int x = -1;           // int8 [tokens, x_width]
-  int u[2] = {-1, -1};  // forward, backward: int8 [tokens, channels]
-  int64_t tokens = 0;
-  int64_t channels = 0;
-  int64_t x_width = 0;
-  int64_t x_offset = 0;
-  Array<int8_t> weight;
-  Array<float> channel_scale;
-  Array<float> bias;
-  Array<int8_t> table;
-  Array<int32_t> table_id;
-};
-
-struct BidirectionalScanSpec {
-  std::string name;
-  int u[2] = {-1, -1};      // forward, backward: int8 [tokens, channels]
-  int delta[2] = {-1, -1};  // int8 [tokens, channels]
-  int bc[2] = {-1, -1};     // int8 [tokens, bc_width]
-  int gate = -1;            // int8 [tokens, gate_width]
-  int y = -1;               // int8 [tokens, channels]
-  int64_t tokens = 0;
-  int64_t channels = 0;
-  int64_t states = 0;
-  int64_t bc_width = 0;
-  int64_t bc_offset = 0;
-  int64_t gate_width = 0;
-  int64_t gate_offset = 0;
-  bool state_int8 = true;
-  Array<float> a_log2;
-  Array<float> decay_tok;
-  Array<float> input_scale;
-  Array<float> b_scale_state;
-  Array<float> b_scale_tok;
-  Array<float> c_scale_state;
-  Array<float> c_scale_tok;
-  Array<float> y_scale;
-  Array<float> skip_scale;
-  Array<float> gate_scale;
-  Array<float> out_inv_scale_tok;
-};
-
-struct AddRmsNormQuantSpec {
-  std::string name;
-  int hidden = -1;                 // fp32 [tokens, features]
-  int residual = -1;               // fp32 [tokens, features], or -1:
-  Array<float> residual_constant;  // [tokens, features], the same for every sample
-  int residual_out = -1;           // fp32 [tokens, features]
-  int y = -1;                      // int8 [tokens, features]
-  int64_t tokens = 0;
-  int64_t features = 0;
-  Array<float> gain;
-  Array<float> inv_scale_tok;
-  float epsilon = 0.0f;
+// An input of a node: an activation (a value and its shape of one sample) or a constant (its whole shape and its values).
+struct Source {
+  int value = -1;
+  Type type;
+  std::vector<int64_t> shape;
+  const void* data = nullptr;
 };
 
 // y, dense of `shape`, takes x's element src_offset + sum(index[d] * src_strides[d]): a Transpose, a Slice, a Flip, a broadcast.
@@ -160,10 +91,9 @@ class Program {
   void set_threads(int threads);
 
   int add_value(int64_t bytes_per_sample);
-  void add_kscaled_linear(const KScaledLinearSpec& spec);
-  void add_quant_conv1d_silu(const QuantConv1dSiluSpec& spec);
-  void add_bidirectional_scan(const BidirectionalScanSpec& spec);
-  void add_add_rms_norm_quant(const AddRmsNormQuantSpec& spec);
+  // A node of an operator; constants are copied.
+  void add(const OpDef& op, const std::string& name, const std::vector<Source>& inputs, const std::vector<int>& outputs,
+           const Attributes& attributes);
   void add_copy(const CopySpec& spec);
   void add_gather(const GatherSpec& spec);
 
@@ -196,10 +126,7 @@ class Program {
     std::function<void(int64_t batch, uint8_t* const* values, void* scratch, int threads)> run;
   };
 
-  template <class Cpu, class Params>
-  const void* pack(const Cpu& cpu, const Params& params);
-  template <class T>
-  const T* keep(const Array<T>& array);
+  const void* keep(const void* data, size_t bytes);
   void check_value(const std::string& name, const char* role, int value, int64_t bytes) const;
   Step new_step(const std::string& name, std::vector<int> reads, std::vector<int> writes) const;
   void take_constant_bytes(size_t bytes);

@@ -137,6 +137,6 @@ void run(const QuantConv1dSiluParams& p, const void* packed, void*, int threads)
 
 }  // namespace
 
-const QuantConv1dSiluCpu kQuantConv1dSiluAvx2 = {packed_bytes, pack, scratch_bytes, run};
+const CpuKernels<QuantConv1dSiluParams> kQuantConv1dSiluAvx2 = {packed_bytes, pack, scratch_bytes, run};
 
 }  // namespace vimtrt

@@ -10,12 +10,6 @@ namespace {
 
 constexpr int kWidth = 4;
 
-size_t no_packed_bytes(const QuantConv1dSiluParams&) { return 0; }
-
-void no_pack(const QuantConv1dSiluParams&, void*) {}
-
-size_t no_scratch_bytes(const QuantConv1dSiluParams&, int) { return 0; }
-
 void run(const QuantConv1dSiluParams& p, const void*, void*, int threads) {
   const int64_t L = p.tokens, E = p.channels;
   run_workers(threads, RangeCut(p.batch * L, 1), [&](int, auto& pieces) {
@@ -40,17 +34,6 @@ void run(const QuantConv1dSiluParams& p, const void*, void*, int threads) {
 
 }  // namespace
 
-const QuantConv1dSiluCpu kQuantConv1dSiluGeneric = {no_packed_bytes, no_pack, no_scratch_bytes, run};
-
-const QuantConv1dSiluCpu& quant_conv1d_silu_cpu(Isa isa) {
-#if VIMTRT_X86
-  if (isa == Isa::kAvx512 || isa == Isa::kAmx) return kQuantConv1dSiluAvx512;
-  if (isa == Isa::kAvx2 || isa == Isa::kAvxVnni) return kQuantConv1dSiluAvx2;
-#elif VIMTRT_AARCH64
-  if (isa == Isa::kNeon) return kQuantConv1dSiluNeon;
-#endif
-  (void)isa;
-  return kQuantConv1dSiluGeneric;
-}
+const CpuKernels<QuantConv1dSiluParams> kQuantConv1dSiluGeneric = {no_packed_bytes, no_pack, no_scratch_bytes, run};
 
 }  // namespace vimtrt

@@ -74,8 +74,6 @@ void run_direction(const QuantConv1dSiluParams& p, const Direction& w, int d, in
   }
 }
 
-size_t no_scratch(const QuantConv1dSiluParams&, int) { return 0; }
-
 void run(const QuantConv1dSiluParams& p, const void* packed, void*, int threads) {
   const int64_t blocks = block_count(p), chunks = (p.tokens + kChunkTokens - 1) / kChunkTokens;
   run_workers(threads, RangeCut(p.batch * chunks * blocks, 1), [&](int, auto& pieces) {
@@ -91,6 +89,6 @@ void run(const QuantConv1dSiluParams& p, const void* packed, void*, int threads)
 
 }  // namespace
 
-const QuantConv1dSiluCpu kQuantConv1dSiluNeon = {packed_bytes, pack, no_scratch, run};
+const CpuKernels<QuantConv1dSiluParams> kQuantConv1dSiluNeon = {packed_bytes, pack, no_scratch_bytes, run};
 
 }  // namespace vimtrt

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from pyvimtrt.errors import BackendError, NetworkError
 from pyvimtrt.graph.network import Network, Node
+from pyvimtrt.graph.operators import PLUGIN_ATTRIBUTES
 from pyvimtrt.native import require_native
 from pyvimtrt.runtime.engine import Engine
 
@@ -100,17 +101,13 @@ class _Translator:
         self.program = program
         self.ids: dict[str, int] = {}
         self._add: dict[str, Callable[[Node], None]] = {
-            "KScaledLinear": self._kscaled_linear,
-            "QuantConv1dSiLU": self._quant_conv1d_silu,
-            "BidirectionalScan": self._bidirectional_scan,
-            "AddRMSNormQuant": self._add_rms_norm_quant,
             "Reshape": self._reshape,
             "Transpose": self._transpose,
             "Gather": self._gather,
         }
 
     def add(self, node: Node) -> None:
-        self._add[node.op](node)
+        self._add.get(node.op, self._operator)(node)
 
     def value(self, name: str) -> int:
         """Return the id of an activation, new where it has none yet."""
@@ -122,69 +119,14 @@ class _Translator:
     def _shape(self, name: str) -> tuple[int, ...]:
         return self.network.values[name].shape
 
-    def _constants(self, node: Node, names: str) -> dict[str, npt.NDArray[Any]]:
-        """Return the node's trailing constant inputs by the argument names of the native call."""
-        keys = names.split()
-        return dict(zip(keys, (self.network.constant(name) for name in node.inputs[-len(keys) :]), strict=True))
-
-    def _kscaled_linear(self, node: Node) -> None:
-        names = "weight token_scale channel_scale bias out_token_scale" + (" table table_id" if len(node.inputs) == 8 else "")
-        _, tokens, width = self._shape(node.inputs[0])
-        self.program.add_kscaled_linear(
-            name=node.name,
-            x=self.value(node.inputs[0]),
-            y=self.value(node.outputs[0]),
-            tokens=tokens,
-            x_width=width,
-            x_offset=node.attributes["x_offset"],
-            float_output=node.attributes["out_type"] == "float32",
-            **self._constants(node, names),
-        )
-
-    def _quant_conv1d_silu(self, node: Node) -> None:
-        _, tokens, width = self._shape(node.inputs[0])
-        self.program.add_quant_conv1d_silu(
-            name=node.name,
-            x=self.value(node.inputs[0]),
-            u_forward=self.value(node.outputs[0]),
-            u_backward=self.value(node.outputs[1]),
-            tokens=tokens,
-            x_width=width,
-            x_offset=node.attributes["x_offset"],
-            **self._constants(node, "weight channel_scale bias table table_id"),
-        )
-
-    def _bidirectional_scan(self, node: Node) -> None:
-        activations = ["u_forward", "u_backward", "delta_forward", "delta_backward", "bc_forward", "bc_backward", "gate"]
-        self.program.add_bidirectional_scan(
-            name=node.name,
-            **{key: self.value(name) for key, name in zip(activations, node.inputs, strict=False)},
-            y=self.value(node.outputs[0]),
-            tokens=self._shape(node.outputs[0])[1],
-            bc_width=self._shape(node.inputs[4])[2],
-            bc_offset=node.attributes["bc_offset"],
-            gate_width=self._shape(node.inputs[6])[2],
-            gate_offset=node.attributes["gate_offset"],
-            state_int8=node.attributes["state"] == "int8",
-            **self._constants(
-                node,
-                "a_log2 decay_tok input_scale b_scale_state b_scale_tok c_scale_state c_scale_tok y_scale skip_scale gate_scale out_inv_scale_tok",
-            ),
-        )
-
-    def _add_rms_norm_quant(self, node: Node) -> None:
-        residual = self.network.values[node.inputs[1]]
-        self.program.add_add_rms_norm_quant(
-            name=node.name,
-            hidden=self.value(node.inputs[0]),
-            residual=None if residual.data is not None else self.value(node.inputs[1]),
-            residual_constant=None if residual.data is None else residual.data[0],
-            residual_out=self.value(node.outputs[0]),
-            y=self.value(node.outputs[1]),
-            tokens=self._shape(node.outputs[0])[1],
-            epsilon=node.attributes["epsilon"],
-            **self._constants(node, "gain inv_scale_tok"),
-        )
+    def _operator(self, node: Node) -> None:
+        inputs = []
+        for name in node.inputs:
+            value = self.network.values[name]
+            data = None if value.data is None else np.ascontiguousarray(value.data)
+            inputs.append((self.value(name), value.dtype, value.shape[1:]) if data is None else data)
+        attributes = {name: value for name, value in node.attributes.items() if name not in PLUGIN_ATTRIBUTES}
+        self.program.add(node.op, node.name, inputs, [self.value(name) for name in node.outputs], attributes)
 
     def _reshape(self, node: Node) -> None:
         self.ids[node.outputs[0]] = self.value(node.inputs[0])

@@ -371,43 +371,16 @@ void gather(test::Stream& stream, Memory& x, Memory& y, Memory& indices, int64_t
   });
 }
 
-nb::list described(const std::vector<TensorSpec>& tensors) {
-  nb::list all;
-  for (const TensorSpec& tensor : tensors) {
-    std::string shape;
-    for (const int32_t size : tensor.shape)
-      shape += (shape.empty() ? "" : " ") + (size < 0 ? std::string(1, static_cast<char>(-size)) : std::to_string(size));
-    all.append(nb::make_tuple(tensor.name, name_of(kTypes, tensor.type), shape));
-  }
-  return all;
-}
-
-// Every creator with its schema: name -> version, namespace, field types, inputs, outputs, attributes, optional.
+// Every creator: name -> version, namespace, field types.
 nb::dict describe() {
   nb::dict all;
   for (nvinfer1::IPluginCreatorV3One* creator : creators()) {
-    const Schema& schema = static_cast<PluginCreator*>(creator)->schema();
-    nb::dict one, fields, attributes;
+    nb::dict one, fields;
     const nvinfer1::PluginFieldCollection* names = creator->getFieldNames();
     for (int32_t i = 0; i < names->nbFields; ++i) fields[names->fields[i].name] = name_of(kFieldTypes, names->fields[i].type);
-    for (const Attribute& attribute : schema.attributes) {
-      if (attribute.type == PluginFieldType::kINT32) {
-        attributes[attribute.name] = nb::int_(attribute.integer);
-      } else if (attribute.type == PluginFieldType::kFLOAT32) {
-        attributes[attribute.name] = nb::float_(attribute.real);
-      } else {
-        nb::list choices;
-        for (const char* choice : attribute.choices) choices.append(choice);
-        attributes[attribute.name] = choices;
-      }
-    }
     one["version"] = creator->getPluginVersion();
     one["namespace"] = creator->getPluginNamespace();
     one["fields"] = fields;
-    one["inputs"] = described(schema.inputs);
-    one["outputs"] = described(schema.outputs);
-    one["attributes"] = attributes;
-    one["optional"] = schema.optional;
     all[creator->getPluginName()] = one;
   }
   return all;

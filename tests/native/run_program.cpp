@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "plugins/operators.h"
 #include "plugins/python/program.h"
 
 using namespace vimtrt;
@@ -115,92 +116,48 @@ bool read_call(Call& call) {
   return true;
 }
 
-void add_linear(Program& program, const Call& call) {
-  KScaledLinearSpec s;
-  s.name = call.field("name").text;
-  s.x = call.value("x");
-  s.y = call.value("y");
-  s.tokens = call.integer("tokens");
-  s.x_width = call.integer("x_width");
-  s.x_offset = call.integer("x_offset");
-  s.out_features = call.dimension("weight", 0);
-  s.in_features = call.dimension("weight", 1);
-  s.float_output = call.integer("float_output") != 0;
-  s.weight = call.array<int8_t>("weight");
-  s.token_scale = call.array<float>("token_scale");
-  s.channel_scale = call.array<float>("channel_scale");
-  s.bias = call.array<float>("bias");
-  s.out_token_scale = call.array<float>("out_token_scale");
-  s.table = call.array<int8_t>("table");
-  s.table_id = call.array<int32_t>("table_id");
-  program.add_kscaled_linear(s);
-}
-
-void add_conv(Program& program, const Call& call) {
-  QuantConv1dSiluSpec s;
-  s.name = call.field("name").text;
-  s.x = call.value("x");
-  s.u[0] = call.value("u_forward");
-  s.u[1] = call.value("u_backward");
-  s.tokens = call.integer("tokens");
-  s.x_width = call.integer("x_width");
-  s.x_offset = call.integer("x_offset");
-  s.channels = call.dimension("weight", 1);
-  s.weight = call.array<int8_t>("weight");
-  s.channel_scale = call.array<float>("channel_scale");
-  s.bias = call.array<float>("bias");
-  s.table = call.array<int8_t>("table");
-  s.table_id = call.array<int32_t>("table_id");
-  program.add_quant_conv1d_silu(s);
-}
-
-void add_scan(Program& program, const Call& call) {
-  BidirectionalScanSpec s;
-  s.name = call.field("name").text;
-  const char* directions[2] = {"forward", "backward"};
-  for (int d = 0; d < 2; ++d) {
-    s.u[d] = call.value(std::string("u_") + directions[d]);
-    s.delta[d] = call.value(std::string("delta_") + directions[d]);
-    s.bc[d] = call.value(std::string("bc_") + directions[d]);
+Type type_named(const std::string& name) {
+  for (const Type type : {Type::kInt8, Type::kInt32, Type::kFloat32}) {
+    if (name == type_name(type)) return type;
   }
-  s.gate = call.value("gate");
-  s.y = call.value("y");
-  s.tokens = call.integer("tokens");
-  s.channels = call.dimension("a_log2", 1);
-  s.states = call.dimension("a_log2", 2);
-  s.bc_width = call.integer("bc_width");
-  s.bc_offset = call.integer("bc_offset");
-  s.gate_width = call.integer("gate_width");
-  s.gate_offset = call.integer("gate_offset");
-  s.state_int8 = call.integer("state_int8") != 0;
-  s.a_log2 = call.array<float>("a_log2");
-  s.decay_tok = call.array<float>("decay_tok");
-  s.input_scale = call.array<float>("input_scale");
-  s.b_scale_state = call.array<float>("b_scale_state");
-  s.b_scale_tok = call.array<float>("b_scale_tok");
-  s.c_scale_state = call.array<float>("c_scale_state");
-  s.c_scale_tok = call.array<float>("c_scale_tok");
-  s.y_scale = call.array<float>("y_scale");
-  s.skip_scale = call.array<float>("skip_scale");
-  s.gate_scale = call.array<float>("gate_scale");
-  s.out_inv_scale_tok = call.array<float>("out_inv_scale_tok");
-  program.add_bidirectional_scan(s);
+  throw std::runtime_error("unknown type " + name);
 }
 
-void add_norm(Program& program, const Call& call) {
-  AddRmsNormQuantSpec s;
-  s.name = call.field("name").text;
-  s.hidden = call.value("hidden");
-  s.residual = call.has("residual") ? call.value("residual") : -1;
-  s.residual_constant = call.array<float>("residual_constant");
-  s.residual_out = call.value("residual_out");
-  s.y = call.value("y");
-  s.tokens = call.integer("tokens");
-  s.features = call.dimension("gain", 0);
-  s.gain = call.array<float>("gain");
-  s.inv_scale_tok = call.array<float>("inv_scale_tok");
-  s.epsilon = static_cast<float>(call.field("epsilon").number);
-  program.add_add_rms_norm_quant(s);
+// Input i is a value (value0, type0, shape0) or an array (array0, type0); attributes have their own names after "attribute ".
+void add(Program& program, const Call& call) {
+  const OpDef& op = operator_named(call.field("op").text);
+  std::vector<Source> inputs;
+  for (int i = 0; call.has("type" + std::to_string(i)); ++i) {
+    const std::string index = std::to_string(i);
+    Source source;
+    source.type = type_named(call.field("type" + index).text);
+    if (call.has("array" + index)) {
+      source.shape = call.field("array" + index).list;
+      source.data = call.field("array" + index).bytes.data();
+    } else {
+      source.value = call.value("value" + index);
+      source.shape = call.field("shape" + index).list;
+    }
+    inputs.push_back(source);
+  }
+  Attributes attributes = default_attributes(op);
+  for (size_t i = 0; i < op.attributes.size(); ++i) {
+    const std::string key = "attribute " + op.attributes[i].name;
+    if (!call.has(key)) continue;
+    const Field& field = call.field(key);
+    switch (op.attributes[i].kind) {
+      case AttributeDef::Kind::kInteger:
+        set_attribute(op, i, field.integer, attributes);
+        break;
+      case AttributeDef::Kind::kReal:
+        set_attribute(op, i, field.number, attributes);
+        break;
+      case AttributeDef::Kind::kText:
+        set_attribute(op, i, field.text, attributes);
+        break;
+    }
+  }
+  program.add(op, call.field("name").text, inputs, call.values("outputs"), attributes);
 }
 
 void add_copy(Program& program, const Call& call) {
@@ -267,14 +224,8 @@ void serve() {
     if (program == nullptr) throw std::runtime_error("there is no program yet");
     if (call.name == "add_value") {
       program->add_value(call.integer("bytes_per_sample"));
-    } else if (call.name == "add_kscaled_linear") {
-      add_linear(*program, call);
-    } else if (call.name == "add_quant_conv1d_silu") {
-      add_conv(*program, call);
-    } else if (call.name == "add_bidirectional_scan") {
-      add_scan(*program, call);
-    } else if (call.name == "add_add_rms_norm_quant") {
-      add_norm(*program, call);
+    } else if (call.name == "add") {
+      add(*program, call);
     } else if (call.name == "add_copy") {
       add_copy(*program, call);
     } else if (call.name == "add_gather") {

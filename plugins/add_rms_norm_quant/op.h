@@ -1,0 +1,12 @@
+// AddRMSNormQuant as a node (docs/numerics.md), and its parameters for the kernels.
+#pragma once
+
+#include "plugins/add_rms_norm_quant/params.h"
+#include "plugins/common/op.h"
+
+namespace vimtrt {
+
+const OpDef& add_rms_norm_quant_op();
+AddRmsNormQuantParams add_rms_norm_quant_bind(const Arguments& arguments);
+
+}  // namespace vimtrt

@@ -1,0 +1,18 @@
+#include "plugins/common/cpu_operator.h"
+#include "plugins/operators.h"
+
+namespace vimtrt {
+
+#define VIMTRT_OPERATOR(folder) const CpuOperator& folder##_cpu_operator();
+#include "plugins/operators.inc"
+#undef VIMTRT_OPERATOR
+
+const CpuOperator& cpu_operator_of(const OpDef& op) {
+#define VIMTRT_OPERATOR(folder) \
+  if (op.stem == #folder) return folder##_cpu_operator();
+#include "plugins/operators.inc"
+#undef VIMTRT_OPERATOR
+  throw OpError("there is no operator " + op.name);
+}
+
+}  // namespace vimtrt

@@ -1,0 +1,12 @@
+#include "plugins/common/cuda_operator.h"
+#include "plugins/kscaled_linear/kernel.h"
+#include "plugins/kscaled_linear/op.h"
+
+namespace vimtrt {
+
+const CudaOperator& kscaled_linear_cuda_operator() {
+  static const CudaOperator table = cuda_operator<KScaledLinearParams, kscaled_linear_bind, kscaled_linear_launch>();
+  return table;
+}
+
+}  // namespace vimtrt
