@@ -520,12 +520,75 @@ NORM = {
     "large epsilon": lambda: norm(epsilon=0.5),
 }
 
+# AddLayerNormQuant: the same data and more
+
+
+def layer_norm(shift: float = 20.0, seed: int = 0, offset: float = 0.0, **settings: Any) -> Operator:
+    """A norm's inputs, with a shift; ``offset`` is added to all features, so that the mean is far from zero."""
+    of_norm = norm(seed=seed, **settings)
+    rng = np.random.default_rng(seed + 1)
+    inputs = {}
+    for name, array in of_norm.inputs.items():
+        inputs[name] = f32(array + offset) if name in ("hidden", "residual") else array
+        if name == "gain":
+            inputs["shift"] = f32(shift * rng.normal(size=len(array)))
+    attributes = {"epsilon": of_norm.node.attributes["epsilon"]}
+    return Operator("AddLayerNormQuant", inputs, attributes, shared_residual=settings.get("shared", False))
+
+
+def layer_norm_with(change: Callable[[dict[str, Array], np.random.Generator], None], **settings: Any) -> Operator:
+    base = layer_norm(**settings)
+    change(base.inputs, np.random.default_rng(99))
+    return Operator(base.op, base.inputs, {"epsilon": base.node.attributes["epsilon"]}, shared_residual=settings.get("shared", False))
+
+
+def shift_cancels(inputs: dict[str, Array], rng: np.random.Generator) -> None:
+    """All tokens are equal and the shift takes away what the gain gives: what is left is rounding, and y shows it."""
+    inputs["hidden"][...] = inputs["hidden"][:1, :1]
+    inputs["residual"][...] = inputs["residual"][:1, :1]
+    r = (inputs["hidden"] + inputs["residual"])[0, 0].astype(np.float64)
+    inputs["shift"][...] = -inputs["gain"] * (r - r.mean()) / r.std()
+    inputs["inv_scale_tok"][...] = 2.0**23
+
+
+LAYER_NORM = {
+    "base": layer_norm,
+    "shared residual": lambda: layer_norm(shared=True),
+    "shared residual, 3 images": lambda: layer_norm(B=3, shared=True, D=33),
+    "3 images": lambda: layer_norm(B=3),
+    "one token": lambda: layer_norm(L=1),
+    "one token, one image, D=1": lambda: layer_norm(B=1, L=1, D=1),
+    "197 tokens": lambda: layer_norm(B=1, L=197, D=33),
+    **{f"D={D}": functools.partial(layer_norm, D=D) for D in (1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 96, 100, 192, 200)},
+    "far from zero": lambda: layer_norm(offset=1e3, D=200),
+    "very far from zero": lambda: layer_norm(offset=3e7, D=65),
+    "no shift": lambda: layer_norm(shift=0.0),
+    "saturation": lambda: layer_norm(gain=1e6),
+    "infinite": lambda: layer_norm_with(norm_infinite),
+    "equal magnitudes": lambda: layer_norm_with(equal_magnitudes, L=40, D=200, epsilon=1e-12),
+    "shift cancels": lambda: layer_norm_with(shift_cancels, D=200, epsilon=1e-12),
+    "large": lambda: layer_norm(size=1e15),
+    "squares overflow": lambda: layer_norm(size=1e25),
+    "small": lambda: layer_norm(size=1e-3),
+    "zeros": lambda: layer_norm(size=0.0),
+    "cancelling": lambda: layer_norm_with(cancelling, D=33),
+    "subnormal sums": lambda: layer_norm_with(subnormal_sums, D=33),
+    "subnormal squares": lambda: layer_norm_with(subnormal_squares, D=33, epsilon=1.2e-38),
+    "large epsilon": lambda: layer_norm(epsilon=0.5),
+}
+
 CASES = {
     f"{op} {name}": make
-    for op, cases in (("KScaledLinear", LINEAR), ("QuantConv1dSiLU", CONV), ("BidirectionalScan", SCAN), ("AddRMSNormQuant", NORM))
+    for op, cases in (
+        ("KScaledLinear", LINEAR),
+        ("QuantConv1dSiLU", CONV),
+        ("BidirectionalScan", SCAN),
+        ("AddRMSNormQuant", NORM),
+        ("AddLayerNormQuant", LAYER_NORM),
+    )
     for name, make in cases.items()
 }
-BASES = {"KScaledLinear": linear, "QuantConv1dSiLU": conv, "BidirectionalScan": scan, "AddRMSNormQuant": norm}
+BASES = {"KScaledLinear": linear, "QuantConv1dSiLU": conv, "BidirectionalScan": scan, "AddRMSNormQuant": norm, "AddLayerNormQuant": layer_norm}
 
 
 @functools.cache
@@ -597,6 +660,11 @@ LAYERS = {
     "AddRMSNormQuant wide": lambda: norm(B=1, L=3, D=5000),
     "AddRMSNormQuant wide, shared residual": lambda: norm(B=3, L=5, D=1100, shared=True),
     **{f"AddRMSNormQuant {D} features": functools.partial(norm, B=1, L=3, D=D) for D in (1, 31, 33, 255, 256, 257, 511, 512, 513, 766, 769, 1027)},
+    "AddLayerNormQuant layer": lambda: layer_norm(B=1, L=197, D=192),
+    "AddLayerNormQuant 9 images": lambda: layer_norm(B=9, L=65, D=384),
+    "AddLayerNormQuant wide": lambda: layer_norm(B=1, L=3, D=5000, offset=3.0),
+    "AddLayerNormQuant wide, shared residual": lambda: layer_norm(B=3, L=5, D=1100, shared=True),
+    **{f"AddLayerNormQuant {D} features": functools.partial(layer_norm, B=1, L=3, D=D) for D in (1, 31, 33, 255, 256, 257, 511, 512, 513, 766, 769, 1027)},
     **{f"KScaledLinear x_offset={n}": functools.partial(linear, C=48, O=33, x_offset=n, beside=32 - n) for n in OFFSETS},
     **{f"KScaledLinear x_offset={n}, C={48 - n}": functools.partial(linear, C=48 - n, O=33, x_offset=n) for n in OFFSETS},
     **{f"QuantConv1dSiLU x_offset={n}": functools.partial(conv, E=48, x_offset=n, beside=32 - n) for n in OFFSETS},
@@ -613,6 +681,7 @@ MANY = {
     "QuantConv1dSiLU": lambda: conv(B=MANY_IMAGES, L=1, E=1),
     "BidirectionalScan": lambda: scan(B=MANY_IMAGES, L=1, E=1, N=8),
     "AddRMSNormQuant": lambda: norm(B=MANY_IMAGES, L=1, D=1),
+    "AddLayerNormQuant": lambda: layer_norm(B=MANY_IMAGES, L=1, D=1),
 }
 
 # Scans whose merge does not fit into shared memory. Narrow needs many blocks, so it runs under one setting and without the watch.

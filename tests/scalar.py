@@ -92,10 +92,7 @@ def add_rms_norm_quant(hidden, residual, gain, inv_scale_tok, *, epsilon):
             p = [exact.exact(0)] * 32
             for i in range(features):
                 p[i % 32] = exact.fma(r[i], r[i], p[i % 32])
-            for s in (16, 8, 4, 2, 1):
-                for j in range(s):
-                    p[j] = exact.add(p[j], p[j + s])
-            mean = exact.div(p[0], features)
+            mean = exact.div(tree(p), features)
             k = exact.div(1, exact.sqrt(exact.add(mean, np.float32(epsilon))))
             for i in range(features):
                 y[b, t, i] = exact.sat8_rne(exact.mul(exact.mul(exact.mul(r[i], k), gain[i].item()), inv_scale_tok[t].item()))
@@ -103,9 +100,41 @@ def add_rms_norm_quant(hidden, residual, gain, inv_scale_tok, *, epsilon):
     return exact.array_f32(residual_out), y
 
 
+def add_layer_norm_quant(hidden, residual, gain, shift, inv_scale_tok, *, epsilon):
+    images, tokens, features = hidden.shape
+    residual_out, y = [], np.empty((images, tokens, features), np.int8)
+    for b in range(images):
+        residual_out.append([])
+        for t in range(tokens):
+            row = residual[b if len(residual) > 1 else 0, t]
+            r = [exact.add(row[i].item(), hidden[b, t, i].item()) for i in range(features)]
+            p = [exact.exact(0)] * 32
+            for i in range(features):
+                p[i % 32] = exact.add(p[i % 32], r[i])
+            mean = exact.div(tree(p), features)
+            d = [exact.add(r[i], -mean) for i in range(features)]
+            p = [exact.exact(0)] * 32
+            for i in range(features):
+                p[i % 32] = exact.fma(d[i], d[i], p[i % 32])
+            k = exact.div(1, exact.sqrt(exact.add(exact.div(tree(p), features), np.float32(epsilon))))
+            for i in range(features):
+                v = exact.fma(exact.mul(d[i], k), gain[i].item(), shift[i].item())
+                y[b, t, i] = exact.sat8_rne(exact.mul(v, inv_scale_tok[t].item()))
+            residual_out[-1].append(r)
+    return exact.array_f32(residual_out), y
+
+
+def tree(p):
+    for s in (16, 8, 4, 2, 1):
+        for j in range(s):
+            p[j] = exact.add(p[j], p[j + s])
+    return p[0]
+
+
 OPERATORS = {
     "KScaledLinear": kscaled_linear,
     "QuantConv1dSiLU": quant_conv1d_silu,
     "BidirectionalScan": bidirectional_scan,
     "AddRMSNormQuant": add_rms_norm_quant,
+    "AddLayerNormQuant": add_layer_norm_quant,
 }

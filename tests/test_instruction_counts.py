@@ -17,7 +17,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 COUNTER = ROOT / "build" / "tests" / "count_instructions"
 RECORDED = Path(__file__).parent / "data" / "instruction_counts.json"
-CASES = ("kscaled_linear", "kscaled_linear_float", "quant_conv1d_silu", "bidirectional_scan", "bidirectional_scan_clamped", "add_rms_norm_quant")
+CASES = (
+    "kscaled_linear",
+    "kscaled_linear_float",
+    "quant_conv1d_silu",
+    "bidirectional_scan",
+    "bidirectional_scan_clamped",
+    "add_rms_norm_quant",
+    "add_layer_norm_quant",
+)
 ALLOWED = 0.05
 ALLOWED_OF_OTHER_COMPILERS = 0.5  # they unroll and schedule otherwise; a loop that fell out of its registers still shows
 

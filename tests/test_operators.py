@@ -196,6 +196,9 @@ WRONG = [
     ("add_rms_norm_quant", "quantize_s8", truncated, "AddRMSNormQuant base"),
     ("add_rms_norm_quant", "PARTIAL_SUMS", 16, "AddRMSNormQuant equal magnitudes"),
     ("add_rms_norm_quant", "fma", two_roundings, "AddRMSNormQuant equal magnitudes"),
+    ("add_layer_norm_quant", "quantize_s8", truncated, "AddLayerNormQuant base"),
+    ("add_layer_norm_quant", "PARTIAL_SUMS", 16, "AddLayerNormQuant shift cancels"),
+    ("add_layer_norm_quant", "fma", two_roundings, "AddLayerNormQuant shift cancels"),
 ]
 
 

@@ -29,7 +29,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGINS = ROOT / "plugins"
-OPERATORS = ("kscaled_linear", "quant_conv1d_silu", "bidirectional_scan", "add_rms_norm_quant")
+OPERATORS = tuple(re.findall(r"^VIMTRT_OPERATOR\((\w+)\)", (PLUGINS / "operators.inc").read_text(encoding="utf-8"), re.MULTILINE))
 ARCHITECTURES = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_110", "sm_120")
 TENSOR_CORE_OPERATOR = "kscaled_linear"
 LIBRARY = "libvimtrt_plugins.so"

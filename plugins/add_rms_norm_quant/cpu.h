@@ -2,14 +2,11 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 
 #include "plugins/add_rms_norm_quant/params.h"
 #include "plugins/common/cpu_kernels.h"
 
 namespace vimtrt {
-
-constexpr int64_t kPieceRows = 16;  // that a thread takes at a time: some microseconds
 
 // `isa` must be one of available_isas().
 const CpuKernels<AddRmsNormQuantParams>& add_rms_norm_quant_cpu(Isa isa);

@@ -1,7 +1,8 @@
-// AddRMSNormQuant in plain C++, and the choice between the instruction sets.
+// AddRMSNormQuant in plain C++.
 #include <cmath>
 
 #include "plugins/add_rms_norm_quant/cpu.h"
+#include "plugins/common/norm.h"
 #include "plugins/common/numerics.h"
 #include "plugins/common/threads.h"
 
@@ -15,16 +16,13 @@ void normalize_row(const AddRmsNormQuantParams& p, int64_t row) {
   float* out = p.residual_out + row * p.features;
   int8_t* y = p.y + row * p.features;
 
-  float sums[32] = {};
+  float sums[kPartialSums] = {};
   for (int32_t i = 0; i < p.features; ++i) {
     const float r = residual[i] + hidden[i];
     out[i] = r;
-    sums[i % 32] = std::fma(r, r, sums[i % 32]);
+    sums[i % kPartialSums] = std::fma(r, r, sums[i % kPartialSums]);
   }
-  for (int s = 16; s > 0; s /= 2) {
-    for (int j = 0; j < s; ++j) sums[j] += sums[j + s];
-  }
-  const float k = 1.0f / std::sqrt(sums[0] / static_cast<float>(p.features) + p.epsilon);
+  const float k = inverse_root_of(tree_sum(sums), p.features, p.epsilon);
   const float inv_scale = p.inv_scale_tok[token];
   for (int32_t i = 0; i < p.features; ++i) y[i] = quantize_s8(((out[i] * k) * p.gain[i]) * inv_scale);
 }

@@ -4,13 +4,12 @@
 #include <cmath>
 
 #include "plugins/add_rms_norm_quant/cpu.h"
+#include "plugins/common/norm.h"
 #include "plugins/common/numerics.h"
 #include "plugins/common/threads.h"
 
 namespace vimtrt {
 namespace {
-
-constexpr int kSums = 32;
 
 void normalize_row(const AddRmsNormQuantParams& p, int64_t row) {
   const int64_t token = row % p.tokens;
@@ -19,27 +18,24 @@ void normalize_row(const AddRmsNormQuantParams& p, int64_t row) {
   float* out = p.residual_out + row * p.features;
   int8_t* y = p.y + row * p.features;
 
-  float32x4_t sums[kSums / 4];
+  float32x4_t sums[kPartialSums / 4];
   for (float32x4_t& sum : sums) sum = vdupq_n_f32(0.0f);
   int32_t i = 0;
-  for (; i + kSums <= p.features; i += kSums) {
-    for (int j = 0; j < kSums / 4; ++j) {
+  for (; i + kPartialSums <= p.features; i += kPartialSums) {
+    for (int j = 0; j < kPartialSums / 4; ++j) {
       const float32x4_t r = vaddq_f32(vld1q_f32(residual + i + 4 * j), vld1q_f32(hidden + i + 4 * j));
       vst1q_f32(out + i + 4 * j, r);
       sums[j] = vfmaq_f32(sums[j], r, r);
     }
   }
-  float partial[kSums];
-  for (int j = 0; j < kSums / 4; ++j) vst1q_f32(partial + 4 * j, sums[j]);
+  float partial[kPartialSums];
+  for (int j = 0; j < kPartialSums / 4; ++j) vst1q_f32(partial + 4 * j, sums[j]);
   for (int j = 0; i < p.features; ++i, ++j) {
     const float r = residual[i] + hidden[i];
     out[i] = r;
     partial[j] = std::fma(r, r, partial[j]);
   }
-  for (int s = kSums / 2; s > 0; s /= 2) {
-    for (int j = 0; j < s; ++j) partial[j] += partial[j + s];
-  }
-  const float k = 1.0f / std::sqrt(partial[0] / static_cast<float>(p.features) + p.epsilon);
+  const float k = inverse_root_of(tree_sum(partial), p.features, p.epsilon);
   const float inv_scale = p.inv_scale_tok[token];
   i = 0;
   for (; i + 8 <= p.features; i += 8) {

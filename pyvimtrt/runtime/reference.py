@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pyvimtrt.graph.network import Network, Node
-from pyvimtrt.graph.operators import PLUGIN_ATTRIBUTES
-from pyvimtrt.graph.reference import add_rms_norm_quant_ref, bidirectional_scan_ref, kscaled_linear_ref, quant_conv1d_silu_ref
+from pyvimtrt.graph.operators import OPERATORS, PLUGIN_ATTRIBUTES
 from pyvimtrt.runtime.engine import Engine
 
-REFERENCES = {
-    "KScaledLinear": kscaled_linear_ref,
-    "QuantConv1dSiLU": quant_conv1d_silu_ref,
-    "BidirectionalScan": bidirectional_scan_ref,
-    "AddRMSNormQuant": add_rms_norm_quant_ref,
-}
+
+@functools.cache
+def reference_of(op: str) -> Callable[..., Any]:
+    """Return an operator's reference: ``<stem>_ref`` of its module in pyvimtrt/graph/reference."""
+    stem = OPERATORS[op].stem
+    found: Callable[..., Any] = getattr(importlib.import_module(f"pyvimtrt.graph.reference.{stem}"), f"{stem}_ref")
+    return found
 
 
 def run_node(node: Node, inputs: list[npt.NDArray[Any]]) -> tuple[npt.NDArray[Any], ...]:
@@ -29,7 +32,7 @@ def run_node(node: Node, inputs: list[npt.NDArray[Any]]) -> tuple[npt.NDArray[An
     if node.op == "Gather":
         return (np.take(inputs[0], inputs[1], axis=node.attributes["axis"]),)
     settings = {name: value for name, value in node.attributes.items() if name not in PLUGIN_ATTRIBUTES}
-    result = REFERENCES[node.op](*inputs, **settings)  # type: ignore[operator]
+    result = reference_of(node.op)(*inputs, **settings)
     return result if isinstance(result, tuple) else (result,)
 
 

@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "plugins/add_layer_norm_quant/cpu.h"
 #include "plugins/add_rms_norm_quant/cpu.h"
 #include "plugins/bidirectional_scan/cpu.h"
 #include "plugins/common/isa.h"
@@ -129,8 +130,9 @@ std::function<void()> scan(Data& data, Isa isa, float exponents_low) {
   return prepared(data, bidirectional_scan_cpu(isa), p);
 }
 
-std::function<void()> norm(Data& data, Isa isa) {
-  AddRmsNormQuantParams p;
+template <class Params>
+Params norm_params(Data& data) {
+  Params p;
   p.rows = p.tokens = 16;
   p.features = 192;
   p.epsilon = 1e-5f;
@@ -140,7 +142,17 @@ std::function<void()> norm(Data& data, Isa isa) {
   p.inv_scale_tok = data.floats(p.tokens, 10.0f, 20.0f);
   p.residual_out = data.floats(p.rows * p.features, 0.0f, 0.0f);
   p.y = data.bytes(p.rows * p.features);
-  return prepared(data, add_rms_norm_quant_cpu(isa), p);
+  return p;
+}
+
+std::function<void()> norm(Data& data, Isa isa) {
+  return prepared(data, add_rms_norm_quant_cpu(isa), norm_params<AddRmsNormQuantParams>(data));
+}
+
+std::function<void()> layer_norm(Data& data, Isa isa) {
+  AddLayerNormQuantParams p = norm_params<AddLayerNormQuantParams>(data);
+  p.shift = data.floats(p.features, -0.5f, 0.5f);
+  return prepared(data, add_layer_norm_quant_cpu(isa), p);
 }
 
 // Instructions between the child's two stops.
@@ -180,6 +192,7 @@ std::function<void()> prepare(Data& data, const std::string& name, Isa isa) {
   if (name == "bidirectional_scan") return scan(data, isa, -0.4f);
   if (name == "bidirectional_scan_clamped") return scan(data, isa, -4.0f);
   if (name == "add_rms_norm_quant") return norm(data, isa);
+  if (name == "add_layer_norm_quant") return layer_norm(data, isa);
   throw std::runtime_error("unknown operator " + name);
 }
 

@@ -11,7 +11,7 @@ from selftest.options import Part
 
 OURS = "int8"
 SHOWN = 20  # differences in the Markdown; all are in the JSON
-KINDS = ("KScaledLinear", "QuantConv1dSiLU", "BidirectionalScan", "AddRMSNormQuant")
+COPIES = ("Reshape", "Transpose", "Gather")
 
 
 def verdict(part: Part) -> str:
@@ -151,10 +151,11 @@ def _plot(part: Part, folder: Path) -> None:
     figure = Figure(figsize=(9, 1 + 0.35 * len(keys)), layout="constrained")
     axes = figure.add_subplot()
     left = dict.fromkeys(keys, 0.0)
-    for kind in (*KINDS, "copies"):
+    kinds = list(dict.fromkeys(o["op"] for o in part["operators"] if o["op"] not in COPIES))
+    for kind in (*kinds, "copies"):
         widths = []
         for key in keys:
-            of_kind = [o for o in part["operators"] if (o["model"], o["batch"]) == key and (o["op"] == kind or (kind == "copies" and o["op"] not in KINDS))]
+            of_kind = [o for o in part["operators"] if (o["model"], o["batch"]) == key and (o["op"] == kind or (kind == "copies" and o["op"] in COPIES))]
             total = sum(o["us"] * o["count"] for o in part["operators"] if (o["model"], o["batch"]) == key)
             widths.append(100 * sum(o["us"] * o["count"] for o in of_kind) / total)
         names = [f"{model.split('_')[1] if '_' in model else model}, {batch}" for model, batch in keys]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pyvimtrt.graph.reference.numerics import F32, I8, fma, quantize_s8
+from pyvimtrt.graph.reference.numerics import F32, I8, fma, quantize_s8, tree_sum
 
 PARTIAL_SUMS = 32
 
@@ -25,10 +25,6 @@ def add_rms_norm_quant_ref(hidden: F32, residual: F32, gain: F32, inv_scale_tok:
         piece = r[..., start : start + PARTIAL_SUMS]
         n = piece.shape[-1]
         partial[..., :n] = fma(piece, piece, partial[..., :n])
-    stride = PARTIAL_SUMS // 2
-    while stride:
-        partial = partial[..., :stride] + partial[..., stride : 2 * stride]
-        stride //= 2
-    mean = partial / np.float32(features)
+    mean = tree_sum(partial) / np.float32(features)
     k = np.asarray(np.float32(1.0) / np.sqrt(mean + np.float32(epsilon)), np.float32)
     return r, quantize_s8(((r * k) * gain) * inv_scale_tok[:, None])

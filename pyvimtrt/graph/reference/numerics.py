@@ -15,6 +15,15 @@ EXP2_COEFFICIENTS: F32 = np.array([0x3F800000, 0x3F31725D, 0x3E75EDAB, 0x3D648E7
 EXP2_LIMIT = np.float32(126.0)
 
 
+def tree_sum(partial: F32) -> F32:
+    """Return p[0] [.., 1] of partial sums [.., n] after p[j] += p[j + s] for s = n / 2, n / 4, .., 1."""
+    stride = partial.shape[-1] // 2
+    while stride:
+        partial = partial[..., :stride] + partial[..., stride : 2 * stride]
+        stride //= 2
+    return partial
+
+
 def fma(a: Any, b: Any, c: Any) -> F32:
     """Return a * b + c of fp32 arrays with one rounding, element by element.
 

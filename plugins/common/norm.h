@@ -1,0 +1,27 @@
+// What the norms share in plain C++: the contract's 32 partial sums. Internal linkage, as in threads.h.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+namespace vimtrt {
+namespace {
+
+constexpr int kPartialSums = 32;
+constexpr int64_t kPieceRows = 16;  // that a thread takes at a time: some microseconds
+
+// p[j] += p[j + s] for s = 16, 8, 4, 2, 1; p[0].
+[[maybe_unused]] float tree_sum(float (&partial)[kPartialSums]) {
+  for (int s = kPartialSums / 2; s > 0; s /= 2) {
+    for (int j = 0; j < s; ++j) partial[j] += partial[j + s];
+  }
+  return partial[0];
+}
+
+// 1 / sqrt(sum / features + epsilon)
+[[maybe_unused]] float inverse_root_of(float sum, int32_t features, float epsilon) {
+  return 1.0f / std::sqrt(sum / static_cast<float>(features) + epsilon);
+}
+
+}  // namespace
+}  // namespace vimtrt
