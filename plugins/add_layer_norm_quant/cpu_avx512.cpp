@@ -8,14 +8,16 @@ namespace vimtrt {
 namespace {
 
 // Adds 16 features, stores the sums and returns their partial sums. Lanes outside the mask hold 0.
-__m512 add(const float* residual, const float* hidden, float* out, __mmask16 mask, __m512 sum) {
+VIMTRT_ALWAYS_INLINE inline __m512 add(const float* residual, const float* hidden, float* out, __mmask16 mask, __m512 sum) {
   const __m512 r = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, residual), _mm512_maskz_loadu_ps(mask, hidden));
   _mm512_mask_storeu_ps(out, mask, r);
   return _mm512_add_ps(sum, r);
 }
 
 // Distances from the mean; 0 outside the mask, and fma(0, 0, p) is p.
-__m512 distance(const float* out, __mmask16 mask, __m512 mean) { return _mm512_maskz_sub_ps(mask, _mm512_maskz_loadu_ps(mask, out), mean); }
+VIMTRT_ALWAYS_INLINE inline __m512 distance(const float* out, __mmask16 mask, __m512 mean) {
+  return _mm512_maskz_sub_ps(mask, _mm512_maskz_loadu_ps(mask, out), mean);
+}
 
 void normalize_row(const AddLayerNormQuantParams& p, int64_t row) {
   const int64_t token = row % p.tokens;
@@ -25,29 +27,37 @@ void normalize_row(const AddLayerNormQuantParams& p, int64_t row) {
   int8_t* y = p.y + row * p.features;
   const float features = static_cast<float>(p.features);
 
+  // first(i, mask) of 16 features of the first half of the partial sums and second(i, mask) of the second, until no features are left.
+  const auto each = [&](const auto& first, const auto& second) VIMTRT_ALWAYS_INLINE {
+    int32_t i = 0;
+    for (; i + 32 <= p.features; i += 32) {
+      first(i, 0xffff);
+      second(i + 16, 0xffff);
+    }
+    if (i < p.features) first(i, lanes(p.features - i));
+    if (i + 16 < p.features) second(i + 16, lanes(p.features - i - 16));
+  };
+
   __m512 low = _mm512_setzero_ps(), high = _mm512_setzero_ps();
-  for (int32_t i = 0; i < p.features; i += 32) {
-    low = add(residual + i, hidden + i, out + i, lanes(p.features - i), low);
-    if (i + 16 < p.features) high = add(residual + i + 16, hidden + i + 16, out + i + 16, lanes(p.features - i - 16), high);
-  }
+  each([&](int32_t i, __mmask16 mask) VIMTRT_ALWAYS_INLINE { low = add(residual + i, hidden + i, out + i, mask, low); },
+       [&](int32_t i, __mmask16 mask) VIMTRT_ALWAYS_INLINE { high = add(residual + i, hidden + i, out + i, mask, high); });
   const __m512 mean = _mm512_set1_ps(tree_sum(low, high) / features);
   low = high = _mm512_setzero_ps();
-  for (int32_t i = 0; i < p.features; i += 32) {
-    const __m512 first = distance(out + i, lanes(p.features - i), mean);
-    low = _mm512_fmadd_ps(first, first, low);
-    if (i + 16 < p.features) {
-      const __m512 second = distance(out + i + 16, lanes(p.features - i - 16), mean);
-      high = _mm512_fmadd_ps(second, second, high);
-    }
-  }
+  const auto add_square = [&](int32_t i, __mmask16 mask, __m512& sum) VIMTRT_ALWAYS_INLINE {
+    const __m512 d = distance(out + i, mask, mean);
+    sum = _mm512_fmadd_ps(d, d, sum);
+  };
+  each([&](int32_t i, __mmask16 mask) VIMTRT_ALWAYS_INLINE { add_square(i, mask, low); },
+       [&](int32_t i, __mmask16 mask) VIMTRT_ALWAYS_INLINE { add_square(i, mask, high); });
   const __m512 k = _mm512_set1_ps(inverse_root(tree_sum(low, high), features, p.epsilon));
   const __m512 inv_scale = _mm512_set1_ps(p.inv_scale_tok[token]);
-  for (int32_t i = 0; i < p.features; i += 16) {
-    const __mmask16 mask = lanes(p.features - i);
+  const float *gain = p.gain, *shift = p.shift;
+  const auto scale = [&](int32_t i, __mmask16 mask) VIMTRT_ALWAYS_INLINE {
     const __m512 scaled = _mm512_mul_ps(distance(out + i, mask, mean), k);
-    const __m512 v = _mm512_fmadd_ps(scaled, _mm512_maskz_loadu_ps(mask, p.gain + i), _mm512_maskz_loadu_ps(mask, p.shift + i));
+    const __m512 v = _mm512_fmadd_ps(scaled, _mm512_maskz_loadu_ps(mask, gain + i), _mm512_maskz_loadu_ps(mask, shift + i));
     store_quantized(y + i, mask, _mm512_mul_ps(v, inv_scale));
-  }
+  };
+  each(scale, scale);
 }
 
 void run(const AddLayerNormQuantParams& p, const void*, void*, int threads) {

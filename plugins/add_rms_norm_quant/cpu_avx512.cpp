@@ -35,12 +35,14 @@ void normalize_row(const AddRmsNormQuantParams& p, int64_t row) {
 
   const __m512 k = _mm512_set1_ps(inverse_root(tree_sum(low, high), static_cast<float>(p.features), p.epsilon));
   const __m512 inv_scale = _mm512_set1_ps(p.inv_scale_tok[token]);
-  for (i = 0; i < p.features; i += 16) {
-    const __mmask16 mask = lanes(p.features - i);
-    const __m512 r = _mm512_maskz_loadu_ps(mask, out + i);
-    const __m512 v = _mm512_mul_ps(_mm512_mul_ps(_mm512_mul_ps(r, k), _mm512_maskz_loadu_ps(mask, p.gain + i)), inv_scale);
-    store_quantized(y + i, mask, v);
-  }
+  const float* gain = p.gain;
+  const auto scale = [&](int32_t at, __mmask16 mask) VIMTRT_ALWAYS_INLINE {
+    const __m512 r = _mm512_maskz_loadu_ps(mask, out + at);
+    const __m512 v = _mm512_mul_ps(_mm512_mul_ps(_mm512_mul_ps(r, k), _mm512_maskz_loadu_ps(mask, gain + at)), inv_scale);
+    store_quantized(y + at, mask, v);
+  };
+  for (i = 0; i + 16 <= p.features; i += 16) scale(i, 0xffff);
+  if (i < p.features) scale(i, lanes(p.features - i));
 }
 
 void run(const AddRmsNormQuantParams& p, const void*, void*, int threads) {

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "plugins/common/unroll.h"
+
 namespace vimtrt {
 namespace {
 
@@ -26,7 +28,7 @@ float inverse_root(float sum, float features, float epsilon) {
 }
 
 // sat8(rne(v)) of the lanes of the mask.
-void store_quantized(int8_t* y, __mmask16 mask, __m512 v) {
+VIMTRT_ALWAYS_INLINE inline void store_quantized(int8_t* y, __mmask16 mask, __m512 v) {
   v = _mm512_min_ps(_mm512_max_ps(v, _mm512_set1_ps(-128.0f)), _mm512_set1_ps(127.0f));
   const __m128i q = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v));
   if (mask == 0xffff) {

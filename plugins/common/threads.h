@@ -164,21 +164,22 @@ class DefaultFloatMode {
 
 int64_t pieces_in(int64_t items, int64_t piece) { return (items + piece - 1) / piece; }
 
-// What cuts an operator's work: `Cut` has shares(threads), pieces(), pieces_of(share) and item(piece). A kernel's body gets one for each
-// thread and draws from it until nothing is left.
+// What cuts an operator's work: `Cut` has share(threads), shares(), pieces(), pieces_of(share) and item(piece), and for one thread alone
+// advance(item), which makes the next item of the last one, the first of an empty one. A kernel's body gets one for each thread and draws
+// from it until nothing is left.
 template <class Cut>
 class Pieces {
  public:
   Pieces(const Cut& cut, TeamMember* member) : cut_(cut), member_(member) {}
 
   bool next(typename Cut::Item& item) {
-    Piece piece;
-    if (member_ != nullptr) {
-      if (!member_->next(piece)) return false;
-    } else {
-      if (index_ == cut_.pieces()) return false;
-      piece = {0, index_++};
+    if (member_ == nullptr) {
+      if (!cut_.advance(last_)) return false;
+      item = last_;
+      return true;
     }
+    Piece piece;
+    if (!member_->next(piece)) return false;
     item = cut_.item(piece);
     return true;
   }
@@ -186,7 +187,7 @@ class Pieces {
  private:
   const Cut& cut_;
   TeamMember* member_;
-  int64_t index_ = 0;
+  typename Cut::Item last_{};  // without a team
 };
 
 // Calls body(worker, pieces) on each of `threads` threads, or fewer; returns when all pieces are done. In a team every thread must make the
@@ -217,7 +218,6 @@ void run_workers(int threads, Cut cut, const Body& body) {
     return;
   }
 #endif
-  cut.share(1);
   const DefaultFloatMode mode;
   Pieces<Cut> pieces(cut, nullptr);
   body(0, pieces);
@@ -237,6 +237,10 @@ class RangeCut {
   int64_t pieces_of(int share) const {
     const WorkRange range = work_range(total_, piece_, share, shares_);
     return pieces_in(range.end - range.begin, piece_);
+  }
+  bool advance(WorkRange& item) const {
+    item = {item.end, item.end + piece_ < total_ ? item.end + piece_ : total_};
+    return item.begin < total_;
   }
   WorkRange item(Piece piece) const {
     const int64_t begin = work_range(total_, piece_, piece.share, shares_).begin + piece.index * piece_;
@@ -284,6 +288,14 @@ class TileCut {
     return panels * pieces_in(columns_, column_block_);
   }
   int64_t pieces_of(int share) const { return panels_of(share) * pieces_in(length(columns_of(share)), column_block_); }
+  bool advance(WorkTile& item) const {
+    if (item.rows.end == 0 || item.columns.end == columns_) {
+      item.rows = {item.rows.end, item.rows.end + panel_rows_ < rows_ ? item.rows.end + panel_rows_ : rows_};
+      item.columns.end = 0;
+    }
+    item.columns = {item.columns.end, item.columns.end + column_block_ < columns_ ? item.columns.end + column_block_ : columns_};
+    return item.rows.begin < rows_;
+  }
   WorkTile item(Piece piece) const {
     const WorkRange rows = rows_of(piece.share), columns = columns_of(piece.share);
     const int64_t across = pieces_in(length(columns), column_block_);
