@@ -163,7 +163,9 @@ def test_ranges_are_the_largest_magnitudes_and_what_the_steps_reach():
 
 def test_states_after_reparameterization_use_more_bits():
     cache, (_, largest) = tiny_cache(DEEP), exact_tensors()
-    for state in found(detail="kinds").states:
+    states = found(detail="kinds").states
+    assert states
+    for state in states:
         h = largest[state.layer, state.direction]
         np.testing.assert_allclose(state.before["token"], h.max(axis=(1, 2)) / h.max(), rtol=1e-4)
         np.testing.assert_allclose(state.before["token_by_state"], h.max(axis=1) / h.max(), rtol=1e-4, atol=2e-6)

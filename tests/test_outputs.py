@@ -150,6 +150,9 @@ def test_plots_are_written_again(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"plot{suffix}"
     save_plot(Bench("e.onnx", TINY, "generic", 1, 1, 1, (PEER,), ()), path)
     check_writable(path, made_here=True)
+    before = path.stat()
+    save_plot(Bench("e.onnx", TINY, "generic", 1, 1, 1, (PEER,), ()), path)
+    assert path.stat().st_ino != before.st_ino and path.stat().st_size > 0
 
 
 def test_an_engine_has_its_backends_suffix(files: dict[str, Path], refused: Run, tmp_path: Path) -> None:

@@ -371,7 +371,9 @@ def test_commands_of_the_readme_run_as_written(polygraphy: Run, demo_network: Pa
 
 @pytest.mark.needs_nvcc
 def test_tensorrt_commands_of_the_readme_make_scripts(polygraphy: Run, demo_network: Path) -> None:
-    for line in (line for line in COMMANDS if "--trt" in line):
+    lines = [line for line in COMMANDS if "--trt" in line]
+    assert lines
+    for line in lines:
         words = [str(demo_network) if word == "vim_t.onnx" else word for word in shlex.split(line)]
         variables = dict(word.split("=", 1) for word in words[: words.index("polygraphy")])
         assert "LoadVimtrtPlugins(" in polygraphy(*words[words.index("polygraphy") + 1 :], "--gen-script", "-", **variables)

@@ -1368,7 +1368,9 @@ def test_damaged_tensors_are_refused_by_name(edit: Callable[[Tensors], Tensors],
 def test_an_unharmed_cache_is_accepted(cached: tuple[VimConfig, Weights, Cache], tmp_path: Path):
     config, weights, cache = cached
     save_cache(cache, tmp_path / "a.safetensors")
-    check_cache(load_cache(tmp_path / "a.safetensors"), config, weights, "the file")
+    loaded = load_cache(tmp_path / "a.safetensors")
+    check_cache(loaded, config, weights, "the file")
+    assert loaded.sha256() == cache.sha256()
 
 
 @pytest.mark.parametrize("name", ["head.bias", "layers.0.mixer.A_b_log"])

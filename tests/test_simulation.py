@@ -159,6 +159,7 @@ def test_every_quantizer_moves_the_logits_and_is_off_again(spec: str):
     config, weights, cache, images = parts(SPECS[spec], "naive")
     simulation = Simulation(config, weights, cache)
     off = simulation.logits(images, ())
+    assert simulation.quantizers
     for name in simulation.quantizers:
         assert not torch.equal(simulation.logits(images, {name}), off), name
         assert torch.equal(simulation.logits(images, ()), off), f"{name} stays on"

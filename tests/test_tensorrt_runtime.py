@@ -11,6 +11,7 @@ import gc
 import hashlib
 import importlib
 import inspect
+import os
 import pickle
 import re
 import subprocess
@@ -907,10 +908,11 @@ def test_the_command_line_without_a_gpu(save: Save, tmp_path: Path, command: str
     if command == "eval":
         np.savez(tmp_path / "data.npz", images=np.zeros((2, 1, 28, 28), np.uint8), labels=np.zeros(2, np.int64))
         data = tmp_path / "data.npz"
-    result = subprocess.run([sys.executable, "-m", "pyvimtrt.cli", command, str(save()), str(data)], capture_output=True, text=True, check=False)
-    if not tensorrt_load.find_gpus().devices:
-        assert (result.returncode, result.stdout) == (2, "")
-        assert re.fullmatch(r"error: a TensorRT engine runs on an NVIDIA GPU \(.*\): .*pyvimtrt build --backend cpu\n", result.stderr)
+    without = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # where there is a GPU, too
+    line = [sys.executable, "-m", "pyvimtrt.cli", command, str(save()), str(data)]
+    result = subprocess.run(line, capture_output=True, text=True, check=False, env=without)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert re.fullmatch(r"error: a TensorRT engine runs on an NVIDIA GPU \(.*\): .*pyvimtrt build --backend cpu\n", result.stderr)
 
 
 @in_worlds(DOUBLE, *TENSORRT)
