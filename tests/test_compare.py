@@ -206,9 +206,10 @@ def test_worst_images_are_as_many_as_there_are(tiny_images: U8) -> None:
     assert len(worst._heap) == 2
 
 
-def test_without_matplotlib_the_extra_is_named_before_anything_is_run(tiny_engine_file: Path, data: Path, tmp_path: Path) -> None:
-    code = "import sys; sys.modules['matplotlib'] = None; from pyvimtrt.cli import main; sys.exit(main())"
+@pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
+def test_without_a_package_of_the_report_the_extra_is_named_before_anything_is_run(package: str, tiny_engine_file: Path, data: Path, tmp_path: Path) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; from pyvimtrt.cli import main; sys.exit(main())"
     arguments = ["compare", str(tiny_engine_file), "--data", str(data), "--report", str(tmp_path / "a.html")]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-    sentence = "error: the report needs the package matplotlib, which is not installed; run: pip install 'pyvimtrt[compare]'\n"
+    sentence = f"error: the report needs the package {package}, which is not installed; run: pip install 'pyvimtrt[compare]'\n"
     assert (done.returncode, done.stderr) == (2, sentence) and not list(tmp_path.iterdir())

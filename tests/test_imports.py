@@ -15,7 +15,7 @@ import pyvimtrt
 BLOCK = """
 import sys
 
-BLOCKED = {"torch", "timm", "tensorrt", "tensorrt_rtx", "onnxruntime", "openvino", "nncf", "polygraphy", "matplotlib", "mamba_ssm"}
+BLOCKED = {"torch", "timm", "tensorrt", "tensorrt_rtx", "onnxruntime", "openvino", "nncf", "polygraphy", "matplotlib", "jinja2", "mamba_ssm"}
 BLOCKED |= {"kserve", "uvloop", "uvicorn", "fastapi", "starlette", "grpc", "orjson", "prometheus_client", "ray", "pyarrow"}
 
 
@@ -41,7 +41,7 @@ NEED_TORCH = {
     "pyvimtrt.quantization.calibrate",
 }
 NEED_TORCH |= {f"pyvimtrt.compare.{name}" for name in ("attribution", "ranges", "simulation")}
-NEED_MATPLOTLIB = {"pyvimtrt.compare.charts", "pyvimtrt.compare.report"}
+NEED_MATPLOTLIB = {"pyvimtrt.compare.charts", "pyvimtrt.compare.report"}  # the report needs jinja2 too
 NEED_POLYGRAPHY = {f"pyvimtrt.compare.{name}" for name in ("data", "errors", "polygraphy_plugin", "references", "runners", "tensorrt_plugins")}
 NEED_KSERVE = {
     f"pyvimtrt.serve.{name}"

@@ -107,6 +107,26 @@ def test_hostile_names_are_text():
     assert not [value for _, name, value in page.attributes if name == "alt" and value and "<script" in value and "bag" not in value]
 
 
+@pytest.mark.parametrize("hostile", [HOSTILE, "</style></title><script>", '" onerror="alert(1)', "{{ 7 * 7 }}{% raw %}", "&lt;b&gt;"])
+def test_every_text_that_comes_from_outside_is_escaped(hostile: str):
+    """Names of files and models, labels of classes, names of tensors: text wherever they stand, in attributes too."""
+    answers = (Answer(0, hostile, 0.75),)
+    image = WorstImage(3, np.zeros((1, 4, 4), np.uint8), hostile, answers, answers, 0.5)
+    names = dataclasses.replace(
+        attribution(),
+        costs=(Cost(hostile, "kind", 1, closeness(20), closeness(20)), Cost(hostile, "tensor", 1, closeness(20), closeness(20))),
+        errors=(TensorError(hostile, 0, hostile, 10.0),),
+        ranges=tuple(dataclasses.replace(r, name=hostile) for r in attribution().ranges[:1]),
+        states=tuple(dataclasses.replace(s, direction=hostile) for s in attribution().states[:1]),
+    )
+    page = Page(render(Report({"engine": hostile, hostile: "x", "model": hostile}, hostile, FULL, (image,), (hostile,), names)))
+    plain = Page(render(REPORT))
+    assert set(page.tags) <= set(plain.tags)
+    assert {(tag, name) for tag, name, _ in page.attributes} <= {(tag, name) for tag, name, _ in plain.attributes}
+    assert ("img", "alt", f"image 3, labelled {hostile}") in page.attributes
+    assert page.text.count(hostile) >= 12, page.text.count(hostile)
+
+
 def test_every_figure_is_there():
     text = Page(render(REPORT)).text
     for figure in ("76.54 %", "77.01 %", "93.21 %", "-0.47 points", "-0.99 to +0.05", "98.77 %", "0.99871", "31.2 dB", "1,234 images"):
