@@ -96,6 +96,7 @@ def test_without_a_cache_it_says_what_is_left_out(tiny_engine_file: Path, tiny_w
     assert found.attribution is None and any("give it with --calib" in sentence for sentence in found.warnings)
 
 
+@pytest.mark.slow
 def test_the_bundled_model_needs_no_files(demo_engine: Path) -> None:
     found = compare(demo_engine, DATA / "fashion_mnist_1000.npz", settings=Settings(limit=64, attribution_images=2))
     assert found.attribution is not None and found.comparison.agreement > 0.9 and found.warnings == ()
@@ -151,6 +152,7 @@ def test_tables_have_the_figures(command: Callable[..., Any], logits: tuple[Any,
         assert text in out, text
 
 
+@pytest.mark.slow
 def test_the_report_is_written(command: Callable[..., Any], tmp_path: Path) -> None:
     assert command(report=tmp_path / "report.html")[0] == 0
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -206,6 +208,7 @@ def test_worst_images_are_as_many_as_there_are(tiny_images: U8) -> None:
     assert len(worst._heap) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
 def test_without_a_package_of_the_report_the_extra_is_named_before_anything_is_run(package: str, tiny_engine_file: Path, data: Path, tmp_path: Path) -> None:
     code = f"import sys; sys.modules[{package!r}] = None; from pyvimtrt.cli import main; sys.exit(main())"

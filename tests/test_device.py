@@ -51,6 +51,7 @@ def there(world: str) -> Iterator[PretendCuda | None]:
         yield None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("spec", [TINY.replace("depth=1", "depth=2"), TINY + ",cls=none", TINY + ",cls=double"])
 def test_calibration_on_the_device(spec: str, recipe: str, tmp_path: Path, world: str):

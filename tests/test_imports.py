@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from tiny import TINY
 
 import pyvimtrt
@@ -109,6 +110,7 @@ def test_the_command_line_imports_nothing_heavy() -> None:
     assert (result.returncode, result.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_an_engine_is_built_and_run_without_optional_packages(
     tmp_path: Path,
     tiny_weights_file: Path,

@@ -65,6 +65,7 @@ def test_a_count_does_not_change_from_run_to_run() -> None:
         assert len(counts) == 1
 
 
+@pytest.mark.slow
 def test_a_clamp_more_in_the_scan_is_noticed() -> None:
     """Seen to fail: one vector instruction more for each state update is beyond what is allowed."""
     for isa in isas():

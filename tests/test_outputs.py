@@ -79,6 +79,7 @@ def commands(files: dict[str, Path]) -> dict[str, tuple[object, ...]]:
 SUFFIXES = (".onnx", ".safetensors", ".html", ".svg", ".fp32.onnx")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_inputs_stay(suffix: str, files: dict[str, Path], refused: Run, tmp_path: Path) -> None:
     command = commands(files)[suffix]

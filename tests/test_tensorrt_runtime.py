@@ -427,6 +427,7 @@ def read(world: World, result: DeviceArray) -> Array:
     return np.frombuffer(data, np.float32).reshape(entries["shape"])
 
 
+@pytest.mark.slow
 @in_worlds(*ANY)
 @pytest.mark.parametrize("count", [1, 2, 3, 6, 7, 20])
 @pytest.mark.parametrize("cuda_graphs", [True, False])
@@ -454,6 +455,7 @@ def test_images_are_not_copied_where_tensorrt_can_take_them(open_engine: Open, w
         array.free()
 
 
+@pytest.mark.slow
 @in_worlds(*ANY)
 @pytest.mark.parametrize("offset", [1, 4, 128])
 def test_addresses_that_tensorrt_does_not_take_are_copied_on_the_device(open_engine: Open, world: World, images: Array, expected: Array, offset: int):
@@ -477,6 +479,7 @@ def test_a_batch_below_the_smallest_writes_nothing_behind_out(open_engine: Open,
         array.free()
 
 
+@pytest.mark.slow
 @in_worlds(*ANY)
 @pytest.mark.parametrize("first", ["engine", "caller"])
 def test_a_callers_stream_waits_and_is_waited_for(
@@ -562,6 +565,7 @@ def test_pytorchs_tensors_in_and_out(open_engine: Open, world: World, images: Ar
         one_sentence(error)
 
 
+@pytest.mark.slow
 @in_worlds(*ANY)
 def test_a_callers_arrays_are_kept_until_the_work_is_done(open_engine: Open, world: World, images: Array, expected: Array):
     world.slow()
@@ -660,6 +664,7 @@ MISTAKES: dict[str, tuple[Callable[[World, Array], Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "name"),
     cases([DOUBLE], MISTAKES) + cases([DEVICE, *TENSORRT], (name for name in MISTAKES if name != "device")),
@@ -721,6 +726,7 @@ FAILURES: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "name"),
     cases([DOUBLE], FAILURES) + cases([DEVICE], ("execute_async_v3", "set_input_shape")),  # TensorRT's own
@@ -751,6 +757,7 @@ def test_an_error_is_told_once(open_engine: Open, world: World, save: Save, imag
         pyvimtrt.load_engine(save())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "name"),
     cases([DOUBLE], ("begin_building", "end_building", "execute_async_v3")) + cases([DEVICE], ["execute_async_v3"]),
@@ -800,6 +807,7 @@ def test_a_plan_that_tensorrt_refuses(world: World, save: Save, monkeypatch: pyt
         pyvimtrt.load_engine(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -902,6 +910,7 @@ def test_without_a_gpu_nothing_is_imported(save: Save, monkeypatch: pytest.Monke
     one_sentence(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["infer", "eval"])
 def test_the_command_line_without_a_gpu(save: Save, tmp_path: Path, command: str):
     data = zoo.DEMO_WEIGHTS.parent / "samples"
