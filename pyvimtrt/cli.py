@@ -358,7 +358,7 @@ def compare(
         try:
             from pyvimtrt.compare.report import check_report, save_report
         except ImportError as error:
-            raise missing_extra("matplotlib", "compare", "the report") from error
+            raise missing_extra(error.name or "matplotlib", "compare", "the report") from error
         check_report(report, [engine, data, weights, calib])
     settings = Settings(limit, batch, threads, attribution, attribution_images, strict=strict, max_pixels=max_pixels, class_order=class_order)
     with progress_bars() as progress:

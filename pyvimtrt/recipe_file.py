@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import re
 import reprlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 from pyvimtrt import api
 from pyvimtrt.data.labels import read_labels
@@ -77,10 +82,6 @@ class EngineRecipe:
 
 def read_recipe(path: Path) -> EngineRecipe:
     """Read a recipe file; its relative paths start at its folder. Raises UsageError naming the key that is wrong."""
-    try:
-        toml = importlib.import_module("tomllib")
-    except ImportError as error:
-        raise UsageError("recipe files need Python 3.11; on 3.10 give the same settings as options of build") from error
     check_path(path)
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
@@ -89,7 +90,7 @@ def read_recipe(path: Path) -> EngineRecipe:
         text = path.read_text(encoding="utf-8-sig")
         if _LONG_KEY.search(_TEXT.sub("text", text)):
             raise UsageError(f"{path} holds a key of more than {MAX_KEY_PARTS} dotted parts; the keys have one or two")
-        content = toml.loads(text)
+        content = tomllib.loads(text)
     except OSError as error:
         raise UsageError(f"cannot read the recipe {path}: {error.strerror}") from error
     except ValueError as error:  # not UTF-8, or not TOML

@@ -14,6 +14,16 @@ import pyvimtrt
 from pyvimtrt.model.config import VimConfig, parse_model
 from pyvimtrt.model.weights import Weights
 
+TOOLS = ("needs_nvcc", "needs_aarch64", "needs_chromium")  # that not every machine has
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Count as slow what takes such a tool, so that pytest -m "not slow" runs anywhere."""
+    for item in items:
+        if any(item.get_closest_marker(name) for name in TOOLS):
+            item.add_marker("slow")
+
 
 @pytest.fixture(scope="session")
 def tiny_config() -> VimConfig:

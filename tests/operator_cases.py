@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from operator_case import Array, Operator
 
+Make = Callable[..., Operator]
+
 LARGEST_INT8 = 127
 
 
@@ -87,6 +89,11 @@ def subnormal_results(inputs: dict[str, Array], rng: np.random.Generator) -> Non
     inputs["out_token_scale"][...] = 2.0**127
 
 
+def subnormal_results_as_float(inputs: dict[str, Array], rng: np.random.Generator) -> None:
+    subnormal_results(inputs, rng)
+    inputs["out_token_scale"].fill(0.5)
+
+
 def infinite_results(inputs: dict[str, Array], rng: np.random.Generator) -> None:
     inputs["channel_scale"][...] = rng.choice([-3e38, 3e38], len(inputs["channel_scale"]))
 
@@ -144,7 +151,7 @@ def identity_table(inputs: dict[str, Array], rng: np.random.Generator) -> None:
     inputs["table_id"][...] = 0
 
 
-LINEAR = {
+LINEAR: dict[str, Make] = {
     "base": linear,
     "float": lambda: linear(out_type="float32"),
     "all -128": lambda: linear(fill=-128),
@@ -190,7 +197,7 @@ LINEAR = {
     "subnormal scales": lambda: linear_with(subnormal_scales, O=67),
     "subnormal scales, float": lambda: linear_with(subnormal_scales, O=67, out_type="float32"),
     "subnormal results": lambda: linear_with(subnormal_results, O=67),
-    "subnormal results, float": lambda: linear_with(lambda i, r: (subnormal_results(i, r), i["out_token_scale"].fill(0.5)), O=67, out_type="float32"),
+    "subnormal results, float": lambda: linear_with(subnormal_results_as_float, O=67, out_type="float32"),
     "sums above 24 bits": lambda: linear_with(sums_above_24_bits, B=1, L=7, C=4096, O=17, out_type="float32"),
     "the widest": lambda: linear_with(sums_above_24_bits, B=1, L=2, C=65536, O=3, out_type="float32"),
 }
@@ -254,7 +261,7 @@ def conv_one_rounding(inputs: dict[str, Array], rng: np.random.Generator) -> Non
     inputs["table"][...] = np.arange(-128, 128)
 
 
-CONV = {
+CONV: dict[str, Make] = {
     "base": conv,
     "all -128": lambda: conv(fill=-128),
     "all 127": lambda: conv(fill=127),
@@ -388,7 +395,7 @@ def subnormal_scan_scales(inputs: dict[str, Array], rng: np.random.Generator) ->
     inputs["b_scale_state"][...] = rng.uniform(1e33, 1e34, inputs["b_scale_state"].shape)
 
 
-SCAN = {
+SCAN: dict[str, Make] = {
     "base": scan,
     "fp32 state": lambda: scan(state="fp32"),
     "N=8": lambda: scan(N=8),
@@ -494,7 +501,7 @@ def subnormal_squares(inputs: dict[str, Array], rng: np.random.Generator) -> Non
     inputs["gain"] *= f32(8.0)
 
 
-NORM = {
+NORM: dict[str, Make] = {
     "base": norm,
     "shared residual": lambda: norm(shared=True),
     "shared residual, 3 images": lambda: norm(B=3, shared=True, D=33),
@@ -551,7 +558,7 @@ def shift_cancels(inputs: dict[str, Array], rng: np.random.Generator) -> None:
     inputs["inv_scale_tok"][...] = 2.0**23
 
 
-LAYER_NORM = {
+LAYER_NORM: dict[str, Make] = {
     "base": layer_norm,
     "shared residual": lambda: layer_norm(shared=True),
     "shared residual, 3 images": lambda: layer_norm(B=3, shared=True, D=33),
@@ -577,18 +584,21 @@ LAYER_NORM = {
     "large epsilon": lambda: layer_norm(epsilon=0.5),
 }
 
-CASES = {
-    f"{op} {name}": make
-    for op, cases in (
-        ("KScaledLinear", LINEAR),
-        ("QuantConv1dSiLU", CONV),
-        ("BidirectionalScan", SCAN),
-        ("AddRMSNormQuant", NORM),
-        ("AddLayerNormQuant", LAYER_NORM),
-    )
-    for name, make in cases.items()
+OF_OPERATORS: dict[str, dict[str, Make]] = {
+    "KScaledLinear": LINEAR,
+    "QuantConv1dSiLU": CONV,
+    "BidirectionalScan": SCAN,
+    "AddRMSNormQuant": NORM,
+    "AddLayerNormQuant": LAYER_NORM,
 }
-BASES = {"KScaledLinear": linear, "QuantConv1dSiLU": conv, "BidirectionalScan": scan, "AddRMSNormQuant": norm, "AddLayerNormQuant": layer_norm}
+CASES: dict[str, Make] = {f"{op} {name}": make for op, cases in OF_OPERATORS.items() for name, make in cases.items()}
+BASES: dict[str, Make] = {
+    "KScaledLinear": linear,
+    "QuantConv1dSiLU": conv,
+    "BidirectionalScan": scan,
+    "AddRMSNormQuant": norm,
+    "AddLayerNormQuant": layer_norm,
+}
 
 
 @functools.cache
@@ -611,7 +621,7 @@ TILES = ("small", "flat", "medium", "large")  # of KScaledLinear: a launch choos
 # Layers of Vim and what follows from a GPU's tiles, vector accesses and limits: more rows and columns than one block takes, offsets of every alignment,
 # no image.
 OFFSETS = (1, 2, 4, 8, 16)
-LAYERS = {
+LAYERS: dict[str, Make] = {
     "KScaledLinear patch embedding": lambda: linear(B=1, L=197, C=768, O=192),
     "KScaledLinear in_proj": lambda: linear(B=1, L=197, C=192, O=768, tables_=4, ids="mixed"),
     "KScaledLinear x_proj": lambda: linear(B=2, L=197, C=384, O=44),
@@ -676,7 +686,7 @@ LAYERS = {
 
 # More images than a grid has blocks in y or z.
 MANY_IMAGES = 65600
-MANY = {
+MANY: dict[str, Make] = {
     "KScaledLinear": lambda: linear(B=MANY_IMAGES, L=1, C=4, O=1),
     "QuantConv1dSiLU": lambda: conv(B=MANY_IMAGES, L=1, E=1),
     "BidirectionalScan": lambda: scan(B=MANY_IMAGES, L=1, E=1, N=8),

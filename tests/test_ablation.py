@@ -74,6 +74,7 @@ def test_every_step_of_every_recipe_has_a_row(tool: ModuleType):
     assert "default, k = 4" in rows and "default, k = 4" not in dict(tool.variants(3))
 
 
+@pytest.mark.slow
 def test_a_row_is_what_the_package_gives(tool: ModuleType, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     rows = ["naive", "default", "paper, state fp32"]
     only = [part for row in rows for part in ("--only", row)]

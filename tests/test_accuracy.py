@@ -23,6 +23,8 @@ from pyvimtrt.quantization.calibrate import Normalization, calibrate
 from pyvimtrt.quantization.recipes import Recipe, get_recipe
 from pyvimtrt.runtime.cpu import CpuEngine
 
+pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow
 CONFIG = parse_model(DEMO_MODEL)
 DEFAULTS = model_defaults(CONFIG)
 NORMALIZATION = Normalization(DEFAULTS.mean, DEFAULTS.std)

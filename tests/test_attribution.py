@@ -58,6 +58,7 @@ def test_each_partition_holds_every_quantizer_once(detail: str):
     assert detail == "tensors" or all(group != "tensor" for _, group, _ in groups)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("elements", [None, 200])
 def test_costs_are_those_of_the_simulation_asked_directly(elements: int | None, monkeypatch: pytest.MonkeyPatch):
     """Whatever layer a group begins in, and in however many batches images run."""
@@ -80,6 +81,7 @@ def test_costs_are_those_of_the_simulation_asked_directly(elements: int | None, 
     assert result.simulation.cosine == pytest.approx(1.0, abs=1e-5) and result.images == len(IMAGES)
 
 
+@pytest.mark.slow
 def test_a_step_far_too_large_is_found():
     cache = tiny_cache(DEEP)
     spoiled = Cache(cache.info, {**cache.tensors, "layers.1.backward.u.out_scale": cache.tensors["layers.1.backward.u.out_scale"] * 40})
@@ -93,6 +95,7 @@ def test_a_step_far_too_large_is_found():
     assert errors["layers.0.out_proj.output"] > errors["layers.2.out_proj.output"]
 
 
+@pytest.mark.slow
 def test_errors_name_layer_and_kind_and_are_infinite_where_nothing_differs():
     errors = found(detail="kinds").errors
     assert {(error.layer, error.kind) for error in errors} >= {(i, kind) for i in range(3) for kind in ("conv.input", "forward.delta", "backward.scan.output")}
@@ -105,6 +108,7 @@ def test_errors_name_layer_and_kind_and_are_infinite_where_nothing_differs():
     assert [error.snr_db for error in record._errors()] == [math.inf, -math.inf, pytest.approx(10 * math.log10(4 / 0.01), abs=1e-4)]
 
 
+@pytest.mark.slow
 def test_progress_ends_at_its_total():
     steps: list[tuple[int, int]] = []
     cache = tiny_cache(DEEP)
@@ -161,9 +165,12 @@ def test_ranges_are_the_largest_magnitudes_and_what_the_steps_reach():
             np.testing.assert_allclose(channel.largest / channel.reach, whole.max(axis=0), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_states_after_reparameterization_use_more_bits():
     cache, (_, largest) = tiny_cache(DEEP), exact_tensors()
-    for state in found(detail="kinds").states:
+    states = found(detail="kinds").states
+    assert states
+    for state in states:
         h = largest[state.layer, state.direction]
         np.testing.assert_allclose(state.before["token"], h.max(axis=(1, 2)) / h.max(), rtol=1e-4)
         np.testing.assert_allclose(state.before["token_by_state"], h.max(axis=1) / h.max(), rtol=1e-4, atol=2e-6)

@@ -31,6 +31,7 @@ def found(tiny_engine_file: Path, tiny_weights_file: Path) -> Bench:
     return bench(tiny_engine_file, tiny_weights_file, Settings(PEERS_TIMED, batch=3, threads=(1, 2), rounds=4))
 
 
+@pytest.mark.slow
 def test_every_peer_is_timed_and_right(found: Bench):
     assert [peer.peer for peer in found.peers] == [ENGINE, *PEERS_TIMED] and all(peer.problem is None for peer in found.peers), found.peers
     for peer in found.peers:
@@ -52,6 +53,7 @@ def test_the_work_is_counted_by_hand(tiny_engine_file: Path):
     assert amounts["head"] == ("int8 multiply-adds", 3 * D * 3)
 
 
+@pytest.mark.slow
 def test_operators_add_up_and_stay_below_their_limits(found: Bench, tiny_engine_file: Path):
     assert sum(o.share for o in found.operators) == pytest.approx(1)
     times = [o.milliseconds for o in found.operators]
@@ -165,6 +167,7 @@ def test_names_of_peers():
             parse_peers(text)
 
 
+@pytest.mark.slow
 def test_the_command_prints_tables_or_json(tiny_engine_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(limits, "RUNS", 2)
     line = ["bench", str(tiny_engine_file), "--rounds", "2", "--threads", "1"]
@@ -185,6 +188,7 @@ def test_bad_options(arguments: list[str], said: str, tiny_engine_file: Path, ca
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_plots(found: Bench, tmp_path: Path):
     for suffix in (".png", ".pdf"):
         save_plot(found, tmp_path / f"plot{suffix}")

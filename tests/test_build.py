@@ -29,6 +29,7 @@ def test_nothing_is_said_of_what_was_not_asked_for(tmp_path: Path):
     assert code == 0 and "libvimtrt_plugins" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options, sentence",
     [
@@ -43,6 +44,7 @@ def test_what_was_asked_for_and_cannot_be_built_is_an_error(options: list[str], 
     assert code != 0 and sentence in said
 
 
+@pytest.mark.slow
 def test_the_tests_own_modules_say_what_they_miss(tmp_path: Path):
     code, said = configure(tmp_path, "-DVIMTRT_CUDA_ON_CPU=ON", "-DTENSORRT_INCLUDE_DIR=/")
     assert code == 0 and "vimtrt_plugins_on_cpu is left out: it needs the headers of the CUDA toolkit and of TensorRT" in said

@@ -350,6 +350,7 @@ def test_extra_tensors_are_no_silent_choice(tmp_path: Path, tiny_config: VimConf
             load_weights(tiny_config, tmp_path / "a.pth")
 
 
+@pytest.mark.slow
 def test_every_command_takes_the_key(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -551,6 +552,7 @@ def test_expanded_tensors_take_no_memory(tmp_path: Path, tiny_config: VimConfig,
         load_weights(tiny_config, path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("little_memory")
 @pytest.mark.parametrize("entry", ["data.pkl", "data/0"])
 def test_deflated_entries_take_no_memory(entry: str, tmp_path: Path, tiny_config: VimConfig, state: State):
@@ -621,6 +623,7 @@ def test_complex_numpy_arrays_are_refused(tmp_path: Path, tiny_config: VimConfig
             load_weights(tiny_config, tmp_path / "a.pkl")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("little_memory")
 def test_pickles_made_to_take_memory_or_time_are_refused(tmp_path: Path, tiny_config: VimConfig):
     """Memory by a number alone: of the memo, of bytes, of a frame; time by nesting, by steps, by keys of one hash."""
@@ -791,6 +794,7 @@ def test_inspect_reads_checkpoints(tmp_path: Path, tiny_config: VimConfig, tiny_
     assert describe(tmp_path / "c")["fits"] == ["vim_demo_fashion_mnist"]
 
 
+@pytest.mark.slow
 def test_names_in_files_do_not_reach_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str], state: State):
     """Names of tensors, keys and classes that hold escape sequences, lone surrogates or a novel."""
     path = tmp_path / "a.pth"

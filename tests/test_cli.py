@@ -387,6 +387,7 @@ def plain_onnx() -> bytes:
     return data
 
 
+@pytest.mark.slow
 def test_engines_that_are_none(fails: Callable[..., str], tmp_path: Path, tiny_engine_file: Path, png: Path, npz: Path) -> None:
     whole = tiny_engine_file.read_bytes()
     path = tmp_path / "a.onnx"
@@ -445,6 +446,7 @@ def test_images_that_are_none(fails: Callable[..., str], tmp_path: Path, tiny_en
     assert "no image at" in fails("infer", tiny_engine_file, tmp_path / "absent.png")
 
 
+@pytest.mark.slow
 def test_caches_of_something_else(fails: Callable[..., str], tmp_path: Path, tiny_weights: Weights, tiny_weights_file: Path, tiny_cache_file: Path) -> None:
     out, bad, other = tmp_path / "a.onnx", tmp_path / "bad.safetensors", tmp_path / "other.safetensors"
     safetensors.numpy.save_file({**tiny_weights, "head.bias": tiny_weights["head.bias"] + 1}, other)

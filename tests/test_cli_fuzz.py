@@ -65,6 +65,7 @@ def ground(
     return found
 
 
+@pytest.mark.slow
 def test_command_lines(ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:
     fuzzer, codes, wrong, longest = Fuzzer(ground), Counter[tuple[str, int]](), list[str](), 0.0
     known = {name.partition(" ")[0] for name in fuzzer.commands}
@@ -85,6 +86,7 @@ def test_command_lines(ground: Ground, capsys: pytest.CaptureFixture[str]) -> No
     assert sum(count for (_, code), count in codes.items() if code == 0) > ROUNDS // 20  # it gets past the first checks
 
 
+@pytest.mark.slow
 def test_recipes(ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:
     fuzzer, codes, wrong, longest = Fuzzer(ground), Counter[int](), list[str](), 0.0
     for number in range(ROUNDS):

@@ -96,6 +96,7 @@ def test_without_a_cache_it_says_what_is_left_out(tiny_engine_file: Path, tiny_w
     assert found.attribution is None and any("give it with --calib" in sentence for sentence in found.warnings)
 
 
+@pytest.mark.slow
 def test_the_bundled_model_needs_no_files(demo_engine: Path) -> None:
     found = compare(demo_engine, DATA / "fashion_mnist_1000.npz", settings=Settings(limit=64, attribution_images=2))
     assert found.attribution is not None and found.comparison.agreement > 0.9 and found.warnings == ()
@@ -151,6 +152,7 @@ def test_tables_have_the_figures(command: Callable[..., Any], logits: tuple[Any,
         assert text in out, text
 
 
+@pytest.mark.slow
 def test_the_report_is_written(command: Callable[..., Any], tmp_path: Path) -> None:
     assert command(report=tmp_path / "report.html")[0] == 0
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -206,9 +208,11 @@ def test_worst_images_are_as_many_as_there_are(tiny_images: U8) -> None:
     assert len(worst._heap) == 2
 
 
-def test_without_matplotlib_the_extra_is_named_before_anything_is_run(tiny_engine_file: Path, data: Path, tmp_path: Path) -> None:
-    code = "import sys; sys.modules['matplotlib'] = None; from pyvimtrt.cli import main; sys.exit(main())"
+@pytest.mark.slow
+@pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
+def test_without_a_package_of_the_report_the_extra_is_named_before_anything_is_run(package: str, tiny_engine_file: Path, data: Path, tmp_path: Path) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; from pyvimtrt.cli import main; sys.exit(main())"
     arguments = ["compare", str(tiny_engine_file), "--data", str(data), "--report", str(tmp_path / "a.html")]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-    sentence = "error: the report needs the package matplotlib, which is not installed; run: pip install 'pyvimtrt[compare]'\n"
+    sentence = f"error: the report needs the package {package}, which is not installed; run: pip install 'pyvimtrt[compare]'\n"
     assert (done.returncode, done.stderr) == (2, sentence) and not list(tmp_path.iterdir())

@@ -127,6 +127,7 @@ def mended(content: bytes) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 def test_archives(tmp_path: Path, tiny_engine_file: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:

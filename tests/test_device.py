@@ -51,6 +51,7 @@ def there(world: str) -> Iterator[PretendCuda | None]:
         yield None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("spec", [TINY.replace("depth=1", "depth=2"), TINY + ",cls=none", TINY + ",cls=double"])
 def test_calibration_on_the_device(spec: str, recipe: str, tmp_path: Path, world: str):
@@ -124,6 +125,25 @@ def test_auto_takes_the_gpu_of_this_machine():
     assert pick_device(f"cuda:{count - 1}").index == count - 1
     with pytest.raises(CalibrationError, match=f"finds {count} CUDA devices here, so cuda:{count} is not one of them"):
         pick_device(f"cuda:{count}")
+
+
+def test_calibration_keeps_cudnn_and_takes_no_tf32(monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    run = module._Calibrator.run
+
+    def observed(calibrator: Any) -> Any:
+        cudnn = torch.backends.cudnn
+        seen.append((cudnn.enabled, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic))
+        return run(calibrator)
+
+    monkeypatch.setattr(module._Calibrator, "run", observed)
+    config = parse_model(TINY)
+    inputs = (config, varied_weights(config), random_images(config, 4), RECIPES["naive"], normalization(config))
+    calibrate(*inputs)
+    with torch.backends.cudnn.flags(enabled=False, benchmark=True):
+        calibrate(*inputs)
+        assert torch.backends.cudnn.benchmark, "what the caller set is there again"
+    assert seen == [(True, False, False, True), (False, False, False, True)]
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "mps", "cuda:x"])

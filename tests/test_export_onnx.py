@@ -52,6 +52,7 @@ def check(got: F32, truth: F32) -> None:
     np.testing.assert_allclose(got, truth, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precomputed", [True, False])
 @pytest.mark.parametrize("name", MODELS)
 def test_onnxruntime_gives_pytorchs_logits(name: str, precomputed: bool, monkeypatch: pytest.MonkeyPatch):

@@ -108,6 +108,7 @@ def test_a_cpu_service(tmp_path: Path, tiny_engine_file: Path) -> None:
         assert served.found["models"][0]["name"] == "clothes" and served.ask(container["readinessProbe"]["httpGet"]["path"])[0] == 200
 
 
+@pytest.mark.slow
 def test_a_gpu_service(tmp_path: Path) -> None:
     engine = tmp_path / "vim.engine"
     write_plan(engine, PLAN, plan_info())

@@ -39,6 +39,7 @@ from pyvimtrt.quantization.cache import save_cache
 from pyvimtrt.runtime.cpu import CpuEngine
 from pyvimtrt.runtime.reference import ReferenceEngine
 
+pytestmark = pytest.mark.slow
 ROUNDS = int(os.environ.get("PYVIMTRT_FUZZ_ROUNDS", "150"))
 SECONDS = 5.0  # the longest that one file may take, on a machine that does other things too
 MEBIBYTES = 700  # more than the process took before

@@ -431,6 +431,7 @@ def test_differences_are_counted_by_bits():
     assert tensorrt.differences(x[:0], x[:0].astype(np.int8)) == 1
 
 
+@pytest.mark.slow
 def test_the_model_part_compares_batches_with_and_without_graphs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """On the double of TensorRT, whose plans compute with the CPU engine."""
     request.getfixturevalue("world")

@@ -92,6 +92,7 @@ def lines(path: object, work: Path, engine: Path) -> list[tuple[object, ...]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["a" * 300, "a/" * 3000 + "a", "a\0b", "s3://bucket/a", "https://host/a.onnx", "\udcff\ud800"])
 def test_paths_that_cannot_be(path: str, fails: Callable[..., str], tmp_path: Path, tiny_engine_file: Path) -> None:
     for line in lines(path, tmp_path, tiny_engine_file):
@@ -101,6 +102,7 @@ def test_paths_that_cannot_be(path: str, fails: Callable[..., str], tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_paths_without_permission(fails: Callable[..., str], tmp_path: Path, tiny_engine_file: Path, locked: Path) -> None:
     for line in lines(locked / "a.onnx", tmp_path / "absent", tiny_engine_file):
         fails(*line)
@@ -108,6 +110,7 @@ def test_paths_without_permission(fails: Callable[..., str], tmp_path: Path, tin
     assert "Permission denied" in fails("build", TINY, "--int8", "-o", locked / "a.onnx")
 
 
+@pytest.mark.slow
 def test_pipes_do_not_hold_a_command(fails: Callable[..., str], tmp_path: Path, tiny_engine_file: Path) -> None:
     (tmp_path / "work").mkdir()
     for name in ("p", "p.toml", "p.onnx", "p.svg"):
@@ -123,6 +126,7 @@ def test_paths_given_to_the_package() -> None:
                 read(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [MANY, "-" + MANY, "9" * 5000, "1e400", "nan", "", "0x10", "1\0"])
 def test_numbers_of_any_size(number: str, fails: Callable[..., str], tmp_path: Path, tiny_engine_file: Path) -> None:
     """Where a number of any size makes sense it is taken (the fuzzer tries them); these options have bounds."""
@@ -250,6 +254,7 @@ def test_equals_signs_in_the_paths_of_engines(tmp_path: Path, monkeypatch: pytes
             parse_engines([text])
 
 
+@pytest.mark.slow
 def test_an_engine_is_served_from_a_path_with_an_equals_sign(tmp_path: Path, tiny_engine_file: Path) -> None:
     (tmp_path / "lr=0.1").mkdir()
     engine = tmp_path / "lr=0.1" / "vim.onnx"
@@ -259,6 +264,7 @@ def test_an_engine_is_served_from_a_path_with_an_equals_sign(tmp_path: Path, tin
         assert served.ask("/v2/models/vim/ready")[0] == 200
 
 
+@pytest.mark.slow
 def test_sessions_of_ray_in_a_folder_whose_path_is_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pyvimtrt.score.cluster import SOCKET_NAME, SOCKET_PATH_BYTES, _reach, _session_folder
 

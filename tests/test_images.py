@@ -226,6 +226,7 @@ def test_png_files_damaged_in_the_pixels_are_refused(tmp_path: Path, tiny_config
     assert "a.png" in fails(tmp_path / "a.png", tiny_config)
 
 
+@pytest.mark.slow
 def test_more_pixels_where_they_are_asked_for(tmp_path: Path, tiny_config: VimConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # put back what is raised
     limit = Image.MAX_IMAGE_PIXELS
@@ -238,6 +239,7 @@ def test_more_pixels_where_they_are_asked_for(tmp_path: Path, tiny_config: VimCo
     assert (load_image(tmp_path / "b.png", tiny_config, 180_000_000) == 255).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["infer", "eval", "calibrate", "compare", "score"])
 def test_the_option_of_every_command(tmp_path: Path, tiny_engine_file: Path, tiny_weights_file: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
     data = tmp_path / "data"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from tiny import TINY
 
 import pyvimtrt
@@ -15,7 +16,7 @@ import pyvimtrt
 BLOCK = """
 import sys
 
-BLOCKED = {"torch", "timm", "tensorrt", "tensorrt_rtx", "onnxruntime", "openvino", "nncf", "polygraphy", "matplotlib", "mamba_ssm"}
+BLOCKED = {"torch", "timm", "tensorrt", "tensorrt_rtx", "onnxruntime", "openvino", "nncf", "polygraphy", "matplotlib", "jinja2", "mamba_ssm"}
 BLOCKED |= {"kserve", "uvloop", "uvicorn", "fastapi", "starlette", "grpc", "orjson", "prometheus_client", "ray", "pyarrow"}
 
 
@@ -41,7 +42,7 @@ NEED_TORCH = {
     "pyvimtrt.quantization.calibrate",
 }
 NEED_TORCH |= {f"pyvimtrt.compare.{name}" for name in ("attribution", "ranges", "simulation")}
-NEED_MATPLOTLIB = {"pyvimtrt.compare.charts", "pyvimtrt.compare.report"}
+NEED_MATPLOTLIB = {"pyvimtrt.compare.charts", "pyvimtrt.compare.report"}  # the report needs jinja2 too
 NEED_POLYGRAPHY = {f"pyvimtrt.compare.{name}" for name in ("data", "errors", "polygraphy_plugin", "references", "runners", "tensorrt_plugins")}
 NEED_KSERVE = {
     f"pyvimtrt.serve.{name}"
@@ -109,6 +110,7 @@ def test_the_command_line_imports_nothing_heavy() -> None:
     assert (result.returncode, result.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_an_engine_is_built_and_run_without_optional_packages(
     tmp_path: Path,
     tiny_weights_file: Path,

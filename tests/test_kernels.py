@@ -104,12 +104,14 @@ def test_kernels_equal_the_reference(kernels: World, name: str):
     check_operator(kernels, name, operator, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_equal_the_reference(kernels: World, name: str):
     operator = LAYERS[name]()
     check_operator(kernels, name, operator, operator.reference())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tile", TILES)
 @pytest.mark.parametrize("name", [name for name in {**CASES, **LAYERS} if name.startswith("KScaledLinear")])
 def test_every_tile_of_a_linear_layer_gives_the_same_bits(kernels: World, name: str, tile: str):
@@ -130,6 +132,7 @@ def test_the_tile_that_a_launch_chooses_is_the_fastest_or_nearly(kernels: World)
     assert chosen == {(tile, to_float) for tile in TILES for to_float in (False, True)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", OPERATORS)
 @pytest.mark.parametrize("shift", [1, 4, 8])
 def test_kernels_need_no_more_than_the_alignment_of_an_element(kernels: World, op: str, shift: int):
@@ -178,6 +181,7 @@ def test_what_is_not_finite_becomes_a_number(kernels: World, D: int):
         assert_same_bits(run_operator(kernels, operator, settings(kernels.kernels, label))[1], expected, label)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", MANY)
 def test_many_images_equal_the_reference(kernels: World, op: str):
     """Under one setting and without the watch: it is the launch that is tested, and blocks take their time."""
@@ -185,6 +189,7 @@ def test_many_images_equal_the_reference(kernels: World, op: str):
     check_operator(kernels, op, operator, operator.reference(), labels=("ascending",), changes={"watch": False})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCANS_WITH_WORKSPACE)
 def test_long_scans_equal_the_reference(kernels: World, name: str):
     sizes = SCANS_WITH_WORKSPACE[name]

@@ -88,6 +88,7 @@ def test_eval(capsys: pytest.CaptureFixture[str], good: Path, mixed: Path, tiny_
     assert (code, found) == (2, None) and "0_truncated.jpg" in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_compare(capsys: pytest.CaptureFixture[str], good: Path, mixed: Path, tiny_engine_file: Path, tiny_weights_file: Path, tiny_cache_file: Path) -> None:
     options = ("--weights", tiny_weights_file, "--calib", tiny_cache_file)
     _, expected, _ = run(capsys, "compare", tiny_engine_file, "--data", good, *options)

@@ -413,8 +413,10 @@ def test_weights_that_do_not_fit_are_refused(edit, reason: str, tmp_path: Path, 
         load_weights(tiny_config, tmp_path / "a.pth")
 
 
-def test_weights_that_fit_are_accepted(tiny_config: VimConfig, tiny_weights: Weights):
+def test_weights_that_fit_are_accepted(tmp_path: Path, tiny_config: VimConfig, tiny_weights: Weights):
     check_weights(tiny_config, tiny_weights, "the file")
+    torch.save(tensors(tiny_weights), tmp_path / "a.pth")
+    assert load_weights(tiny_config, tmp_path / "a.pth").keys() == tiny_weights.keys()
 
 
 # Configurations

@@ -70,6 +70,7 @@ def test_generic_is_always_there() -> None:
     assert ISAS[-1] == "generic"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants_equal_the_reference(name: str) -> None:
     assert_same_bits(*random_network(VARIANTS[name]))
@@ -84,12 +85,14 @@ def test_fp32_state_equals_the_reference() -> None:
     assert_same_bits(*random_network(TINY, state="fp32"))
 
 
+@pytest.mark.slow
 def test_demo_model_on_real_images_equals_the_reference(demo_engine_file: Path) -> None:
     with np.load(SUBSET) as subset:
         images = subset["images"][:8]
     assert_same_bits(load_network(demo_engine_file), images)
 
 
+@pytest.mark.slow
 def test_a_wrong_bit_is_seen(demo_engine_file: Path) -> None:
     """The comparison can fail: one multiplier moved by an ulp changes the logits."""
     with np.load(SUBSET) as subset:

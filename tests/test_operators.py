@@ -154,6 +154,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", SMALL)
 def test_reference_equals_scalar_loops(name: str, seed: int):

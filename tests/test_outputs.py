@@ -79,6 +79,7 @@ def commands(files: dict[str, Path]) -> dict[str, tuple[object, ...]]:
 SUFFIXES = (".onnx", ".safetensors", ".html", ".svg", ".fp32.onnx")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_inputs_stay(suffix: str, files: dict[str, Path], refused: Run, tmp_path: Path) -> None:
     command = commands(files)[suffix]
@@ -150,6 +151,9 @@ def test_plots_are_written_again(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"plot{suffix}"
     save_plot(Bench("e.onnx", TINY, "generic", 1, 1, 1, (PEER,), ()), path)
     check_writable(path, made_here=True)
+    before = path.stat()
+    save_plot(Bench("e.onnx", TINY, "generic", 1, 1, 1, (PEER,), ()), path)
+    assert path.stat().st_ino != before.st_ino and path.stat().st_size > 0
 
 
 def test_an_engine_has_its_backends_suffix(files: dict[str, Path], refused: Run, tmp_path: Path) -> None:

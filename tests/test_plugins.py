@@ -89,7 +89,9 @@ def test_the_version_is_that_of_the_package():
 
 
 def test_a_logger_finder_is_taken_and_not_called():
+    before = described()
     load_plugins().set_logger_finder()
+    assert described() == before
 
 
 # Running

@@ -118,6 +118,7 @@ def summaries(printed: str) -> list[str]:
 # The command line.
 
 
+@pytest.mark.slow
 def test_the_engine_and_the_reference_agree_at_tolerance_zero(polygraphy: Run, demo_network: Path) -> None:
     options = ("--vimtrt-images", "--vimtrt-batch", 2, "--vimtrt-count", 3, "--atol", 0, "--rtol", 0)
     printed = polygraphy("run", demo_network, "--vimtrt-cpu", "--vimtrt-ref", *options)
@@ -126,6 +127,7 @@ def test_the_engine_and_the_reference_agree_at_tolerance_zero(polygraphy: Run, d
     assert "shape=(2, 1, 28, 28)" in printed and "shape=(1, 1, 28, 28)" in printed
 
 
+@pytest.mark.slow
 def test_every_tensor_of_every_instruction_set_agrees(polygraphy: Run, tiny_engine_file: Path) -> None:
     runners = ["--vimtrt-ref", *["--vimtrt-cpu"] * len(ISAS), "--vimtrt-isa", *ISAS, "--vimtrt-threads", 2, "--pluginref"]
     printed = polygraphy("run", tiny_engine_file, *runners, "--onnx-outputs", "*", "--val-range", "[-128,127]", "--atol", 0, "--rtol", 0)
@@ -135,6 +137,7 @@ def test_every_tensor_of_every_instruction_set_agrees(polygraphy: Run, tiny_engi
     assert compared == {name for node in load_network(tiny_engine_file).nodes for name in node.outputs}
 
 
+@pytest.mark.slow
 def test_a_changed_constant_is_found(polygraphy: Run, demo_network: Path, tampered_network: Path, tmp_path: Path) -> None:
     outputs = tmp_path / "outputs.json"
     images = ("--vimtrt-images", "--vimtrt-count", 2)
@@ -145,6 +148,7 @@ def test_a_changed_constant_is_found(polygraphy: Run, demo_network: Path, tamper
     assert not agree(CpuRunner(tampered_network), ReferenceRunner(demo_network), data=feed_dicts(count=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runners", [("--vimtrt-cpu", "--vimtrt-ref", "--vimtrt-torch"), ("--pluginref",)])
 def test_generated_scripts_run(polygraphy: Run, demo_network: Path, tmp_path: Path, runners: tuple[str, ...]) -> None:
     script = tmp_path / "compare.py"
@@ -153,6 +157,7 @@ def test_generated_scripts_run(polygraphy: Run, demo_network: Path, tmp_path: Pa
     assert "seed=3" in script.read_text() and "dtype=float32, shape=(2, 10)" in polygraphy(python=script.read_text())
 
 
+@pytest.mark.slow
 def test_a_data_loader_script_is_told_by_variables(polygraphy: Run, tiny_engine_file: Path, tiny_images: U8, tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", images=tiny_images)
     script = Path(references.__file__).with_name("data.py")
@@ -175,6 +180,7 @@ ERRORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", ERRORS)
 def test_errors_are_one_sentence(polygraphy: Run, tiny_engine_file: Path, options: str) -> None:
     printed = polygraphy("run", tiny_engine_file, *options.split(), code=1)
@@ -183,6 +189,7 @@ def test_errors_are_one_sentence(polygraphy: Run, tiny_engine_file: Path, option
     assert "Traceback" not in printed
 
 
+@pytest.mark.slow
 def test_files_that_are_no_quantized_network(polygraphy: Run, tmp_path: Path) -> None:
     (tmp_path / "a.engine").write_bytes(b"plan")
     printed = polygraphy("run", tmp_path / "a.engine", "--vimtrt-cpu", code=1)
@@ -192,6 +199,7 @@ def test_files_that_are_no_quantized_network(polygraphy: Run, tmp_path: Path) ->
     assert f"[!] {tmp_path}/a.onnx is damaged or not an ONNX file; build the network again" in printed and "Traceback" not in printed
 
 
+@pytest.mark.slow
 def test_packages_that_are_missing_matter_only_where_they_are_used(polygraphy: Run, tiny_engine_file: Path, tiny_weights_file: Path) -> None:
     without = f"import sys; sys.modules.update(dict.fromkeys(('torch', 'timm', 'tensorrt', 'tensorrt_rtx', 'onnx_graphsurgeon'))); {MAIN}"
     assert "Failed to load plugin" not in polygraphy("run", tiny_engine_file, "--vimtrt-cpu", "--vimtrt-ref", "--atol", 0, "--rtol", 0, python=without)
@@ -261,6 +269,7 @@ def test_outputs_are_selected_by_pattern(tiny_engine_file: Path) -> None:
         select_outputs(network, ["logits", "nose"])
 
 
+@pytest.mark.slow
 def test_the_references_of_nodes_give_the_reference_s_bits(demo_network: Path) -> None:
     (feed,) = feed_dicts(demo_network, count=3)
     expected = ReferenceEngine(load_network(demo_network)).run_pixels(feed["images"])
@@ -301,6 +310,7 @@ def test_feed_dicts_hold_the_images(tiny_engine_file: Path, tiny_images: U8, tmp
 # TensorRT.
 
 
+@pytest.mark.slow
 @pytest.mark.needs_nvcc
 def test_polygraphy_builds_the_engine_with_tensorrt_for_rtx(polygraphy: Run, demo_network: Path, tmp_path: Path) -> None:
     """Building needs no GPU; where there is none, Polygraphy then fails to load what it built."""
@@ -361,6 +371,7 @@ def test_the_name_that_the_wheel_of_tensorrt_for_rtx_lacks(monkeypatch: pytest.M
 # What the README says.
 
 
+@pytest.mark.slow
 def test_commands_of_the_readme_run_as_written(polygraphy: Run, demo_network: Path) -> None:
     files = {"vim_t.onnx": str(demo_network), "validation/": str(zoo.DEMO_SAMPLES), "vim_t.pth": str(zoo.DEMO_WEIGHTS)}
     lines = [line for line in COMMANDS if "--trt" not in line]
@@ -370,9 +381,12 @@ def test_commands_of_the_readme_run_as_written(polygraphy: Run, demo_network: Pa
         assert words[0] == "polygraphy" and "PASSED" in polygraphy(*words[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.needs_nvcc
 def test_tensorrt_commands_of_the_readme_make_scripts(polygraphy: Run, demo_network: Path) -> None:
-    for line in (line for line in COMMANDS if "--trt" in line):
+    lines = [line for line in COMMANDS if "--trt" in line]
+    assert lines
+    for line in lines:
         words = [str(demo_network) if word == "vim_t.onnx" else word for word in shlex.split(line)]
         variables = dict(word.split("=", 1) for word in words[: words.index("polygraphy")])
         assert "LoadVimtrtPlugins(" in polygraphy(*words[words.index("polygraphy") + 1 :], "--gen-script", "-", **variables)

@@ -874,6 +874,7 @@ def check_state_factors(t: Tensors, d: str, h: Array) -> None:
     assert np.ptp(np.log(r_C)) > 0.5 and np.ptp(np.log(r_D)) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["middle", "double", "none", "overlap", "deep", "state 8"])
 def test_every_default_step_is_a_candidate_times_the_min_max_step(spec: str):
     config, weights, images, norm = setup(SPECS[spec])
@@ -882,6 +883,7 @@ def test_every_default_step_is_a_candidate_times_the_min_max_step(spec: str):
     check_default_biases(cache, config, weights, seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["middle", "double", "overlap", "state 8"])
 def test_the_states_steps_are_clipped_for_the_least_error_in_y(spec: str):
     config, weights, images, norm = setup(SPECS[spec])
@@ -904,6 +906,7 @@ def check_engine(cache: Cache, config: VimConfig, weights: Weights, images: Arra
     assert np.isfinite(logits).all() and np.ptp(logits, axis=0).max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["int8", "fp32"])
 @pytest.mark.parametrize("k", [1, 2, 5, "full"])
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -915,6 +918,7 @@ def test_every_recipe_calibrates_with_every_k_and_state(recipe: str, k: int | st
     assert (cache.info.recipe, cache.info.clusters, cache.info.state) == (recipe, str(k), state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [1, 12])
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("spec", SPECS)
@@ -926,6 +930,7 @@ def test_every_model_calibrates_with_every_recipe_even_on_one_image(spec: str, r
     check_engine(cache, config, weights, random_images(config, 6, seed=3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_dead_model_and_black_images_calibrate(recipe: str):
     config, weights, images, norm = setup()
@@ -951,6 +956,7 @@ def saved(cache: Cache, path: Path) -> bytes:
     return path.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_same_inputs_give_the_same_bytes(recipe: str, tmp_path: Path):
     config, weights, images, norm = setup(SPECS["deep"])
@@ -1153,6 +1159,7 @@ def check_paper(cache: Cache, config: VimConfig, weights: Weights, seen: Tensors
     assert len(steps_of(cache, "head.input")) == 1 and (t["head.bias"] != 0).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 2, 4])
 @pytest.mark.parametrize("spec", ["middle", "overlap", "double", "deep"])
 def test_paper_has_steps_per_token_for_out_proj_and_the_state_alone_and_powers_of_two(spec: str, k: int):
@@ -1161,6 +1168,7 @@ def test_paper_has_steps_per_token_for_out_proj_and_the_state_alone_and_powers_o
     check_paper(cache, config, weights, observed(config, weights, images, norm), k)
 
 
+@pytest.mark.slow
 def test_paper_uses_more_than_one_step_where_tokens_differ():
     t = calibrated(SPECS["overlap"], "paper").tensors
     for name in ("out_proj.input.scale_tok", "forward.u.out_scale", "backward.delta.out_scale", "backward.state.scale_tok"):
@@ -1243,6 +1251,7 @@ def test_a_step_that_is_not_there_cannot_be_left_out(name: str, step: str, sente
         get_recipe(name, without=[step])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_a_calibration_without_a_step_differs_and_says_so(step: str):
     config, weights, images, norm = setup(SPECS["overlap"])
@@ -1368,7 +1377,9 @@ def test_damaged_tensors_are_refused_by_name(edit: Callable[[Tensors], Tensors],
 def test_an_unharmed_cache_is_accepted(cached: tuple[VimConfig, Weights, Cache], tmp_path: Path):
     config, weights, cache = cached
     save_cache(cache, tmp_path / "a.safetensors")
-    check_cache(load_cache(tmp_path / "a.safetensors"), config, weights, "the file")
+    loaded = load_cache(tmp_path / "a.safetensors")
+    check_cache(loaded, config, weights, "the file")
+    assert loaded.sha256() == cache.sha256()
 
 
 @pytest.mark.parametrize("name", ["head.bias", "layers.0.mixer.A_b_log"])
@@ -1592,6 +1603,7 @@ def rescaling_cost(recipe: Recipe) -> float:
     return cosine(plain, truth) - cosine(rescaled, same)
 
 
+@pytest.mark.slow
 def test_hostile_rescaling_of_channels_costs_default_nothing():
     assert abs(rescaling_cost(RECIPES["default"])) < 0.01
     assert rescaling_cost(RECIPES["naive"]) > 0.01, "the rescaling must be one that hurts"
@@ -1600,6 +1612,7 @@ def test_hostile_rescaling_of_channels_costs_default_nothing():
 # Seen to fail: the checks above notice what they are for
 
 
+@pytest.mark.slow
 def test_steps_that_are_no_powers_of_two_are_noticed(monkeypatch: pytest.MonkeyPatch):
     config, weights, images, norm = setup(SPECS["overlap"])
     seen = observed(config, weights, images, norm)
@@ -1608,6 +1621,7 @@ def test_steps_that_are_no_powers_of_two_are_noticed(monkeypatch: pytest.MonkeyP
         check_paper(calibrate(config, weights, images, RECIPES["paper"], norm), config, weights, seen, 4)
 
 
+@pytest.mark.slow
 def test_factors_of_one_are_noticed(monkeypatch: pytest.MonkeyPatch):
     config, weights, images, norm = setup()
     seen = observed(config, weights, images, norm)

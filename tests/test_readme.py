@@ -69,6 +69,7 @@ def test_the_two_commands_exist():
     assert all((ROOT / script).is_file() for script in scripts)
 
 
+@pytest.mark.slow
 def test_commands_run_as_written(user_files: Path, capsys: pytest.CaptureFixture[str]):
     """In order, each using the files that the ones before it made."""
     assert {shlex.split(line)[1] for line in PYVIMTRT} >= {"calibrate", "build", "infer", "eval"}
@@ -77,6 +78,7 @@ def test_commands_run_as_written(user_files: Path, capsys: pytest.CaptureFixture
     assert "probability" in out and "images per second" in out
 
 
+@pytest.mark.slow
 def test_clients_of_the_server_run_as_written(user_files: Path, capsys: pytest.CaptureFixture[str]):
     """The curl line and the Python example, against the server that the README starts; only the addresses are others."""
     run_commands(capsys, "calibrate", "build")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import io
 import math
 import re
@@ -84,11 +85,25 @@ FULL = Comparison(1234, 0.98765, 0.99871, 31.25, 0.7654, 0.9321, 0.7701, 0.9333,
 REPORT = Report(
     {"engine": "a.onnx", "model": "vim_x", "recipe": HOSTILE}, HOSTILE, FULL, (worst(), worst(3, 400), worst(4, 3, None)), (HOSTILE,), attribution()
 )
+
+
+@functools.cache
+def whole() -> str:
+    """Return the page of REPORT, which takes seconds to draw."""
+    return render(REPORT)
+
+
 MINIMAL = Report({}, "data", Comparison(1, 1.0, 1.0, math.inf), (), ())
 
 
 @pytest.mark.parametrize(
-    "report", [REPORT, MINIMAL, dataclasses.replace(REPORT, attribution=attribution(1, 1, 1, False))], ids=["full", "minimal", "one of each"]
+    "report",
+    [
+        pytest.param(REPORT, marks=pytest.mark.slow),
+        MINIMAL,
+        pytest.param(dataclasses.replace(REPORT, attribution=attribution(1, 1, 1, False)), marks=pytest.mark.slow),
+    ],
+    ids=["full", "minimal", "one of each"],
 )
 def test_it_is_one_whole_page_that_needs_nothing(report: Report):
     text = render(report)
@@ -102,13 +117,33 @@ def test_it_is_one_whole_page_that_needs_nothing(report: Report):
 
 
 def test_hostile_names_are_text():
-    page = Page(render(REPORT))
+    page = Page(whole())
     assert page.text.count("<script>alert('x')</script>") >= 5
     assert not [value for _, name, value in page.attributes if name == "alt" and value and "<script" in value and "bag" not in value]
 
 
+def test_every_text_that_comes_from_outside_is_escaped():
+    """Names of files and models, labels of classes, names of tensors: text wherever they stand, in attributes too."""
+    hostile = HOSTILE + """</style></title><script> " onerror="alert(1) {{ 7 * 7 }}{% raw %} &lt;b&gt;"""
+    answers = (Answer(0, hostile, 0.75),)
+    image = WorstImage(3, np.zeros((1, 4, 4), np.uint8), hostile, answers, answers, 0.5)
+    names = dataclasses.replace(
+        attribution(),
+        costs=(Cost(hostile, "kind", 1, closeness(20), closeness(20)), Cost(hostile, "tensor", 1, closeness(20), closeness(20))),
+        errors=(TensorError(hostile, 0, hostile, 10.0),),
+        ranges=tuple(dataclasses.replace(r, name=hostile) for r in attribution().ranges[:1]),
+        states=tuple(dataclasses.replace(s, direction=hostile) for s in attribution().states[:1]),
+    )
+    page = Page(render(Report({"engine": hostile, hostile: "x", "model": hostile}, hostile, FULL, (image,), (hostile,), names)))
+    plain = Page(whole())
+    assert set(page.tags) <= set(plain.tags)
+    assert {(tag, name) for tag, name, _ in page.attributes} <= {(tag, name) for tag, name, _ in plain.attributes}
+    assert ("img", "alt", f"image 3, labelled {hostile}") in page.attributes
+    assert page.text.count(hostile) >= 12, page.text.count(hostile)
+
+
 def test_every_figure_is_there():
-    text = Page(render(REPORT)).text
+    text = Page(whole()).text
     for figure in ("76.54 %", "77.01 %", "93.21 %", "-0.47 points", "-0.99 to +0.05", "98.77 %", "0.99871", "31.2 dB", "1,234 images"):
         assert figure in text, figure
     for figure in (
@@ -123,7 +158,7 @@ def test_every_figure_is_there():
         assert figure in text, figure
     for figure in ("image 41, labelled bag; 1 - cosine 0.12", "bag 75.0 %", "different answers", "62.5 %"):
         assert figure in text, figure
-    headings = re.findall(r"<h2>(.*?)</h2>", render(REPORT))
+    headings = re.findall(r"<h2>(.*?)</h2>", whole())
     assert headings == ["Where accuracy is lost", "Error by layer", "Ranges of tokens and channels", "Hidden states", "The worst images"]
 
 
@@ -133,19 +168,20 @@ def test_without_labels_and_without_attribution_it_says_so():
 
 
 def test_worst_images_are_their_pixels():
-    sources = [value for tag, name, value in Page(render(REPORT)).attributes if (tag, name) == ("img", "src") and value]
+    sources = [value for tag, name, value in Page(whole()).attributes if (tag, name) == ("img", "src") and value]
     found = [Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) for source in sources]
     assert [(image.mode, max(image.size)) for image in found] == [("L", 8), ("RGB", 160), ("L", 3)]
     assert np.array_equal(np.asarray(found[0]), REPORT.worst[0].pixels[0]) and np.array_equal(np.asarray(found[2]), REPORT.worst[2].pixels[0])
 
 
+@pytest.mark.slow
 def test_a_large_model_s_report_is_bounded():
     report = dataclasses.replace(REPORT, attribution=attribution(24, 197, 384))
     assert 500_000 < len(render(report)) < 5_000_000
 
 
 def test_both_colour_schemes_colour_everything():
-    text = render(REPORT)
+    text = whole()
     light, dark = re.findall(r":root \{(.*?)\}", text, flags=re.DOTALL)
     names = [set(re.findall(r"(--[\w-]+):", scheme)) for scheme in (light, dark)]
     assert names[0] == names[1] >= set(VARIABLES.values()) and "prefers-color-scheme: dark" in text

@@ -26,6 +26,7 @@ from pyvimtrt.quantization.calibrate import calibrate
 from pyvimtrt.quantization.recipes import RECIPES, get_recipe
 from pyvimtrt.runtime.cpu import CpuEngine
 
+pytestmark = pytest.mark.slow
 U8 = npt.NDArray[np.uint8]
 
 CONFIG = parse_model(TINY.replace("depth=1", "depth=2"))

@@ -315,6 +315,7 @@ def lines(printed: str) -> list[str]:
     return [line for line in printed.splitlines() if not line.startswith("[")]
 
 
+@pytest.mark.slow
 def test_ray_scores_every_image_once_though_a_worker_is_killed(tmp_path: Path, cluster: Any, tiny_engine_file: Path) -> None:
     random = np.random.default_rng(1)
     (tmp_path / "shards").mkdir()
@@ -344,6 +345,7 @@ def test_ray_scores_every_image_once_though_a_worker_is_killed(tmp_path: Path, c
     assert {path.name for path in parts.iterdir() if not path.name.startswith("part-")} == {"_score.json"}
 
 
+@pytest.mark.slow
 def test_ray_goes_on_where_it_was(tmp_path: Path, cluster: Any, photos: Path, tiny_engine_file: Path) -> None:
     files = sorted(path for path in photos.rglob("*") if path.is_file())
     (tmp_path / "shards").mkdir()
@@ -381,7 +383,8 @@ def damaged_parquet(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("on_ray", [False, True])
+@pytest.mark.slow
+@pytest.mark.parametrize("on_ray", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_what_cannot_be_read_keeps_nothing_else_from_being_scored(tmp_path: Path, tiny_engine_file: Path, request: pytest.FixtureRequest, on_ray: bool) -> None:
     source = damaged_parquet(tmp_path / "data")
     options = ["--ray", "--ray-address", request.getfixturevalue("cluster").address] if on_ray else []
@@ -397,6 +400,7 @@ def test_what_cannot_be_read_keeps_nothing_else_from_being_scored(tmp_path: Path
         assert len(read(tmp_path / "out")) == 18
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_start_says_why(tmp_path: Path, cluster: Any, photos: Path, tiny_engine_file: Path) -> None:
     """Its reason, in one line, and nothing is left behind."""
     command = [*RUN, str(tiny_engine_file), str(photos), str(tmp_path / "out"), "--ray", "--ray-address", cluster.address]
@@ -407,6 +411,7 @@ def test_a_worker_that_cannot_start_says_why(tmp_path: Path, cluster: Any, photo
         assert {path.name for path in (tmp_path / "out").iterdir()} == {"_score.json"}
 
 
+@pytest.mark.slow
 def test_a_cluster_of_its_own(tmp_path: Path, cluster: Any, photos: Path, tiny_engine_file: Path) -> None:
     """`local` joins no cluster that runs here already, and leaves none behind."""
     command = [*RUN, str(tiny_engine_file), str(photos), str(tmp_path / "out"), "--ray", "--ray-address", "local", "--json"]
@@ -429,6 +434,7 @@ def test_a_unit_that_kills_its_workers_is_given_up(tmp_path: Path, photos: Path,
     assert (answer["reason"] == [""]) == (deaths < ATTEMPTS) == (tmp_path / "part-000000.parquet").exists()
 
 
+@pytest.mark.slow
 def test_no_cluster(tmp_path: Path, photos: Path, tiny_engine_file: Path) -> None:
     start = time.monotonic()
     command = [*RUN, str(tiny_engine_file), str(photos), str(tmp_path / "out"), "--ray", "--ray-address", "127.0.0.1:1"]

@@ -102,6 +102,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("content", "message"), HOSTILE.values(), ids=HOSTILE)
 def test_hostile_tar_files(score: Score, tmp_path: Path, content: bytes, message: str) -> None:
     """Alone: one sentence and nothing written. Beside a good shard: that is scored, and the run is no success."""
@@ -307,6 +308,7 @@ print(code, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 102
 """
 
 
+@pytest.mark.slow
 def test_tables_that_unfold(tmp_path: Path, tiny_engine_file: Path) -> None:
     for name, file in bombs(tmp_path).items():
         assert file.stat().st_size < 200_000
@@ -381,6 +383,7 @@ def test_a_bad_table_among_good_ones(score: Score, tmp_path: Path) -> None:
 # Results
 
 
+@pytest.mark.slow
 def test_a_damaged_part_is_done_again(score: Score, tmp_path: Path) -> None:
     """Whichever byte of it is damaged."""
     file = table(tmp_path / "t.parquet", image=[png(i) for i in range(40)])

@@ -50,6 +50,7 @@ def run_script(script: str, **environment: str) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_without_triton_all_imports_and_says_what_is_missing():
     printed = run_script("""
 sys.modules["triton"] = None
@@ -122,6 +123,7 @@ def interpreted() -> dict[str, tuple[float, float, bool]]:
     return errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCANS)
 def test_the_kernel_is_the_scan(name: str, interpreted: dict[str, tuple[float, float, bool]]):
     error, error_of_other_direction, repeatable = interpreted[name]
@@ -192,6 +194,7 @@ def test_the_peers_forward_is_the_models_to_the_bit_and_fp16_is_near_fp32(cls: s
     assert reference_launch == [False, True] * 8
 
 
+@pytest.mark.slow
 def test_compiled_layers_are_one_program_of_a_model_and_equal_the_eager_ones(reference_launch: list[bool]):
     """fullgraph: nothing falls back to Python. A model has two versions: of the first layer and of all others."""
     torch._dynamo.reset()

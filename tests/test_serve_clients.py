@@ -89,6 +89,7 @@ def test_packed_bodies(served: Served, engine: Engine, coding: str) -> None:
     assert_same_bits(logits(answer), engine.run(np.full((1, 1, 8, 8), 7, np.uint8)), "logits")
 
 
+@pytest.mark.slow
 def test_packed_in_two_parts_and_broken(served: Served) -> None:
     body = json.dumps(request()).encode()
     assert served.ask(INFER, gzip.compress(body[:20]) + gzip.compress(body[20:]), Content_Encoding="gzip")[0] == 200
@@ -255,6 +256,7 @@ def test_json_with_long_texts_is_json() -> None:
             parse_json(broken)
 
 
+@pytest.mark.slow
 def test_a_request_holds_64_images_on_every_machine(tmp_path: Path, tiny_engine_file: Path, engine: Engine) -> None:
     """Whatever the batch and the workers; the metadata, the configuration and the message say so."""
     images = np.random.default_rng(1).integers(0, 256, (65, 1, 8, 8), dtype=np.uint8)
@@ -365,6 +367,7 @@ def test_no_page_is_told_that_it_may_ask(served: Served) -> None:
     assert status in (403, 405) and not [name for name in headers if name.lower().startswith("access-control")]
 
 
+@pytest.mark.slow
 def test_labels_of_any_letters(tmp_path: Path, tiny_weights_file: Path, tiny_cache_file: Path) -> None:
     """Lone surrogates are replaced where they cannot be sent; a terminal is not made to obey a label."""
     labels = ["\ud800 alone", "\x1b[31mred\x1b]0;title\x07", "caf\u00e9 \u202e\U0001f600"]
@@ -399,6 +402,7 @@ def test_printable() -> None:
     assert encodable("\ud83d\ude00 \ud83d") == "\U0001f600 \ufffd"
 
 
+@pytest.mark.slow
 def test_decoders_warnings_do_not_break_the_log(tmp_path: Path, tiny_engine_file: Path) -> None:
     exif = b"Exif\0\0MM\0*\0\0\0\x08" + b"\0\x10" + b"\x01\x12\0\x03\0\0\0\x01\0\x06\0\0" + b"\x87\x69\0\x04\0\0\0\x01\0\0\xff\xff" * 3
     image = io.BytesIO()

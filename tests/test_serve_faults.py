@@ -34,6 +34,7 @@ from pyvimtrt.data.images import load_image
 from pyvimtrt.model.config import parse_model
 from pyvimtrt.runtime.engine import Engine
 
+pytestmark = pytest.mark.slow
 U8 = npt.NDArray[np.uint8]
 SLOW = "vim:img=64,patch=4,dim=192,depth=8,classes=3,channels=1"  # some milliseconds for an image, so that a queue forms
 

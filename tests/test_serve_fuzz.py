@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from serving import Served
 
+pytestmark = pytest.mark.slow
 EXAMPLES = 60  # of each operation, besides those that cover its description
 ALLOWED = """
 [checks.not_a_server_error]

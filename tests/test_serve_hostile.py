@@ -25,6 +25,7 @@ import hostile_requests as hostile
 import pytest
 from serving import Served, wait_for
 
+pytestmark = pytest.mark.slow
 ROUNDS = int(os.environ.get("PYVIMTRT_ROUNDS", "4"))
 MANY = 10  # rounds from which on memory is looked at after each kind
 FUZZ_ROUNDS = int(os.environ.get("PYVIMTRT_FUZZ_ROUNDS", "150"))

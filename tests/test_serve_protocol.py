@@ -290,6 +290,7 @@ def test_small_requests_that_would_take_much(served: Served) -> None:
     assert served.memory() - before < 100 << 20
 
 
+@pytest.mark.slow
 def test_other_sites_pages_are_kept_out(served: Served, tmp_path: Path, tiny_engine_file: Path) -> None:
     """A page of another site can make a browser send a POST, and can give its name this machine's address."""
     for headers in ({"Origin": "http://evil.example"}, {"Origin": "null"}, {"Host": "evil.example"}, {"Host": "evil.example:80"}):
@@ -321,6 +322,7 @@ def test_the_model_repository(served: Served, http_client: Any, grpc_client: Any
         grpc_client.load_model("other")
 
 
+@pytest.mark.slow
 def test_grpc_messages_have_bounds(tmp_path: Path, tiny_engine_file: Path) -> None:
     """Too large, also once unpacked; too slow to come; or not let in at all."""
     with Served(tmp_path, f"tiny={tiny_engine_file}", "--max-body", 1, "--header-timeout", 1, "--max-connections", 20) as small:
@@ -412,6 +414,7 @@ def test_metrics_and_request_ids(served: Served) -> None:
     assert served.metric("pyvimtrt_errors_total", model="", kind="unknown_model") >= 1
 
 
+@pytest.mark.slow
 def test_keys(tmp_path: Path, tiny_engine_file: Path, tiny_images: U8) -> None:
     keys = tmp_path / "keys.txt"
     keys.write_text("# the team's\nsecret-1\n\nsecret-2\n")

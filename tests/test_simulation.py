@@ -49,6 +49,7 @@ def engine_logits(config: VimConfig, weights: Weights, cache: Cache, images: U8)
     return CpuEngine(network_from_model(assemble(config, weights, cache), "a network")).run(images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS)
 def test_all_off_it_is_the_fp32_model(spec: str):
     config, weights, cache, images = parts(SPECS[spec])
@@ -133,6 +134,7 @@ for direction in ("forward", "backward"):
 integers("scan.y", steps("out_proj.input"), "out_proj.input")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["default", "paper"])
 def test_rounded_tensors_are_the_engine_s_integers(recipe: str):
     """All but a few, which fp32's last bits move across a rounding boundary, and by one step alone."""
@@ -154,11 +156,13 @@ def test_rounded_tensors_are_the_engine_s_integers(recipe: str):
         assert len(np.unique(expected)) > 8, tap
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["middle", "none"])
 def test_every_quantizer_moves_the_logits_and_is_off_again(spec: str):
     config, weights, cache, images = parts(SPECS[spec], "naive")
     simulation = Simulation(config, weights, cache)
     off = simulation.logits(images, ())
+    assert simulation.quantizers
     for name in simulation.quantizers:
         assert not torch.equal(simulation.logits(images, {name}), off), name
         assert torch.equal(simulation.logits(images, ()), off), f"{name} stays on"

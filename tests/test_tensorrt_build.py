@@ -282,7 +282,9 @@ def registry_nodes() -> list[list[Any]]:
 
 def test_every_node_says_all_of_its_attributes():
     """The parser passes what a node has, and a creator's default could differ from what the assembler meant."""
-    for op, _, _, attributes in registry_nodes():
+    nodes = registry_nodes()
+    assert {op for op, *_ in nodes} == set(OPERATORS)
+    for op, _, _, attributes in nodes:
         assert OPERATORS[op].attributes.keys() <= attributes.keys(), op
 
 

@@ -11,6 +11,7 @@ import gc
 import hashlib
 import importlib
 import inspect
+import os
 import pickle
 import re
 import subprocess
@@ -426,6 +427,7 @@ def read(world: World, result: DeviceArray) -> Array:
     return np.frombuffer(data, np.float32).reshape(entries["shape"])
 
 
+@pytest.mark.slow
 @in_worlds(*ANY)
 @pytest.mark.parametrize("count", [1, 2, 3, 6, 7, 20])
 @pytest.mark.parametrize("cuda_graphs", [True, False])
@@ -453,6 +455,7 @@ def test_images_are_not_copied_where_tensorrt_can_take_them(open_engine: Open, w
         array.free()
 
 
+@pytest.mark.slow
 @in_worlds(*ANY)
 @pytest.mark.parametrize("offset", [1, 4, 128])
 def test_addresses_that_tensorrt_does_not_take_are_copied_on_the_device(open_engine: Open, world: World, images: Array, expected: Array, offset: int):
@@ -476,6 +479,7 @@ def test_a_batch_below_the_smallest_writes_nothing_behind_out(open_engine: Open,
         array.free()
 
 
+@pytest.mark.slow
 @in_worlds(*ANY)
 @pytest.mark.parametrize("first", ["engine", "caller"])
 def test_a_callers_stream_waits_and_is_waited_for(
@@ -561,6 +565,7 @@ def test_pytorchs_tensors_in_and_out(open_engine: Open, world: World, images: Ar
         one_sentence(error)
 
 
+@pytest.mark.slow
 @in_worlds(*ANY)
 def test_a_callers_arrays_are_kept_until_the_work_is_done(open_engine: Open, world: World, images: Array, expected: Array):
     world.slow()
@@ -659,6 +664,7 @@ MISTAKES: dict[str, tuple[Callable[[World, Array], Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "name"),
     cases([DOUBLE], MISTAKES) + cases([DEVICE, *TENSORRT], (name for name in MISTAKES if name != "device")),
@@ -720,6 +726,7 @@ FAILURES: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "name"),
     cases([DOUBLE], FAILURES) + cases([DEVICE], ("execute_async_v3", "set_input_shape")),  # TensorRT's own
@@ -750,6 +757,7 @@ def test_an_error_is_told_once(open_engine: Open, world: World, save: Save, imag
         pyvimtrt.load_engine(save())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "name"),
     cases([DOUBLE], ("begin_building", "end_building", "execute_async_v3")) + cases([DEVICE], ["execute_async_v3"]),
@@ -799,6 +807,7 @@ def test_a_plan_that_tensorrt_refuses(world: World, save: Save, monkeypatch: pyt
         pyvimtrt.load_engine(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -901,16 +910,18 @@ def test_without_a_gpu_nothing_is_imported(save: Save, monkeypatch: pytest.Monke
     one_sentence(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["infer", "eval"])
 def test_the_command_line_without_a_gpu(save: Save, tmp_path: Path, command: str):
     data = zoo.DEMO_WEIGHTS.parent / "samples"
     if command == "eval":
         np.savez(tmp_path / "data.npz", images=np.zeros((2, 1, 28, 28), np.uint8), labels=np.zeros(2, np.int64))
         data = tmp_path / "data.npz"
-    result = subprocess.run([sys.executable, "-m", "pyvimtrt.cli", command, str(save()), str(data)], capture_output=True, text=True, check=False)
-    if not tensorrt_load.find_gpus().devices:
-        assert (result.returncode, result.stdout) == (2, "")
-        assert re.fullmatch(r"error: a TensorRT engine runs on an NVIDIA GPU \(.*\): .*pyvimtrt build --backend cpu\n", result.stderr)
+    without = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # where there is a GPU, too
+    line = [sys.executable, "-m", "pyvimtrt.cli", command, str(save()), str(data)]
+    result = subprocess.run(line, capture_output=True, text=True, check=False, env=without)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert re.fullmatch(r"error: a TensorRT engine runs on an NVIDIA GPU \(.*\): .*pyvimtrt build --backend cpu\n", result.stderr)
 
 
 @in_worlds(DOUBLE, *TENSORRT)

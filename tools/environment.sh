@@ -1,8 +1,14 @@
-# Sourced by demo.sh and test.sh: makes the virtual environment .venv, checks the prerequisites and installs this package with the given extras.
+# Sourced by demo.sh, develop.sh and test.sh: checks the prerequisites, makes the virtual environment .venv and installs
+# this package with the given extras.
 # VIMTRT_VENV names another folder for it.
 
 make_environment() {
-  local extras="$1" tool
+  make_empty_environment
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check ".$1"
+}
+
+make_empty_environment() {
+  local tool
   for tool in python3 g++ cmake; do
     if ! command -v "$tool" > /dev/null; then
       echo "error: $tool is missing; on Debian or Ubuntu: apt-get install python3 python3-venv python3-dev g++ cmake" >&2
@@ -12,7 +18,14 @@ make_environment() {
   VENV="${VIMTRT_VENV:-.venv}"
   [ -x "$VENV/bin/python" ] || python3 -m venv "$VENV"
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check ".$extras"
+}
+
+# The CUDA kernels and the plugins on a CPU, which tests run (build/tests).
+build_double() {
+  echo "== the CUDA kernels and the plugins on a CPU, for the tests"
+  cmake -S . -B build/tests -G Ninja -DCMAKE_MAKE_PROGRAM="$(realpath -s "$VENV/bin/ninja")" -DPython_EXECUTABLE="$(realpath -s "$VENV/bin/python")" \
+    -DVIMTRT_PYTHON=OFF -DVIMTRT_CUDA_ON_CPU=ON > /dev/null
+  cmake --build build/tests > /dev/null
 }
 
 # Whether commands are there, or could be installed: have "COMMAND..." "DEBIAN PACKAGE...".

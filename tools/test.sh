@@ -3,28 +3,25 @@
 #
 #   tools/test.sh                  all of it; needs nvcc (no GPU)
 #   tools/test.sh --without-cuda   on a machine without nvcc: the plugin library and what tests it are left out, and the end says so
+#   tools/test.sh --quick          environment, build, and the tests that do not carry the marker slow; on any machine
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/environment.sh
 plugins=ON
+quick=no
 left_out=()
-case "${1:-}" in
-  "") check_cuda ;;
-  --without-cuda) plugins=OFF left_out+=(needs_nvcc) ;;
-  *) echo "error: unknown option $1; the one option is --without-cuda" >&2; exit 2 ;;
-esac
+for option in "$@"; do
+  case "$option" in
+    --without-cuda) plugins=OFF left_out+=(needs_nvcc) ;;
+    --quick) quick=yes plugins=OFF ;;
+    *) echo "error: unknown option $option; the options are --without-cuda and --quick" >&2; exit 2 ;;
+  esac
+done
+[ "$plugins" = OFF ] || check_cuda
 echo "== environment and build, the TensorRT plugins included"
 CMAKE_ARGS="-DVIMTRT_TENSORRT=$plugins" make_environment "[torch,dev]"
-echo "== lint"
-"$VENV/bin/ruff" check .
-"$VENV/bin/ruff" format --check .
-find plugins tests \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' \) -print0 | xargs -0 "$VENV/bin/clang-format" --dry-run --Werror
-echo "== types"
-"$VENV/bin/mypy"
-echo "== the CUDA kernels and the plugins on a CPU, for the tests"
-cmake -S . -B build/tests -G Ninja -DCMAKE_MAKE_PROGRAM="$(realpath -s "$VENV/bin/ninja")" -DPython_EXECUTABLE="$(realpath -s "$VENV/bin/python")" \
-  -DVIMTRT_PYTHON=OFF -DVIMTRT_CUDA_ON_CPU=ON > /dev/null
-cmake --build build/tests > /dev/null
+[ "$quick" = yes ] || bash tools/lint.sh
+build_double
 "$VENV/bin/python" tools/kernel_coverage.py --reset
 if [ "$plugins" = ON ]; then
   echo "== the GPU self-test, a dry run on the CPU double; and the same modules for a GPU, compiled and linked"
@@ -32,6 +29,14 @@ if [ "$plugins" = ON ]; then
   cmake -S . -B build/device -G Ninja -DCMAKE_MAKE_PROGRAM="$(realpath -s "$VENV/bin/ninja")" -DPython_EXECUTABLE="$(realpath -s "$VENV/bin/python")" \
     -DVIMTRT_PYTHON=OFF -DVIMTRT_CUDA_ON_GPU=ON -DCMAKE_CUDA_ARCHITECTURES=90-real > /dev/null
   cmake --build build/device --target vimtrt_cuda_on_gpu vimtrt_plugins_on_gpu > /dev/null
+fi
+# Keeps the checkout's pyvimtrt/, which has no compiled module, off the path of pytest and of what it starts: the installed package is what is tested.
+pytest() { PYTHONSAFEPATH=1 "$VENV/bin/pytest" "$@"; }
+if [ "$quick" = yes ]; then
+  echo "== quick tests of the installed package"
+  pytest -m "not slow"
+  echo "quick: left out lint, types, the demo, and the tests that carry the marker slow"
+  exit 0
 fi
 echo "== the CPU engine for 64-bit ARM, which an emulator runs"
 if have_aarch64; then
@@ -43,11 +48,10 @@ else
 fi
 have_chromium || left_out+=(needs_chromium)
 echo "== tests of the installed package"
-# Keeps the checkout's pyvimtrt/, which has no compiled module, off the path of pytest and of what it starts: the installed package is what is tested.
 marked=()
 for mark in "${left_out[@]}"; do marked+=("not $mark"); done
 expression=$(printf " and %s" "${marked[@]}")
-PYTHONSAFEPATH=1 "$VENV/bin/pytest" ${marked[@]:+-m "${expression:5}"}
+pytest ${marked[@]:+-m "${expression:5}"}
 if [ "$plugins" = ON ]; then
   echo "== line coverage of the kernels and plugins under these tests"
   "$VENV/bin/python" tools/kernel_coverage.py

@@ -88,7 +88,8 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 class _Residual(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
-        return x + super().forward(x)
+        y: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+        return x + y
 
 
 def teacher_network(classes: int, width: int = TEACHER_WIDTH) -> nn.Module:
@@ -102,7 +103,7 @@ def teacher_network(classes: int, width: int = TEACHER_WIDTH) -> nn.Module:
 
     stages = (conv(1, width), conv(width, 2 * width), nn.MaxPool2d(2), residual(2 * width), conv(2 * width, 4 * width), nn.MaxPool2d(2), residual(4 * width))
     network = nn.Sequential(*stages, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4 * width, classes))
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.to(memory_format=torch.channels_last)
 
 
 @torch.inference_mode()
@@ -115,7 +116,8 @@ def accuracy(model: nn.Module, data: Split) -> float:
 
 def optimizer_for(model: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
     """AdamW; matrices decay, while norms, biases, A, D and embeddings do not."""
-    decay, keep = [], []
+    decay: list[nn.Parameter] = []
+    keep: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         matrix = parameter.ndim >= 2 and not any(part in name for part in ("A_", "_log", "pos_embed", "cls_token", "conv1d"))
         (decay if matrix else keep).append(parameter)

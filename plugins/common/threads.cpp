@@ -70,11 +70,17 @@ void wake_all(std::atomic<uint32_t>& word) {
 
 Team::Team(int threads) : shares_(new Share[static_cast<size_t>(threads)]) {}
 
+Team::~Team() = default;
+
 TeamMember::TeamMember(Team& team, int worker, int threads) : team_(team), worker_(worker), threads_(threads) { member_of_thread = this; }
 
 TeamMember::~TeamMember() { member_of_thread = nullptr; }
 
 TeamMember* TeamMember::current() { return member_of_thread; }
+
+int TeamMember::worker() const { return worker_; }
+
+int TeamMember::threads() const { return threads_; }
 
 void TeamMember::begin(const Work& work) {
   work_ = work;

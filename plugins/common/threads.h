@@ -11,8 +11,9 @@
 // Where another process wants a thread's processor, the kernel takes it in the middle of a piece, for milliseconds, and all other threads
 // wait for that piece. So a thread gives way by itself, between two pieces, a little before its time slice would end.
 //
-// Everything here but the team has internal linkage: this header is compiled into files of different instruction sets, and an inline
-// function with external linkage would let the linker keep one copy, perhaps the AVX-512 one, for all of them.
+// Everything here but the team, whose functions are in threads.cpp, has internal linkage: this header is compiled into files of different
+// instruction sets, and an inline function with external linkage would let the linker keep one copy, perhaps the AVX-512 one, for all of
+// them.
 #pragma once
 
 #include <atomic>
@@ -57,6 +58,7 @@ constexpr int64_t kMaxTeamCalls = 1 << 24;  // operators that a team may run
 class Team {
  public:
   explicit Team(int threads);
+  ~Team();
 
  private:
   friend class TeamMember;
@@ -77,8 +79,8 @@ class TeamMember {
   TeamMember& operator=(const TeamMember&) = delete;
   static TeamMember* current();  // null: the calling thread is in no team
 
-  int worker() const { return worker_; }
-  int threads() const { return threads_; }
+  int worker() const;
+  int threads() const;
   void begin(const Work& work);  // the next operator
   bool next(Piece& piece);       // false: none is left; what was given before is done
   void wait();                   // until all pieces of the operator are done

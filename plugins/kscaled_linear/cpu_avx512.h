@@ -50,23 +50,25 @@ size_t packed_size(const Packed& packed) {
          sizeof(int32_t);
 }
 
+double larger(double a, double b) { return a < b ? b : a; }
+
 // Whether no step of the epilogue can leave int32's range, with a factor of two to spare for rounding. Not where a constant is not finite.
 bool stays_in_range(const KScaledLinearParams& p) {
   constexpr double kLimit = 0x1p30;
   double largest_sum = 0, largest_scaled = 0, largest_bias = 0;  // scaled: times the channel's scale
   for (int64_t o = 0; o < p.out_features; ++o) {
-    const double scale = std::abs(p.channel_scale[o]), bias = std::abs(p.bias[o]);
-    if (!std::isfinite(scale) || !std::isfinite(bias)) return false;
+    const double scale = fabsf(p.channel_scale[o]), bias = fabsf(p.bias[o]);
+    if (!__builtin_isfinite(scale) || !__builtin_isfinite(bias)) return false;
     int64_t weights = 0;
     for (int64_t c = 0; c < p.in_features; ++c) weights += std::abs(p.weight[o * p.in_features + c]);
     const double sum = 128.0 * static_cast<double>(weights);
-    largest_sum = std::max(largest_sum, sum);
-    largest_scaled = std::max(largest_scaled, sum * scale);
-    largest_bias = std::max(largest_bias, bias);
+    largest_sum = larger(largest_sum, sum);
+    largest_scaled = larger(largest_scaled, sum * scale);
+    largest_bias = larger(largest_bias, bias);
   }
   for (int64_t t = 0; t < p.tokens; ++t) {
-    const double token_scale = std::abs(p.token_scale[t]), result = largest_scaled * token_scale + largest_bias;
-    const double scaled_result = result * std::abs(p.out_token_scale[t]);
+    const double token_scale = fabsf(p.token_scale[t]), result = largest_scaled * token_scale + largest_bias;
+    const double scaled_result = result * fabsf(p.out_token_scale[t]);
     if (!(largest_sum * token_scale < kLimit && result < kLimit && scaled_result < kLimit)) return false;
   }
   return true;

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -76,8 +77,7 @@ def calibrate(
     chosen = pick_device(device)
     order = np.random.default_rng(seed).permutation(len(images))
     model = load_model(config, weights).to(chosen)
-    # Sums in full fp32 there too: cuDNN would take TF32 for the patches' convolution.
-    with torch.no_grad(), chosen, torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.no_grad(), chosen, full_fp32():
         tensors = _Calibrator(config, model, images[order], recipe, normalization, progress, chosen).run()
     info = CacheInfo(
         model=config.spec(),
@@ -93,6 +93,16 @@ def calibrate(
         image_statistics=moments(images[:LOOKED_AT]),
     )
     return Cache(info, tensors)
+
+
+def full_fp32() -> AbstractContextManager[None]:
+    """Keep cuDNN from TF32, which it would take for the patches' convolution, and from algorithms that differ from run to run.
+
+    PyTorch's own context manager switches cuDNN off unless told otherwise.
+    """
+    cudnn = torch.backends.cudnn
+    flags: AbstractContextManager[None] = cudnn.flags(enabled=cudnn.enabled, deterministic=True, allow_tf32=False)
+    return flags
 
 
 def pick_device(name: str = "auto") -> torch.device:

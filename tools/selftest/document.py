@@ -59,7 +59,7 @@ def operator_lines(speed: dict[str, Any]) -> list[str]:
     keys = list(dict.fromkeys((o["model"], o["batch"]) for o in speed["operators"]))
     rows = []
     for model, batch in keys:
-        of = {}
+        of: dict[str, str] = {}
         for o in speed["operators"]:
             name = o["node"].rsplit(".", 1)[-1]
             if (o["model"], o["batch"]) == (model, batch) and o["op"] in KINDS and o["count"] > 1 and name in LAYER:

@@ -70,4 +70,4 @@ def check_network(world: World, options: Options, name: str, batch: int) -> int:
             stream.wait()
             assert_same_bits(run.read(), prepared.logits[part], f"network {name}, replay {replay + 1}")
     world.plugins.finish()
-    return REPLAYS * 2 * batch * prepared.logits.shape[1]
+    return REPLAYS * 2 * batch * int(prepared.logits.shape[1])

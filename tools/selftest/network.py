@@ -48,7 +48,7 @@ def check_model(world: World, options: Options, prepared: Any, batches: tuple[in
     from pyvimtrt.graph.network import load_network
 
     network = load_network(prepared.path)
-    changes = {"watch": False} if options.is_double else {}
+    changes: dict[str, Any] = {"watch": False} if options.is_double else {}
     values = 0
     constants = NetworkConstants(world, network, settings(world.plugins, **changes))
     stream = world.plugins.Stream()
@@ -77,4 +77,4 @@ def is_large(world: World, network: Any, batch: int) -> bool:
     """Return whether a buffer for each activation would not fit well into the GPU's memory."""
     described = world.plugins.describe_device()
     activations = sum(batch * math.prod(v.shape[1:]) * np.dtype(v.dtype).itemsize for v in network.values.values() if v.data is None)
-    return activations > 0.5 * int(described.get("memory_bytes", 1 << 62))
+    return bool(activations > 0.5 * int(described.get("memory_bytes", 1 << 62)))

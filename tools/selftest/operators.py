@@ -6,6 +6,7 @@ one element. Offsets of every alignment are cases of their own.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +34,7 @@ def run(options: Options) -> Part:
 
 def all_cases() -> dict[str, Callable[[], Operator]]:
     """Return every case of an operator that the tests know, by name."""
-    scans = {f"BidirectionalScan {name}, workspace": lambda sizes=sizes: scan(**sizes) for name, sizes in SCANS_WITH_WORKSPACE.items()}
+    scans = {f"BidirectionalScan {name}, workspace": functools.partial(scan, **sizes) for name, sizes in SCANS_WITH_WORKSPACE.items()}
     return {**CASES, **LAYERS, **{f"{op} many images": make for op, make in MANY.items()}, **scans}
 
 
@@ -44,7 +45,7 @@ def dry(checks: dict[str, Any]) -> dict[str, Any]:
 
 def all_checks(world: World, changes: dict[str, object]) -> dict[str, Callable[[], int]]:
     """Return a function for each check, which returns how many values it compared."""
-    checks: dict[str, Callable[[], int]] = {f"probe {name}": lambda probe=probe: probe(world) for name, probe in PROBES.items()}
+    checks: dict[str, Callable[[], int]] = {f"probe {name}": functools.partial(probe, world) for name, probe in PROBES.items()}
 
     def case(name: str, make: Callable[[], Operator]) -> int:
         operator = make()
@@ -66,24 +67,24 @@ def all_checks(world: World, changes: dict[str, object]) -> dict[str, Callable[[
         check_operator(world, name, operator, expected, labels=("random",), changes=changes, tile=which)
         return sum(array.size for array in expected) or 1
 
-    def in_place(name: str, which: str, **sizes: int) -> int:
-        operator = norm(**sizes)
+    def in_place(name: str, which: str, features: int) -> int:
+        operator = norm(D=features)
         expected = operator.reference()
         check_operator(world, name, operator, expected, changes=changes, in_place=which)
         return sum(array.size for array in expected)
 
     for name, make in all_cases().items():
-        checks[name] = lambda name=name, make=make: case(name, make)
+        checks[name] = functools.partial(case, name, make)
     for op, make in BASES.items():
         for shift in (1, 4, 8):
-            checks[f"{op} shifted by {shift}"] = lambda op=op, make=make, shift=shift: shifted(op, make, shift)
+            checks[f"{op} shifted by {shift}"] = functools.partial(shifted, op, make, shift)
     for name, make in all_cases().items():
         if name.startswith("KScaledLinear"):
             for which in TILES:
-                checks[f"{name}, {which} tile"] = lambda name=name, make=make, which=which: tile(name, make, which)
+                checks[f"{name}, {which} tile"] = functools.partial(tile, name, make, which)
     for which in ("residual", "hidden"):
         for D in (33, 192, 1100):
-            checks[f"AddRMSNormQuant D={D} in place of {which}"] = lambda w=which, D=D: in_place(f"in place of {w}", w, D=D)
+            checks[f"AddRMSNormQuant D={D} in place of {which}"] = functools.partial(in_place, f"in place of {which}", which, D)
     return checks
 
 
@@ -143,7 +144,7 @@ def shuffles(world: World) -> int:
 
 def subnormals(world: World) -> int:
     """Products that are subnormal are kept."""
-    x = np.float32([2.0**-100, -(2.0**-120), 1.5 * 2.0**-126])
+    x = np.array([2.0**-100, -(2.0**-120), 1.5 * 2.0**-126], np.float32)
     for factor in (2.0**-29, 0.5):
         assert_same_bits(world.kernels.scale(settings(world.kernels), x, factor), x * np.float32(factor), f"scale by {factor}")
     return 2 * x.size

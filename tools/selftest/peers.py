@@ -98,7 +98,7 @@ def forward(model: VisionMamba, images: Tensor, layer: Layer) -> Tensor:
     """
     hidden, residual = model.embed(images), None
     for block in model.layers:
-        hidden, residual = layer(block, hidden, residual)
+        hidden, residual = layer(block, hidden, residual)  # type: ignore[arg-type] # a ModuleList tells no types
     assert residual is not None
     positions = model.config.cls_positions or range(model.config.tokens)
     step = positions[-1] - positions[0] if len(positions) == 2 else 1

@@ -70,7 +70,7 @@ def markdown(found: dict[str, Part]) -> str:
 def speed_tables(part: Part) -> list[str]:
     """Return the tables of networks, peers and operators."""
     lines = []
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for row in part["networks"]:
         alone = row["alone"]
         rows.append(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from kernel_run import check_operator
@@ -96,7 +97,7 @@ def sanitized(options: Options) -> Part:
     return {"ok": not different and done > 0, "cases": done, "different": different}
 
 
-def tiles_of(name: str) -> list[dict[str, str]]:
+def tiles_of(name: str) -> list[dict[str, Any]]:
     """Return every tile of a linear layer: its small cases would all be launched with the smallest."""
     return [{"tile": tile} for tile in TILES] if name.startswith("KScaledLinear") else [{}]
 

@@ -5,6 +5,7 @@ Times are of the GPU's own events. An operator is launched many times in one gra
 
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 import time
@@ -223,7 +224,7 @@ def with_peers(world: World, options: Options, model: str, prepared: Prepared, b
             continue
         try:
             call = peers.prepare(name, half, images)
-            row["errors"][name] = peers.check(name, lambda call=call: call()[:checked], expected)
+            row["errors"][name] = peers.check(name, functools.partial(first, call, checked), expected)
             runners.append(Runner(name, torch_round(call)))
         except Exception as error:
             traceback.print_exc()
@@ -240,6 +241,10 @@ def with_peers(world: World, options: Options, model: str, prepared: Prepared, b
         found["problems"].append(f"{model}, batch {batch}: the logits beside the peers are not the CPU engine's")
     del half, images
     torch.cuda.empty_cache()
+
+
+def first(call: Callable[[], Any], count: int) -> Any:
+    return call()[:count]
 
 
 def torch_round(call: Callable[[], Any]) -> Callable[[int], float]:
