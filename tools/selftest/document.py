@@ -14,7 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from selftest.options import ROOT
-from selftest.report import KINDS, OURS, rate, spread, summary, table, verdict
+from selftest.report import COPIES, OURS, rate, spread, summary, table, verdict
 
 BEGIN, END = "<!-- tables: tools/selftest/document.py -->", "<!-- end of the tables -->"
 PLOTS = {"speed.svg": "gpu_speed.svg", "operators.svg": "gpu_operators.svg"}
@@ -62,7 +62,7 @@ def operator_lines(speed: dict[str, Any]) -> list[str]:
         of: dict[str, str] = {}
         for o in speed["operators"]:
             name = o["node"].rsplit(".", 1)[-1]
-            if (o["model"], o["batch"]) == (model, batch) and o["op"] in KINDS and o["count"] > 1 and name in LAYER:
+            if (o["model"], o["batch"]) == (model, batch) and o["op"] not in COPIES and o["count"] > 1 and name in LAYER:
                 of.setdefault(name, f"{o['us']:.1f} ({100 * o['share']:.0f} %)")
         rows.append((model.split("_")[1], batch, *(of.get(name, "") for name in LAYER)))
     return table(("Vim", "batch", *LAYER), rows)
