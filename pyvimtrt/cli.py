@@ -20,6 +20,7 @@ import typer
 from pyvimtrt import __version__
 from pyvimtrt.errors import UsageError, VimTrtError
 
+AUTO = "auto"
 DEBUG = "--debug"
 Function = TypeVar("Function", bound=Callable[..., Any])
 MAX_THREADS = 1024
@@ -57,6 +58,7 @@ class _App(typer.Typer):
 app = _App(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
+Backend = Annotated[str, typer.Option(help="What runs the engine, one of those that doctor lists; default: the best that can run the file here.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=MAX_THREADS, help="Threads; all cores by default.")]
 Weights = Annotated[Path | None, typer.Option(help="Checkpoint, .safetensors or .pth; default: the bundled one.")]
 WeightsKey = Annotated[str | None, typer.Option(metavar="KEY", help="Which set of weights to take where several in the checkpoint fit, such as model_ema.")]
@@ -238,6 +240,7 @@ def infer(
     topk: Annotated[int, typer.Option(min=1, help="Classes shown for each image.")] = 5,
     strict: Strict = False,
     max_pixels: MaxPixels = None,
+    backend: Backend = AUTO,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -247,22 +250,24 @@ def infer(
     Example:
       pyvimtrt infer engines/vim_demo_fashion_mnist.onnx boot.png --topk 3
     """
+    from pyvimtrt.backends.load import load_engine
     from pyvimtrt.cli_output import print_json, print_predictions, print_warnings
     from pyvimtrt.data.reader import ImageReader
-    from pyvimtrt.runtime.engine import load_engine
 
     reader = ImageReader(strict, max_pixels)
     paths = reader.find(images)
-    found = load_engine(engine, threads).classify(paths, topk, reader)
+    loaded = load_engine(engine, threads, backend)
+    found = loaded.classify(paths, topk, reader)
     if not any(found):
         raise reader.nothing_read(", ".join(map(str, images)))
     print_warnings(reader.warnings())
     rows = list(zip(paths, found, strict=True))
     if as_json:
-        entries = [{"image": str(path), "predictions": [dataclasses.asdict(p) for p in predictions]} for path, predictions in rows]
+        entries = [{"image": str(path), "backend": loaded.backend, "predictions": [dataclasses.asdict(p) for p in predictions]} for path, predictions in rows]
         print_json([entry if entry["predictions"] else {**entry, "error": reader.reason(path)} for entry, path in zip(entries, paths, strict=True)])
     else:
         print_predictions([str(path) for path, predictions in rows if predictions], [predictions for predictions in found if predictions])
+        print(f"backend: {loaded.backend}")
 
 
 @app.command("eval")
@@ -273,6 +278,7 @@ def evaluate(
     weights_key: WeightsKey = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first images.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images run at a time.")] = 32,
+    backend: Backend = AUTO,
     threads: Threads = None,
     mean: Mean = None,
     std: Std = None,
@@ -306,6 +312,7 @@ def evaluate(
             strict=strict,
             max_pixels=max_pixels,
             class_order=class_order,
+            backend=backend,
         )
     rate = round(accuracy.images_per_second, 1)
     print_warnings(accuracy.warnings)
@@ -318,6 +325,7 @@ def evaluate(
                 "top-5": f"{accuracy.top5:.4f}",
                 "images": accuracy.images,
                 "images per second": rate,
+                "backend": accuracy.backend,
             }
         )
 
@@ -334,6 +342,7 @@ def compare(
     attribution: Annotated[str, typer.Option(help="What to measure the cost of: kinds, tensors (every single one), or none.")] = "kinds",
     attribution_images: Annotated[int, typer.Option(min=1, help="Images that costs are measured on.")] = 64,
     batch: Annotated[int, typer.Option(min=1, help="Images run at a time.")] = 32,
+    backend: Backend = AUTO,
     threads: Threads = None,
     strict: Strict = False,
     max_pixels: MaxPixels = None,
@@ -360,7 +369,7 @@ def compare(
         except ImportError as error:
             raise missing_extra("matplotlib", "compare", "the report") from error
         check_report(report, [engine, data, weights, calib])
-    settings = Settings(limit, batch, threads, attribution, attribution_images, strict=strict, max_pixels=max_pixels, class_order=class_order)
+    settings = Settings(limit, batch, threads, attribution, attribution_images, strict=strict, max_pixels=max_pixels, class_order=class_order, backend=backend)
     with progress_bars() as progress:
         found = run(engine, data, keyed_weights(weights, weights_key), calib, settings, progress)
     print_warnings(found.warnings)
@@ -371,11 +380,12 @@ def compare(
 
 @app.command()
 def bench(
-    engine: Annotated[Path, typer.Argument(help="CPU engine, .onnx, made by pyvimtrt build.")],
+    engine: Annotated[Path, typer.Argument(help="Engine file made by pyvimtrt build.")],
     vs: Annotated[str | None, typer.Option("--vs", metavar="PEER,..", help="Runtimes to measure beside it: all, or some of the names below.")] = None,
     weights: Weights = None,
     weights_key: WeightsKey = None,
     batch: Annotated[int, typer.Option(min=1, max=4096, help="Images of one run.")] = 1,
+    backend: Backend = AUTO,
     threads: Annotated[str | None, typer.Option(metavar="N,..", help="Numbers of threads to try for each peer; default: 1 and all cores.")] = None,
     rounds: Annotated[int, typer.Option(min=1, max=1_000_000, help="Runs of each peer, taking turns.")] = 30,
     plot: Annotated[Path | None, typer.Option(help="File for a picture, .svg, .png or .pdf.")] = None,
@@ -398,7 +408,7 @@ def bench(
     from pyvimtrt.bench.run import bench as run
     from pyvimtrt.cli_output import print_bench, print_json, progress_bar
 
-    settings = Settings(parse_peers(vs), batch, _counts("--threads", threads), rounds)
+    settings = Settings(parse_peers(vs), batch, _counts("--threads", threads), rounds, backend=backend)
     if plot is not None:
         check_plot(plot, [engine, weights])
     with progress_bar("measuring") as progress:
@@ -423,6 +433,7 @@ def serve(
         int | None,
         typer.Option(min=1, max=MAX_COUNT, help="Images that may wait, beyond which requests are refused; default: a batch for each worker, or 10 ms of work."),
     ] = None,
+    backend: Backend = AUTO,
     workers: Annotated[int | None, typer.Option(min=1, max=64, help="Processes of each engine; default: one for each core, at most 4; on a GPU 1.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, max=MAX_THREADS, help="Cores that the batches of an engine share; default: all.")] = None,
     api_key: Annotated[list[str] | None, typer.Option(envvar="PYVIMTRT_API_KEY", help="Key that clients must send; may be given more than once.")] = None,
@@ -477,6 +488,7 @@ def serve(
         key_file=api_key_file,
         model_control=model_control,
         page=page,
+        backend=backend,
     )
     run(engines, settings, log_level, print_json_line if as_json else print_served)
 
@@ -495,6 +507,7 @@ def score(
     ] = None,
     cpus_per_worker: Annotated[int | None, typer.Option(min=1, max=MAX_THREADS, help="Cores of each of the cluster's workers; default: 1.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, max=1_000_000, help="Workers of the cluster; default: as many as fit.")] = None,
+    backend: Backend = AUTO,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -510,12 +523,12 @@ def score(
       pyvimtrt score vim_t.onnx shards/ results/ --ray --cpus-per-worker 4
     """
     from pyvimtrt.cli_output import print_fields, print_json, print_warnings, progress_bar
-    from pyvimtrt.score.run import ScoreSettings
     from pyvimtrt.score.run import score as run
+    from pyvimtrt.score.settings import ScoreSettings
 
     if ray_address and not use_ray:
         raise UsageError("--ray-address names a cluster; give --ray with it")
-    settings = ScoreSettings(topk, column, threads, (ray_address or "auto") if use_ray else None, cpus_per_worker, workers, max_pixels)
+    settings = ScoreSettings(topk, column, threads, (ray_address or "auto") if use_ray else None, cpus_per_worker, workers, max_pixels, backend)
     with contextlib.redirect_stdout(sys.stderr), progress_bar("scoring") as progress:  # Ray tells on stdout of workers that were lost
         found = run(engine, source, output, settings, progress)
     if found.errors:

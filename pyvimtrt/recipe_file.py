@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pyvimtrt import api
+from pyvimtrt.backends.registry import choose_to_build
 from pyvimtrt.data.labels import read_labels
 from pyvimtrt.errors import OutputError, UsageError
 from pyvimtrt.files import check_path, check_writable
@@ -112,8 +113,8 @@ def run_recipe(recipe: EngineRecipe, progress: Progress | None = None, warn: War
 
     ``warn`` takes sentences about images that were left out.
     """
-    backend, options = api.resolve_backend(recipe.backend), recipe.plan_options()
-    output = recipe.output or default_output(recipe.model, backend)
+    backend, options = choose_to_build(recipe.backend), recipe.plan_options()
+    output = recipe.output or default_output(recipe.model, backend.file.suffix)
     with _engines_folder(output):
         inputs = [*recipe.sources, recipe.weights, recipe.calibration]
         api.check_engine_output(output, backend, [*inputs, recipe.timing_cache])
@@ -131,7 +132,7 @@ def run_recipe(recipe: EngineRecipe, progress: Progress | None = None, warn: War
             api.keyed_weights(recipe.weights, recipe.weights_key),
             recipe.calibration,
             output,
-            backend=backend,
+            backend=backend.name,
             labels=recipe.labels,
             mean=recipe.mean,
             std=recipe.std,
@@ -139,12 +140,12 @@ def run_recipe(recipe: EngineRecipe, progress: Progress | None = None, warn: War
         )
 
 
-def default_output(model: str, backend: str) -> Path:
-    """Return ``engines/NAME.onnx`` or ``.engine`` for a registered model. Raises UsageError for a model without a name."""
+def default_output(model: str, suffix: str) -> Path:
+    """Return ``engines/NAME`` with a suffix for a registered model. Raises UsageError for a model without a name."""
     parse_model(model)
     if model not in MODELS:
         raise UsageError(f"the model {model} has no name to call the engine by; give the output file with -o")
-    return ENGINES / (model + api.engine_suffix(backend))
+    return ENGINES / (model + suffix)
 
 
 def _calibrate(recipe: EngineRecipe, plan: CalibrationPlan, output: Path, progress: Progress | None, warn: Warn | None) -> None:

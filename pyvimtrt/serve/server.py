@@ -194,6 +194,7 @@ class VimServer(ModelServer):
         return {
             "name": model.name,
             "engine": str(model.path),
+            "backend": batcher.backend.name,
             "batch": batcher.batch,
             "batch_ms": round(1000 * batcher.batch_seconds, 3),
             "queue": batcher.crowded,

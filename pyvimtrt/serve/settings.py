@@ -20,7 +20,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """How a server behaves. Sizes in bytes, times in seconds.
+    """How a server behaves. Sizes in bytes, times in seconds. ``backend`` as for `load_engine`.
 
     ``batch``: images run at a time; 0 means the best, measured at start. ``queue``: images of a model that may wait beside those in the engine, and
     that a request may hold; 0 means that a request may hold 64, and that none is taken while a batch for each worker waits (or 10 ms of work where that is
@@ -49,6 +49,7 @@ class ServeSettings:
     key_file: Path | None = None
     model_control: bool = True
     page: bool = True
+    backend: str = "auto"
 
     @property
     def request_images(self) -> int:
