@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from pyvimtrt.backends.base import Backend
 from pyvimtrt.backends.registry import choose_to_build
+from pyvimtrt.defaults import AUTO, RECIPE
 from pyvimtrt.errors import CalibrationError, ModelError, NetworkError, UsageError, brief, missing_extra
 from pyvimtrt.files import check_writable
 from pyvimtrt.graph.assemble import assemble, save_network
@@ -75,7 +76,7 @@ def calibrate(
     weights: WeightsSource | None,
     images: npt.NDArray[np.uint8],
     *,
-    recipe: str = "default",
+    recipe: str = RECIPE,
     k: str | int | None = None,
     state: str | None = None,
     without: Sequence[str] = (),
@@ -133,7 +134,7 @@ def build(
     calibration: str | Path | None = None,
     output: str | Path | None = None,
     *,
-    backend: str = "auto",
+    backend: str = AUTO,
     labels: Sequence[str] = (),
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,

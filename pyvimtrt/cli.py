@@ -17,10 +17,9 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from pyvimtrt import __version__
+from pyvimtrt import __version__, defaults
 from pyvimtrt.errors import UsageError, VimTrtError
 
-AUTO = "auto"
 DEBUG = "--debug"
 Function = TypeVar("Function", bound=Callable[..., Any])
 MAX_THREADS = 1024
@@ -165,8 +164,8 @@ def calibrate(
     output: Annotated[Path, typer.Option("-o", "--output", help="Cache file to write, .safetensors.")],
     weights: Weights = None,
     weights_key: WeightsKey = None,
-    count: Annotated[int, typer.Option(min=1, help="Images drawn at random.")] = 256,
-    recipe: Annotated[str, typer.Option(help="default, paper or naive.")] = "default",
+    count: Annotated[int, typer.Option(min=1, help="Images drawn at random.")] = defaults.CALIBRATION_IMAGES,
+    recipe: Annotated[str, typer.Option(help="default, paper or naive.")] = defaults.RECIPE,
     k: Annotated[str | None, typer.Option(help="Clusters of tokens, such as 4, or full; default: the recipe's.")] = None,
     state: Annotated[str | None, typer.Option(help="Type of the hidden state, int8 or fp32.")] = None,
     without: Annotated[str | None, typer.Option(metavar="STEP,..", help="Leave out steps of the recipe, such as smoothing,search.")] = None,
@@ -237,10 +236,10 @@ def calibrate(
 def infer(
     engine: Annotated[Path, typer.Argument(help="Engine file made by pyvimtrt build.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
-    topk: Annotated[int, typer.Option(min=1, help="Classes shown for each image.")] = 5,
+    topk: Annotated[int, typer.Option(min=1, help="Classes shown for each image.")] = defaults.TOPK,
     strict: Strict = False,
     max_pixels: MaxPixels = None,
-    backend: Backend = AUTO,
+    backend: Backend = defaults.AUTO,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -277,8 +276,8 @@ def evaluate(
     weights: Weights = None,
     weights_key: WeightsKey = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first images.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images run at a time.")] = 32,
-    backend: Backend = AUTO,
+    batch: Annotated[int, typer.Option(min=1, help="Images run at a time.")] = defaults.BATCH,
+    backend: Backend = defaults.AUTO,
     threads: Threads = None,
     mean: Mean = None,
     std: Std = None,
@@ -339,10 +338,10 @@ def compare(
     calib: Annotated[Path | None, typer.Option(help="Cache the engine was built from, for what costs how much; default: the bundled one.")] = None,
     report: Annotated[Path | None, typer.Option(help="HTML file for the report with plots.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first images.")] = None,
-    attribution: Annotated[str, typer.Option(help="What to measure the cost of: kinds, tensors (every single one), or none.")] = "kinds",
-    attribution_images: Annotated[int, typer.Option(min=1, help="Images that costs are measured on.")] = 64,
-    batch: Annotated[int, typer.Option(min=1, help="Images run at a time.")] = 32,
-    backend: Backend = AUTO,
+    attribution: Annotated[str, typer.Option(help="What to measure the cost of: kinds, tensors (every single one), or none.")] = defaults.ATTRIBUTION,
+    attribution_images: Annotated[int, typer.Option(min=1, help="Images that costs are measured on.")] = defaults.ATTRIBUTION_IMAGES,
+    batch: Annotated[int, typer.Option(min=1, help="Images run at a time.")] = defaults.BATCH,
+    backend: Backend = defaults.AUTO,
     threads: Threads = None,
     strict: Strict = False,
     max_pixels: MaxPixels = None,
@@ -384,10 +383,10 @@ def bench(
     vs: Annotated[str | None, typer.Option("--vs", metavar="PEER,..", help="Runtimes to measure beside it: all, or some of the names below.")] = None,
     weights: Weights = None,
     weights_key: WeightsKey = None,
-    batch: Annotated[int, typer.Option(min=1, max=4096, help="Images of one run.")] = 1,
-    backend: Backend = AUTO,
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="Images of one run.")] = defaults.BENCH_BATCH,
+    backend: Backend = defaults.AUTO,
     threads: Annotated[str | None, typer.Option(metavar="N,..", help="Numbers of threads to try for each peer; default: 1 and all cores.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, max=1_000_000, help="Runs of each peer, taking turns.")] = 30,
+    rounds: Annotated[int, typer.Option(min=1, max=1_000_000, help="Runs of each peer, taking turns.")] = defaults.BENCH_ROUNDS,
     plot: Annotated[Path | None, typer.Option(help="File for a picture, .svg, .png or .pdf.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -424,29 +423,29 @@ def bench(
 @app.command()
 def serve(
     engines: Annotated[list[str], typer.Argument(metavar="ENGINE...", help="Engine files, or NAME=ENGINE; the file's name is the model's.")],
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens the server to others.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP port; 0 takes a free one.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC port; 0 takes a free one.")] = 8001,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens the server to others.")] = defaults.HOST,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP port; 0 takes a free one.")] = defaults.PORT,
+    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC port; 0 takes a free one.")] = defaults.GRPC_PORT,
     batch: Annotated[int | None, typer.Option(min=1, max=1024, help="Images run at a time; default: the best, measured at start.")] = None,
-    deadline_ms: Annotated[float, typer.Option(min=0, max=60_000, help="How long an idle engine waits for more images.")] = 2.0,
+    deadline_ms: Annotated[float, typer.Option(min=0, max=60_000, help="How long an idle engine waits for more images.")] = defaults.DEADLINE_MS,
     queue: Annotated[
         int | None,
         typer.Option(min=1, max=MAX_COUNT, help="Images that may wait, beyond which requests are refused; default: a batch for each worker, or 10 ms of work."),
     ] = None,
-    backend: Backend = AUTO,
+    backend: Backend = defaults.AUTO,
     workers: Annotated[int | None, typer.Option(min=1, max=64, help="Processes of each engine; default: one for each core, at most 4; on a GPU 1.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, max=MAX_THREADS, help="Cores that the batches of an engine share; default: all.")] = None,
     api_key: Annotated[list[str] | None, typer.Option(envvar="PYVIMTRT_API_KEY", help="Key that clients must send; may be given more than once.")] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="File of such keys, one a line; read again on SIGHUP.")] = None,
-    max_body: Annotated[int, typer.Option(metavar="MIB", min=1, max=1 << 20, help="Largest request.")] = 32,
-    max_pixels: Annotated[int, typer.Option(min=1, max=MAX_COUNT, help="Most pixels of an encoded image.")] = 25_000_000,
-    max_connections: Annotated[int, typer.Option(min=1, max=1_000_000, help="HTTP connections, and gRPC calls, at a time.")] = 1024,
-    timeout: Annotated[float, typer.Option(min=0.001, max=MAX_SECONDS, help="Seconds from a request to its answer.")] = 30.0,
-    header_timeout: Annotated[float, typer.Option(min=0.001, max=MAX_SECONDS, help="Seconds for the headers of a request.")] = 10.0,
-    drain: Annotated[float, typer.Option(min=0, max=MAX_SECONDS, help="Seconds that SIGTERM leaves to answer what was accepted.")] = 30.0,
+    max_body: Annotated[int, typer.Option(metavar="MIB", min=1, max=1 << 20, help="Largest request.")] = defaults.BODY_MIB,
+    max_pixels: Annotated[int, typer.Option(min=1, max=MAX_COUNT, help="Most pixels of an encoded image.")] = defaults.IMAGE_PIXELS,
+    max_connections: Annotated[int, typer.Option(min=1, max=1_000_000, help="HTTP connections, and gRPC calls, at a time.")] = defaults.CONNECTIONS,
+    timeout: Annotated[float, typer.Option(min=0.001, max=MAX_SECONDS, help="Seconds from a request to its answer.")] = defaults.REQUEST_SECONDS,
+    header_timeout: Annotated[float, typer.Option(min=0.001, max=MAX_SECONDS, help="Seconds for the headers of a request.")] = defaults.HEADER_SECONDS,
+    drain: Annotated[float, typer.Option(min=0, max=MAX_SECONDS, help="Seconds that SIGTERM leaves to answer what was accepted.")] = defaults.DRAIN_SECONDS,
     model_control: Annotated[bool, typer.Option(help="Let clients reload and unload models.")] = True,
     page: Annotated[bool, typer.Option(help="Show a page for people at /.")] = True,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = defaults.LOG_LEVEL,
     as_json: Json = False,
 ) -> None:
     """Serve engines over the Open Inference Protocol, HTTP and gRPC, for clients of KServe and Triton. Needs the extra serve.
@@ -481,7 +480,7 @@ def serve(
         header_timeout=header_timeout,
         drain_timeout=drain,
         body_bytes=max_body * MIB,
-        bodies_bytes=max(256, 8 * max_body) * MIB,
+        bodies_bytes=max(defaults.BODIES_MIB, 8 * max_body) * MIB,
         image_pixels=max_pixels,
         connections=max_connections,
         api_keys=tuple(api_key or ()),
@@ -498,7 +497,7 @@ def score(
     engine: Annotated[Path, typer.Argument(help="Engine file made by pyvimtrt build.")],
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="Folder of images, of .tar shards or of .parquet files, or one such file.")],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder for the results, Parquet files.")],
-    topk: Annotated[int, typer.Option(min=1, help="Classes kept for each image.")] = 5,
+    topk: Annotated[int, typer.Option(min=1, help="Classes kept for each image.")] = defaults.TOPK,
     column: Annotated[str | None, typer.Option(help="Column of Parquet files that holds the images, or their paths.")] = None,
     max_pixels: MaxPixels = None,
     use_ray: Annotated[bool, typer.Option("--ray", help="Run on a Ray cluster, one engine for each worker. Needs the extra ray.")] = False,
@@ -507,7 +506,7 @@ def score(
     ] = None,
     cpus_per_worker: Annotated[int | None, typer.Option(min=1, max=MAX_THREADS, help="Cores of each of the cluster's workers; default: 1.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, max=1_000_000, help="Workers of the cluster; default: as many as fit.")] = None,
-    backend: Backend = AUTO,
+    backend: Backend = defaults.AUTO,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -576,11 +575,11 @@ def export_kserve(
     name: Annotated[str | None, typer.Option(help="Name of the service and the model; default: the file's.")] = None,
     image: Annotated[str | None, typer.Option(help="Name of the image to build, such as registry.example/vim:1; default: the service's, version 1.")] = None,
     namespace: Annotated[str, typer.Option(help="Namespace of the service.")] = "",
-    cpu: Annotated[int, typer.Option(min=1, max=MAX_THREADS, help="Cores of each replica.")] = 4,
+    cpu: Annotated[int, typer.Option(min=1, max=MAX_THREADS, help="Cores of each replica.")] = defaults.REPLICA_CPUS,
     memory: Annotated[str, typer.Option(help="Memory of each replica; default: 2Gi, 8Gi for a GPU engine.")] = "",
-    gpus: Annotated[int, typer.Option(min=1, max=1024, help="GPUs of each replica of a GPU engine.")] = 1,
-    min_replicas: Annotated[int, typer.Option(min=0, max=1_000_000, help="Fewest replicas; 0 for GPU engines alone.")] = 1,
-    max_replicas: Annotated[int, typer.Option(min=1, max=1_000_000, help="Most replicas.")] = 8,
+    gpus: Annotated[int, typer.Option(min=1, max=1024, help="GPUs of each replica of a GPU engine.")] = defaults.REPLICA_GPUS,
+    min_replicas: Annotated[int, typer.Option(min=0, max=1_000_000, help="Fewest replicas; 0 for GPU engines alone.")] = defaults.MIN_REPLICAS,
+    max_replicas: Annotated[int, typer.Option(min=1, max=1_000_000, help="Most replicas.")] = defaults.MAX_REPLICAS,
     key_secret: Annotated[str, typer.Option(help="Secret whose entry api-keys holds the API keys, one a line.")] = "",
     as_json: Json = False,
 ) -> None:
@@ -619,7 +618,7 @@ def export_triton(
     engine: Annotated[Path, typer.Argument(help="Plan made by pyvimtrt build --backend tensorrt.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to make, the model repository.")],
     name: Annotated[str, typer.Option(help="Name of the model; default: the file's.")] = "",
-    instances: Annotated[int, typer.Option(min=1, max=1024, help="Instances on each GPU.")] = 1,
+    instances: Annotated[int, typer.Option(min=1, max=1024, help="Instances on each GPU.")] = defaults.TRITON_INSTANCES,
     as_json: Json = False,
 ) -> None:
     """Write a model repository for Triton Inference Server.

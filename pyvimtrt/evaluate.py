@@ -13,10 +13,10 @@ import numpy.typing as npt
 from pyvimtrt.api import WeightsSource, load_model, per_channel
 from pyvimtrt.backends.files import named_kind
 from pyvimtrt.backends.load import load_engine
-from pyvimtrt.backends.registry import AUTO
 from pyvimtrt.data.datasets import Dataset, open_dataset
 from pyvimtrt.data.reader import ImageReader
 from pyvimtrt.data.statistics import Likeness
+from pyvimtrt.defaults import AUTO, BATCH
 from pyvimtrt.errors import DataError, UsageError
 from pyvimtrt.model.config import parse_model
 from pyvimtrt.model.defaults import model_defaults
@@ -60,7 +60,7 @@ def evaluate(
     weights: WeightsSource | None = None,
     *,
     limit: int | None = None,
-    batch: int = 32,
+    batch: int = BATCH,
     threads: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -126,7 +126,7 @@ def measure(
     dataset: Dataset,
     source: str,
     limit: int | None = None,
-    batch: int = 32,
+    batch: int = BATCH,
     progress: Progress | None = None,
     likeness: Likeness | None = None,
 ) -> Accuracy:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pyvimtrt import api
+from pyvimtrt import api, defaults
 from pyvimtrt.backends.registry import choose_to_build
 from pyvimtrt.data.labels import read_labels
 from pyvimtrt.errors import OutputError, UsageError
@@ -40,8 +40,8 @@ class CalibrationPlan:
     """The table [calibrate] of a recipe file: how to make the cache where there is none yet."""
 
     images: Path
-    count: int = 256
-    recipe: str = "default"
+    count: int = defaults.CALIBRATION_IMAGES
+    recipe: str = defaults.RECIPE
     k: str | None = None
     state: str | None = None
     without: str | None = None
@@ -59,7 +59,7 @@ class EngineRecipe:
     calibration: Path | None = None
     output: Path | None = None
     labels: tuple[str, ...] = ()
-    backend: str = "auto"
+    backend: str = defaults.AUTO
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     batch: tuple[int, ...] | None = None

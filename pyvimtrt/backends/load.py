@@ -8,7 +8,8 @@ from typing import Any
 
 from pyvimtrt.backends.base import Backend
 from pyvimtrt.backends.files import engine_kind
-from pyvimtrt.backends.registry import AUTO, choose, find
+from pyvimtrt.backends.registry import choose, find
+from pyvimtrt.defaults import AUTO
 from pyvimtrt.errors import NetworkError, UsageError
 from pyvimtrt.graph.network import NetworkInfo
 from pyvimtrt.runtime.engine import Engine

@@ -10,10 +10,10 @@ from pyvimtrt.backends.cpu import CpuBackend
 from pyvimtrt.backends.files import engine_kind
 from pyvimtrt.backends.reference import ReferenceBackend
 from pyvimtrt.backends.tensorrt import TensorRTBackend
+from pyvimtrt.defaults import AUTO
 from pyvimtrt.errors import BackendError, UsageError
 from pyvimtrt.runtime.gpu import find_gpus
 
-AUTO = "auto"
 BACKENDS: tuple[Backend, ...] = (  # `auto` takes the first that can
     TensorRTBackend("tensorrt", "tensorrt"),
     TensorRTBackend("tensorrt-rtx", "tensorrt-rtx-cu13"),

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 import pyvimtrt
-from pyvimtrt import api
+from pyvimtrt import api, defaults
 from pyvimtrt.backends.load import read_engine_info
-from pyvimtrt.backends.registry import AUTO, choose
+from pyvimtrt.backends.registry import choose
 from pyvimtrt.bench.limits import operator_times
 from pyvimtrt.bench.peers import ENGINE, PEERS, Request
 from pyvimtrt.bench.results import Bench, PeerResult
@@ -53,11 +53,11 @@ class Settings:
     """
 
     peers: tuple[str, ...] = ()
-    batch: int = 1
+    batch: int = defaults.BENCH_BATCH
     threads: tuple[int, ...] = ()
-    rounds: int = 30
+    rounds: int = defaults.BENCH_ROUNDS
     seed: int = 0
-    backend: str = AUTO
+    backend: str = defaults.AUTO
 
 
 class _Worker:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pyvimtrt import defaults
 from pyvimtrt.api import WeightsSource, resolve_weights
 from pyvimtrt.backends.load import read_engine_info
-from pyvimtrt.backends.registry import AUTO, choose
+from pyvimtrt.backends.registry import choose
 from pyvimtrt.compare.metrics import compare_logits, cosines
 from pyvimtrt.compare.results import Answer, Attribution, Report, WorstImage
 from pyvimtrt.data.datasets import Dataset, open_dataset
@@ -26,9 +27,7 @@ from pyvimtrt.model.config import VimConfig, parse_model
 from pyvimtrt.model.defaults import model_defaults
 from pyvimtrt.quantization.cache import Cache, check_cache, load_cache
 
-BATCH = 32
 DETAILS = ("kinds", "tensors", "none")
-ATTRIBUTION_IMAGES = 64
 WORST = 12
 TOP = 3  # classes of an image's answers
 SILENT = 1000  # of Polygraphy's logger: errors are told once, by the command
@@ -46,15 +45,15 @@ class Settings:
     """
 
     limit: int | None = None
-    batch: int = BATCH
+    batch: int = defaults.BATCH
     threads: int | None = None
-    detail: str = "kinds"
-    attribution_images: int = ATTRIBUTION_IMAGES
+    detail: str = defaults.ATTRIBUTION
+    attribution_images: int = defaults.ATTRIBUTION_IMAGES
     worst: int = WORST
     strict: bool = False
     max_pixels: int | None = None
     class_order: str | None = None
-    backend: str = AUTO
+    backend: str = defaults.AUTO
 
 
 def compare(

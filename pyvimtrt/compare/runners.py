@@ -24,8 +24,8 @@ from polygraphy.common import TensorMetadata
 
 from pyvimtrt.api import WeightsSource, keyed_weights, resolve_weights
 from pyvimtrt.backends.load import load_engine, read_engine_info
-from pyvimtrt.backends.registry import AUTO
 from pyvimtrt.compare.errors import in_one_sentence
+from pyvimtrt.defaults import AUTO
 from pyvimtrt.errors import ModelError, UsageError, missing_extra
 from pyvimtrt.files import hash_arrays
 from pyvimtrt.graph.network import INPUT_NAME, OUTPUT_NAME, PIXEL_ZERO, Network, load_network

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from pyvimtrt import __version__
+from pyvimtrt import __version__, defaults
 from pyvimtrt.backends.files import PLAN, engine_kind
 from pyvimtrt.backends.load import read_engine_info
 from pyvimtrt.backends.registry import find
@@ -39,11 +39,11 @@ class Deployment:
     name: str
     image: str
     namespace: str = ""
-    cpu: int = 4
+    cpu: int = defaults.REPLICA_CPUS
     memory: str = ""  # default: 2Gi, 8Gi for a GPU engine
-    gpus: int = 1  # of a GPU engine
-    min_replicas: int = 1
-    max_replicas: int = 8
+    gpus: int = defaults.REPLICA_GPUS  # of a GPU engine
+    min_replicas: int = defaults.MIN_REPLICAS
+    max_replicas: int = defaults.MAX_REPLICAS
     key_secret: str = ""  # name of a Secret whose entry api-keys is the key file
 
     def check(self) -> None:

@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 from pyvimtrt.backends.files import PLAN, engine_kind
+from pyvimtrt.defaults import TRITON_INSTANCES
 from pyvimtrt.errors import UsageError
 from pyvimtrt.export.folder import new_folder
 from pyvimtrt.graph.network import INPUT_NAME, OUTPUT_NAME
@@ -24,7 +25,7 @@ START = "tritonserver --model-repository={} --backend-config=tensorrt,version-co
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-def export_triton(engine: Path, output: Path, name: str = "", instances: int = 1) -> list[Path]:
+def export_triton(engine: Path, output: Path, name: str = "", instances: int = TRITON_INSTANCES) -> list[Path]:
     """Write a model repository into a new folder and return its files. Raises VimTrtError for anything a user can cause."""
     name = name or engine.stem
     if not _NAME.fullmatch(name):

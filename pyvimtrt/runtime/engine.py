@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyvimtrt.data.reader import ImageReader
+from pyvimtrt.defaults import TOPK
 from pyvimtrt.errors import DataError, NetworkError
 from pyvimtrt.graph.network import PIXEL_ZERO, NetworkInfo
 from pyvimtrt.model.config import VimConfig
@@ -87,7 +88,7 @@ class Engine(ABC):
             raise NetworkError("the network gives logits that are not finite; its file is damaged or was not made by pyvimtrt build")
         return logits
 
-    def classify(self, paths: Sequence[str | Path], topk: int = 5, reader: ImageReader | None = None) -> list[list[Prediction]]:
+    def classify(self, paths: Sequence[str | Path], topk: int = TOPK, reader: ImageReader | None = None) -> list[list[Prediction]]:
         """Return the ``topk`` most probable classes of each image file, none for those that ``reader`` leaves out.
 
         By default the first file that cannot be read raises DataError.

@@ -18,7 +18,8 @@ import ray.data
 import ray.exceptions
 
 from pyvimtrt.backends.load import load_engine
-from pyvimtrt.backends.registry import AUTO, choose
+from pyvimtrt.backends.registry import choose
+from pyvimtrt.defaults import AUTO
 from pyvimtrt.errors import BackendError, VimTrtError
 from pyvimtrt.files import atomic_output
 from pyvimtrt.score.parts import Done, part_errors, score_unit

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module
 
-from pyvimtrt.backends.registry import AUTO
+from pyvimtrt import defaults
 from pyvimtrt.errors import UsageError, missing_extra
 from pyvimtrt.score.parquet import import_parquet
 
@@ -19,14 +19,14 @@ class ScoreSettings:
     and ``workers`` how many of them, by default as many as fit.
     """
 
-    topk: int = 5
+    topk: int = defaults.TOPK
     column: str | None = None
     threads: int | None = None
     ray: str | None = None
     cpus: int | None = None
     workers: int | None = None
     max_pixels: int | None = None
-    backend: str = AUTO
+    backend: str = defaults.AUTO
 
     def check(self) -> None:
         """Raise UsageError for settings that contradict each other, BackendError where a package is missing."""
