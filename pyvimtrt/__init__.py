@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyvimtrt.api import WeightsFile, build, calibrate, load_model
-    from pyvimtrt.runtime.engine import Engine, load_engine
+    from pyvimtrt.backends.load import load_engine
+    from pyvimtrt.runtime.engine import Engine
 
 __version__ = "0.1.0"
 __all__ = ["Engine", "WeightsFile", "__version__", "build", "calibrate", "load_engine", "load_model"]
@@ -27,7 +28,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 _LAZY = {
     "Engine": "pyvimtrt.runtime.engine",
-    "load_engine": "pyvimtrt.runtime.engine",
+    "load_engine": "pyvimtrt.backends.load",
     "build": "pyvimtrt.api",
     "calibrate": "pyvimtrt.api",
     "load_model": "pyvimtrt.api",

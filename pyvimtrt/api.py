@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pyvimtrt.errors import BackendError, CalibrationError, ModelError, NetworkError, UsageError, brief, missing_extra
+from pyvimtrt.backends.base import Backend
+from pyvimtrt.backends.registry import choose_to_build
+from pyvimtrt.defaults import AUTO, RECIPE
+from pyvimtrt.errors import CalibrationError, ModelError, NetworkError, UsageError, brief, missing_extra
 from pyvimtrt.files import check_writable
 from pyvimtrt.graph.assemble import assemble, save_network
 from pyvimtrt.model.checkpoint import WeightsFile, as_weights_file, load_weights
@@ -19,15 +22,12 @@ from pyvimtrt.model.config import DEMO_MODEL, VimConfig, parse_model
 from pyvimtrt.model.defaults import model_defaults
 from pyvimtrt.quantization.cache import CACHE_SUFFIXES, Cache, check_cache, load_cache, save_cache
 from pyvimtrt.quantization.recipes import get_recipe
-from pyvimtrt.runtime.gpu import find_gpus
-from pyvimtrt.runtime.plan import PLAN_SUFFIX
-from pyvimtrt.runtime.tensorrt_build import PACKAGES, PlanOptions, build_plan, check_backend, check_plan_output
+from pyvimtrt.runtime.tensorrt_build import PlanOptions
 
 if TYPE_CHECKING:
     from pyvimtrt.model.vim import VisionMamba
 
 WeightsSource = str | Path | WeightsFile
-BACKENDS = ("auto", "cpu", "tensorrt", "tensorrt-rtx")
 
 
 def per_channel(values: Sequence[float] | None, default: tuple[float, ...], channels: int, what: str) -> tuple[float, ...]:
@@ -76,7 +76,7 @@ def calibrate(
     weights: WeightsSource | None,
     images: npt.NDArray[np.uint8],
     *,
-    recipe: str = "default",
+    recipe: str = RECIPE,
     k: str | int | None = None,
     state: str | None = None,
     without: Sequence[str] = (),
@@ -116,46 +116,16 @@ def _path_of(weights: WeightsSource | None) -> Path | None:
     return None if weights is None else as_weights_file(weights).path
 
 
-def resolve_backend(backend: str) -> str:
-    """Return the backend an engine is built for: `auto` takes TensorRT, then TensorRT for RTX, where GPU, package and plugin library are there, else the CPU.
-
-    Raises BackendError for an unknown one, and for what this machine lacks to build for it.
-    """
-    if backend not in BACKENDS:
-        raise BackendError(f"unknown backend {backend!r}; the backends are {', '.join(BACKENDS)}")
-    if backend == "auto":
-        return next((name for name in PACKAGES if _is_usable(name)), "cpu") if find_gpus().devices else "cpu"
-    if backend != "cpu":
-        check_backend(backend)
-    return backend
-
-
-def _is_usable(backend: str) -> bool:
-    try:
-        check_backend(backend)
-    except BackendError:
-        return False
-    return True
-
-
-def engine_suffix(backend: str) -> str:
-    """Return how the names of a backend's engine files end."""
-    return ".onnx" if backend == "cpu" else PLAN_SUFFIX
-
-
-def check_engine_output(output: Path, backend: str, inputs: Iterable[Path | None] = ()) -> None:
+def check_engine_output(output: Path, backend: Backend, inputs: Iterable[Path | None] = ()) -> None:
     """Raise now for an engine that could not be written to ``output``, or would replace what it must not.
 
     ``inputs`` are the files that the engine is built from. Raises OutputError, UsageError for a suffix of another backend.
     """
     inputs = list(inputs)
     check_writable(output, inputs=inputs)
-    if output.suffix != engine_suffix(backend):
-        raise UsageError(f"an engine of the backend {backend} is a file {engine_suffix(backend)}, got {output}; rename it, or choose with --backend")
-    if backend == "cpu":
-        check_writable(output, made_here=True)
-    else:
-        check_plan_output(output, inputs)
+    if output.suffix != backend.file.suffix:
+        raise UsageError(f"an engine of the backend {backend.name} is a file {backend.file.suffix}, got {output}; rename it, or choose with --backend")
+    backend.check_output(output, inputs)
 
 
 def build(
@@ -164,7 +134,7 @@ def build(
     calibration: str | Path | None = None,
     output: str | Path | None = None,
     *,
-    backend: str = "auto",
+    backend: str = AUTO,
     labels: Sequence[str] = (),
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -175,9 +145,9 @@ def build(
     The cache must belong to the model and the weights; ``mean`` and ``std``, where given, must be those it was made with. ``options`` are those of a
     TensorRT engine. Raises VimTrtError for anything a user can cause; nothing half-written is left.
     """
-    backend, config = resolve_backend(backend), parse_model(model)
-    output = Path(output) if output is not None else Path("engines") / f"{DEMO_MODEL}{engine_suffix(backend)}"
-    check_engine_output(output, backend, filter(None, (_path_of(weights), None if calibration is None else Path(calibration))))
+    chosen, config = choose_to_build(backend), parse_model(model)
+    output = Path(output) if output is not None else Path("engines") / f"{DEMO_MODEL}{chosen.file.suffix}"
+    check_engine_output(output, chosen, filter(None, (_path_of(weights), None if calibration is None else Path(calibration))))
     defaults = model_defaults(config)
     weights_path = resolve_weights(config, weights)
     cache_path = Path(calibration) if calibration is not None else defaults.calibration
@@ -197,13 +167,7 @@ def build(
             network = assemble(config, loaded, cache, tuple(labels) or defaults.labels)
     except NetworkError as error:
         raise CalibrationError(f"no network can be made of {cache_path} ({brief(error)}); run pyvimtrt calibrate again") from error
-    if backend == "cpu":
-        save_network(network, output)
-        return output
-    with tempfile.TemporaryDirectory(prefix="pyvimtrt-") as folder:
-        network_file = Path(folder) / "network.onnx"
-        save_network(network, network_file)
-        build_plan(network_file, output, backend, options)
+    chosen.build(partial(save_network, network), output, options)
     return output
 
 
@@ -213,10 +177,8 @@ __all__ = [
     "WeightsSource",
     "build",
     "calibrate",
-    "engine_suffix",
     "keyed_weights",
     "load_model",
     "per_channel",
-    "resolve_backend",
     "resolve_weights",
 ]

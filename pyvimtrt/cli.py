@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from pyvimtrt import __version__
+from pyvimtrt import __version__, defaults
 from pyvimtrt.errors import UsageError, VimTrtError
 
 DEBUG = "--debug"
@@ -57,6 +57,7 @@ class _App(typer.Typer):
 app = _App(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
+Backend = Annotated[str, typer.Option(help="What runs the engine, one of those that doctor lists; default: the best that can run the file here.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=MAX_THREADS, help="Threads; all cores by default.")]
 Weights = Annotated[Path | None, typer.Option(help="Checkpoint, .safetensors or .pth; default: the bundled one.")]
 WeightsKey = Annotated[str | None, typer.Option(metavar="KEY", help="Which set of weights to take where several in the checkpoint fit, such as model_ema.")]
@@ -163,8 +164,8 @@ def calibrate(
     output: Annotated[Path, typer.Option("-o", "--output", help="Cache file to write, .safetensors.")],
     weights: Weights = None,
     weights_key: WeightsKey = None,
-    count: Annotated[int, typer.Option(min=1, help="Images drawn at random.")] = 256,
-    recipe: Annotated[str, typer.Option(help="default, paper or naive.")] = "default",
+    count: Annotated[int, typer.Option(min=1, help="Images drawn at random.")] = defaults.CALIBRATION_IMAGES,
+    recipe: Annotated[str, typer.Option(help="default, paper or naive.")] = defaults.RECIPE,
     k: Annotated[str | None, typer.Option(help="Clusters of tokens, such as 4, or full; default: the recipe's.")] = None,
     state: Annotated[str | None, typer.Option(help="Type of the hidden state, int8 or fp32.")] = None,
     without: Annotated[str | None, typer.Option(metavar="STEP,..", help="Leave out steps of the recipe, such as smoothing,search.")] = None,
@@ -235,9 +236,10 @@ def calibrate(
 def infer(
     engine: Annotated[Path, typer.Argument(help="Engine file made by pyvimtrt build.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
-    topk: Annotated[int, typer.Option(min=1, help="Classes shown for each image.")] = 5,
+    topk: Annotated[int, typer.Option(min=1, help="Classes shown for each image.")] = defaults.TOPK,
     strict: Strict = False,
     max_pixels: MaxPixels = None,
+    backend: Backend = defaults.AUTO,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -247,22 +249,24 @@ def infer(
     Example:
       pyvimtrt infer engines/vim_demo_fashion_mnist.onnx boot.png --topk 3
     """
+    from pyvimtrt.backends.load import load_engine
     from pyvimtrt.cli_output import print_json, print_predictions, print_warnings
     from pyvimtrt.data.reader import ImageReader
-    from pyvimtrt.runtime.engine import load_engine
 
     reader = ImageReader(strict, max_pixels)
     paths = reader.find(images)
-    found = load_engine(engine, threads).classify(paths, topk, reader)
+    loaded = load_engine(engine, threads, backend)
+    found = loaded.classify(paths, topk, reader)
     if not any(found):
         raise reader.nothing_read(", ".join(map(str, images)))
     print_warnings(reader.warnings())
     rows = list(zip(paths, found, strict=True))
     if as_json:
-        entries = [{"image": str(path), "predictions": [dataclasses.asdict(p) for p in predictions]} for path, predictions in rows]
+        entries = [{"image": str(path), "backend": loaded.backend, "predictions": [dataclasses.asdict(p) for p in predictions]} for path, predictions in rows]
         print_json([entry if entry["predictions"] else {**entry, "error": reader.reason(path)} for entry, path in zip(entries, paths, strict=True)])
     else:
         print_predictions([str(path) for path, predictions in rows if predictions], [predictions for predictions in found if predictions])
+        print(f"backend: {loaded.backend}")
 
 
 @app.command("eval")
@@ -272,7 +276,8 @@ def evaluate(
     weights: Weights = None,
     weights_key: WeightsKey = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first images.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images run at a time.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="Images run at a time.")] = defaults.BATCH,
+    backend: Backend = defaults.AUTO,
     threads: Threads = None,
     mean: Mean = None,
     std: Std = None,
@@ -306,6 +311,7 @@ def evaluate(
             strict=strict,
             max_pixels=max_pixels,
             class_order=class_order,
+            backend=backend,
         )
     rate = round(accuracy.images_per_second, 1)
     print_warnings(accuracy.warnings)
@@ -318,6 +324,7 @@ def evaluate(
                 "top-5": f"{accuracy.top5:.4f}",
                 "images": accuracy.images,
                 "images per second": rate,
+                "backend": accuracy.backend,
             }
         )
 
@@ -331,9 +338,10 @@ def compare(
     calib: Annotated[Path | None, typer.Option(help="Cache the engine was built from, for what costs how much; default: the bundled one.")] = None,
     report: Annotated[Path | None, typer.Option(help="HTML file for the report with plots.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first images.")] = None,
-    attribution: Annotated[str, typer.Option(help="What to measure the cost of: kinds, tensors (every single one), or none.")] = "kinds",
-    attribution_images: Annotated[int, typer.Option(min=1, help="Images that costs are measured on.")] = 64,
-    batch: Annotated[int, typer.Option(min=1, help="Images run at a time.")] = 32,
+    attribution: Annotated[str, typer.Option(help="What to measure the cost of: kinds, tensors (every single one), or none.")] = defaults.ATTRIBUTION,
+    attribution_images: Annotated[int, typer.Option(min=1, help="Images that costs are measured on.")] = defaults.ATTRIBUTION_IMAGES,
+    batch: Annotated[int, typer.Option(min=1, help="Images run at a time.")] = defaults.BATCH,
+    backend: Backend = defaults.AUTO,
     threads: Threads = None,
     strict: Strict = False,
     max_pixels: MaxPixels = None,
@@ -360,7 +368,7 @@ def compare(
         except ImportError as error:
             raise missing_extra(error.name or "matplotlib", "compare", "the report") from error
         check_report(report, [engine, data, weights, calib])
-    settings = Settings(limit, batch, threads, attribution, attribution_images, strict=strict, max_pixels=max_pixels, class_order=class_order)
+    settings = Settings(limit, batch, threads, attribution, attribution_images, strict=strict, max_pixels=max_pixels, class_order=class_order, backend=backend)
     with progress_bars() as progress:
         found = run(engine, data, keyed_weights(weights, weights_key), calib, settings, progress)
     print_warnings(found.warnings)
@@ -371,13 +379,14 @@ def compare(
 
 @app.command()
 def bench(
-    engine: Annotated[Path, typer.Argument(help="CPU engine, .onnx, made by pyvimtrt build.")],
+    engine: Annotated[Path, typer.Argument(help="Engine file made by pyvimtrt build.")],
     vs: Annotated[str | None, typer.Option("--vs", metavar="PEER,..", help="Runtimes to measure beside it: all, or some of the names below.")] = None,
     weights: Weights = None,
     weights_key: WeightsKey = None,
-    batch: Annotated[int, typer.Option(min=1, max=4096, help="Images of one run.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="Images of one run.")] = defaults.BENCH_BATCH,
+    backend: Backend = defaults.AUTO,
     threads: Annotated[str | None, typer.Option(metavar="N,..", help="Numbers of threads to try for each peer; default: 1 and all cores.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, max=1_000_000, help="Runs of each peer, taking turns.")] = 30,
+    rounds: Annotated[int, typer.Option(min=1, max=1_000_000, help="Runs of each peer, taking turns.")] = defaults.BENCH_ROUNDS,
     plot: Annotated[Path | None, typer.Option(help="File for a picture, .svg, .png or .pdf.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -398,7 +407,7 @@ def bench(
     from pyvimtrt.bench.run import bench as run
     from pyvimtrt.cli_output import print_bench, print_json, progress_bar
 
-    settings = Settings(parse_peers(vs), batch, _counts("--threads", threads), rounds)
+    settings = Settings(parse_peers(vs), batch, _counts("--threads", threads), rounds, backend=backend)
     if plot is not None:
         check_plot(plot, [engine, weights])
     with progress_bar("measuring") as progress:
@@ -414,28 +423,29 @@ def bench(
 @app.command()
 def serve(
     engines: Annotated[list[str], typer.Argument(metavar="ENGINE...", help="Engine files, or NAME=ENGINE; the file's name is the model's.")],
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens the server to others.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP port; 0 takes a free one.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC port; 0 takes a free one.")] = 8001,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens the server to others.")] = defaults.HOST,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP port; 0 takes a free one.")] = defaults.PORT,
+    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC port; 0 takes a free one.")] = defaults.GRPC_PORT,
     batch: Annotated[int | None, typer.Option(min=1, max=1024, help="Images run at a time; default: the best, measured at start.")] = None,
-    deadline_ms: Annotated[float, typer.Option(min=0, max=60_000, help="How long an idle engine waits for more images.")] = 2.0,
+    deadline_ms: Annotated[float, typer.Option(min=0, max=60_000, help="How long an idle engine waits for more images.")] = defaults.DEADLINE_MS,
     queue: Annotated[
         int | None,
         typer.Option(min=1, max=MAX_COUNT, help="Images that may wait, beyond which requests are refused; default: a batch for each worker, or 10 ms of work."),
     ] = None,
+    backend: Backend = defaults.AUTO,
     workers: Annotated[int | None, typer.Option(min=1, max=64, help="Processes of each engine; default: one for each core, at most 4; on a GPU 1.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, max=MAX_THREADS, help="Cores that the batches of an engine share; default: all.")] = None,
     api_key: Annotated[list[str] | None, typer.Option(envvar="PYVIMTRT_API_KEY", help="Key that clients must send; may be given more than once.")] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="File of such keys, one a line; read again on SIGHUP.")] = None,
-    max_body: Annotated[int, typer.Option(metavar="MIB", min=1, max=1 << 20, help="Largest request.")] = 32,
-    max_pixels: Annotated[int, typer.Option(min=1, max=MAX_COUNT, help="Most pixels of an encoded image.")] = 25_000_000,
-    max_connections: Annotated[int, typer.Option(min=1, max=1_000_000, help="HTTP connections, and gRPC calls, at a time.")] = 1024,
-    timeout: Annotated[float, typer.Option(min=0.001, max=MAX_SECONDS, help="Seconds from a request to its answer.")] = 30.0,
-    header_timeout: Annotated[float, typer.Option(min=0.001, max=MAX_SECONDS, help="Seconds for the headers of a request.")] = 10.0,
-    drain: Annotated[float, typer.Option(min=0, max=MAX_SECONDS, help="Seconds that SIGTERM leaves to answer what was accepted.")] = 30.0,
+    max_body: Annotated[int, typer.Option(metavar="MIB", min=1, max=1 << 20, help="Largest request.")] = defaults.BODY_MIB,
+    max_pixels: Annotated[int, typer.Option(min=1, max=MAX_COUNT, help="Most pixels of an encoded image.")] = defaults.IMAGE_PIXELS,
+    max_connections: Annotated[int, typer.Option(min=1, max=1_000_000, help="HTTP connections, and gRPC calls, at a time.")] = defaults.CONNECTIONS,
+    timeout: Annotated[float, typer.Option(min=0.001, max=MAX_SECONDS, help="Seconds from a request to its answer.")] = defaults.REQUEST_SECONDS,
+    header_timeout: Annotated[float, typer.Option(min=0.001, max=MAX_SECONDS, help="Seconds for the headers of a request.")] = defaults.HEADER_SECONDS,
+    drain: Annotated[float, typer.Option(min=0, max=MAX_SECONDS, help="Seconds that SIGTERM leaves to answer what was accepted.")] = defaults.DRAIN_SECONDS,
     model_control: Annotated[bool, typer.Option(help="Let clients reload and unload models.")] = True,
     page: Annotated[bool, typer.Option(help="Show a page for people at /.")] = True,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = defaults.LOG_LEVEL,
     as_json: Json = False,
 ) -> None:
     """Serve engines over the Open Inference Protocol, HTTP and gRPC, for clients of KServe and Triton. Needs the extra serve.
@@ -470,13 +480,14 @@ def serve(
         header_timeout=header_timeout,
         drain_timeout=drain,
         body_bytes=max_body * MIB,
-        bodies_bytes=max(256, 8 * max_body) * MIB,
+        bodies_bytes=max(defaults.BODIES_MIB, 8 * max_body) * MIB,
         image_pixels=max_pixels,
         connections=max_connections,
         api_keys=tuple(api_key or ()),
         key_file=api_key_file,
         model_control=model_control,
         page=page,
+        backend=backend,
     )
     run(engines, settings, log_level, print_json_line if as_json else print_served)
 
@@ -486,7 +497,7 @@ def score(
     engine: Annotated[Path, typer.Argument(help="Engine file made by pyvimtrt build.")],
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="Folder of images, of .tar shards or of .parquet files, or one such file.")],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder for the results, Parquet files.")],
-    topk: Annotated[int, typer.Option(min=1, help="Classes kept for each image.")] = 5,
+    topk: Annotated[int, typer.Option(min=1, help="Classes kept for each image.")] = defaults.TOPK,
     column: Annotated[str | None, typer.Option(help="Column of Parquet files that holds the images, or their paths.")] = None,
     max_pixels: MaxPixels = None,
     use_ray: Annotated[bool, typer.Option("--ray", help="Run on a Ray cluster, one engine for each worker. Needs the extra ray.")] = False,
@@ -495,6 +506,7 @@ def score(
     ] = None,
     cpus_per_worker: Annotated[int | None, typer.Option(min=1, max=MAX_THREADS, help="Cores of each of the cluster's workers; default: 1.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, max=1_000_000, help="Workers of the cluster; default: as many as fit.")] = None,
+    backend: Backend = defaults.AUTO,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -510,12 +522,12 @@ def score(
       pyvimtrt score vim_t.onnx shards/ results/ --ray --cpus-per-worker 4
     """
     from pyvimtrt.cli_output import print_fields, print_json, print_warnings, progress_bar
-    from pyvimtrt.score.run import ScoreSettings
     from pyvimtrt.score.run import score as run
+    from pyvimtrt.score.settings import ScoreSettings
 
     if ray_address and not use_ray:
         raise UsageError("--ray-address names a cluster; give --ray with it")
-    settings = ScoreSettings(topk, column, threads, (ray_address or "auto") if use_ray else None, cpus_per_worker, workers, max_pixels)
+    settings = ScoreSettings(topk, column, threads, (ray_address or "auto") if use_ray else None, cpus_per_worker, workers, max_pixels, backend)
     with contextlib.redirect_stdout(sys.stderr), progress_bar("scoring") as progress:  # Ray tells on stdout of workers that were lost
         found = run(engine, source, output, settings, progress)
     if found.errors:
@@ -563,11 +575,11 @@ def export_kserve(
     name: Annotated[str | None, typer.Option(help="Name of the service and the model; default: the file's.")] = None,
     image: Annotated[str | None, typer.Option(help="Name of the image to build, such as registry.example/vim:1; default: the service's, version 1.")] = None,
     namespace: Annotated[str, typer.Option(help="Namespace of the service.")] = "",
-    cpu: Annotated[int, typer.Option(min=1, max=MAX_THREADS, help="Cores of each replica.")] = 4,
+    cpu: Annotated[int, typer.Option(min=1, max=MAX_THREADS, help="Cores of each replica.")] = defaults.REPLICA_CPUS,
     memory: Annotated[str, typer.Option(help="Memory of each replica; default: 2Gi, 8Gi for a GPU engine.")] = "",
-    gpus: Annotated[int, typer.Option(min=1, max=1024, help="GPUs of each replica of a GPU engine.")] = 1,
-    min_replicas: Annotated[int, typer.Option(min=0, max=1_000_000, help="Fewest replicas; 0 for GPU engines alone.")] = 1,
-    max_replicas: Annotated[int, typer.Option(min=1, max=1_000_000, help="Most replicas.")] = 8,
+    gpus: Annotated[int, typer.Option(min=1, max=1024, help="GPUs of each replica of a GPU engine.")] = defaults.REPLICA_GPUS,
+    min_replicas: Annotated[int, typer.Option(min=0, max=1_000_000, help="Fewest replicas; 0 for GPU engines alone.")] = defaults.MIN_REPLICAS,
+    max_replicas: Annotated[int, typer.Option(min=1, max=1_000_000, help="Most replicas.")] = defaults.MAX_REPLICAS,
     key_secret: Annotated[str, typer.Option(help="Secret whose entry api-keys holds the API keys, one a line.")] = "",
     as_json: Json = False,
 ) -> None:
@@ -606,7 +618,7 @@ def export_triton(
     engine: Annotated[Path, typer.Argument(help="Plan made by pyvimtrt build --backend tensorrt.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to make, the model repository.")],
     name: Annotated[str, typer.Option(help="Name of the model; default: the file's.")] = "",
-    instances: Annotated[int, typer.Option(min=1, max=1024, help="Instances on each GPU.")] = 1,
+    instances: Annotated[int, typer.Option(min=1, max=1024, help="Instances on each GPU.")] = defaults.TRITON_INSTANCES,
     as_json: Json = False,
 ) -> None:
     """Write a model repository for Triton Inference Server.

@@ -73,7 +73,7 @@ def print_bench(found: Bench) -> None:
             times = [f"{ms:.4g}" for ms in (p.median_ms, p.p10_ms, p.p90_ms)]
             rest = [f"{p.images_per_second:.4g}", f"{p.memory_bytes / 1e6:.0f}", f"{p.load_s:.2f}", f"{p.cosine:.4f}", f"{p.ratio:.2f}"]
             rows.append([p.peer, p.threads, *times, *rest])
-    print_table(f"{found.model}, batch {found.batch}, {found.isa}, {found.cores} cores, {found.rounds} rounds", columns, rows)
+    print_table(f"{found.model}, backend {found.backend}, batch {found.batch}, {found.isa}, {found.cores} cores, {found.rounds} rounds", columns, rows)
     for peer in found.peers:
         if peer.problem is not None:
             Console().print(Text(printable(f"{peer.peer}: {peer.problem}")), soft_wrap=True)
@@ -88,12 +88,13 @@ def print_bench(found: Bench) -> None:
         )
         for o in found.operators
     ]
-    print_table("where its time goes, on one thread", ("operator", "ms", "share", "a second", "of the measured limit"), operators)
+    if operators:
+        print_table("where its time goes, on one thread", ("operator", "ms", "share", "a second", "of the measured limit"), operators)
 
 
 def print_served(found: Mapping[str, Any]) -> None:
     """Print where a server listens, and for which models."""
-    names = ("name", "engine", "batch", "queue", "images", "workers")
+    names = ("name", "engine", "backend", "batch", "queue", "images", "workers")
     print_table("", ("model", *names[1:]), [[model[name] for name in names] for model in found["models"]])
     print(f"{found['http']}/ for people, {found['http']}/v2 and {found['grpc']} (gRPC) for programs", flush=True)
 
@@ -114,8 +115,9 @@ def print_file(description: Mapping[str, Any]) -> None:
 
 def print_doctor(found: Mapping[str, Any]) -> None:
     """Print what `doctor.examine` found."""
-    nested = {"cpu", "gpu", "packages", "bundled_model"}
+    nested = {"cpu", "gpu", "backends", "packages", "bundled_model"}
     fields: dict[str, object] = {k: v for k, v in found.items() if k not in nested}
+    fields.update({f"backend: {name}": problem or "runs engines here" for name, problem in found["backends"].items()})
     for part in ("cpu", "gpu", "bundled_model"):
         fields.update({f"{part}: {k}": v for k, v in found[part].items()})
     print_fields(fields)
@@ -126,7 +128,7 @@ def print_doctor(found: Mapping[str, Any]) -> None:
 def print_comparison(report: Report) -> None:
     """Print what `compare` found: the figures, then what costs most."""
     found = report.comparison
-    fields: dict[str, object] = {"images": found.images}
+    fields: dict[str, object] = {"backend": report.engine["backend"], "images": found.images}
     if found.top1 is not None and found.difference is not None:
         fields |= {
             "top-1, fp32": _percent(found.original_top1),

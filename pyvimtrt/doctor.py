@@ -11,8 +11,11 @@ from importlib import metadata
 from typing import Any
 
 from pyvimtrt import __version__, zoo
+from pyvimtrt.backends import registry
+from pyvimtrt.backends.base import Backend
 from pyvimtrt.errors import BackendError
 from pyvimtrt.native import native_module
+from pyvimtrt.runtime.cpu import ISA_VARIABLE, choose_isa, default_threads
 from pyvimtrt.runtime.gpu import find_gpus
 from pyvimtrt.runtime.plugin_library import find_plugin_library, plugin_library_version
 
@@ -48,6 +51,7 @@ def examine() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu(),
         "gpu": _gpu(),
+        "backends": {backend.name: _problem(backend) for backend in registry.BACKENDS},
         "packages": {name: _package(name) for name in PACKAGES},
         "plugin_library": _plugin_library(),
         "bundled_model": {
@@ -58,8 +62,6 @@ def examine() -> dict[str, Any]:
 
 
 def _cpu() -> dict[str, Any]:
-    from pyvimtrt.runtime.cpu import ISA_VARIABLE, choose_isa, default_threads
-
     found: dict[str, Any] = {
         "native_module": native_module() is not None,
         "threads": default_threads(),
@@ -72,6 +74,15 @@ def _cpu() -> dict[str, Any]:
     except BackendError as error:
         found["problem"] = str(error)
     return found
+
+
+def _problem(backend: Backend) -> str | None:
+    """Return why engines of a backend cannot run here, or None where they can."""
+    try:
+        backend.check_run()
+    except Exception as error:  # of a driver or a package, too: nothing that is broken keeps the rest from being told
+        return str(error)
+    return None
 
 
 def _package(name: str) -> dict[str, Any]:

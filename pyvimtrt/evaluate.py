@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from pyvimtrt.api import WeightsSource, load_model, per_channel
+from pyvimtrt.backends.files import named_kind
+from pyvimtrt.backends.load import load_engine
 from pyvimtrt.data.datasets import Dataset, open_dataset
 from pyvimtrt.data.reader import ImageReader
 from pyvimtrt.data.statistics import Likeness
+from pyvimtrt.defaults import AUTO, BATCH
 from pyvimtrt.errors import DataError, UsageError
 from pyvimtrt.model.config import parse_model
 from pyvimtrt.model.defaults import model_defaults
-from pyvimtrt.runtime.engine import load_engine
 
-ENGINE_SUFFIXES = (".onnx", ".engine")
+TORCH = "torch"  # what runs a fp32 model, where an engine has its backend
 TOP = 5
 
 Classifier = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]  # uint8 [B, C, H, W] -> logits [B, classes]
@@ -30,7 +32,7 @@ Progress = Callable[[int, int], None]  # (images done, images in all)
 class Accuracy:
     """Fractions of images whose class is the most probable one, or among the five most probable; seconds of running.
 
-    ``warnings`` are sentences; ``left_out`` says of each file that could not be read why.
+    ``warnings`` are sentences; ``left_out`` says of each file that could not be read why. ``backend``: what ran them.
     """
 
     top1: float
@@ -39,6 +41,7 @@ class Accuracy:
     seconds: float
     warnings: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    backend: str = ""
 
     @property
     def images_per_second(self) -> float:
@@ -48,7 +51,7 @@ class Accuracy:
 
 def is_engine(text: str) -> bool:
     """Return whether a command line's argument names an engine file, rather than a model."""
-    return Path(text).suffix in ENGINE_SUFFIXES
+    return named_kind(text) is not None
 
 
 def evaluate(
@@ -57,7 +60,7 @@ def evaluate(
     weights: WeightsSource | None = None,
     *,
     limit: int | None = None,
-    batch: int = 32,
+    batch: int = BATCH,
     threads: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -65,24 +68,28 @@ def evaluate(
     strict: bool = False,
     max_pixels: int | None = None,
     class_order: str | None = None,
+    backend: str = AUTO,
 ) -> Accuracy:
     """Return the accuracy of an engine file, or of a fp32 model run by PyTorch, on the first ``limit`` images.
 
     ``weights``, ``mean`` and ``std`` belong to a model; an engine has its own. Files that cannot be read are left out;
-    the first of them ends a ``strict`` run. ``class_order`` as for `class_numbers`. Raises VimTrtError for anything a
-    user can cause.
+    the first of them ends a ``strict`` run. ``class_order`` as for `class_numbers`, ``backend`` as for `load_engine`.
+    Raises VimTrtError for anything a user can cause.
     """
     reader = ImageReader(strict, max_pixels)
     if is_engine(engine_or_model):
         if weights is not None or mean or std:
             raise UsageError("an engine holds its weights, mean and std; --weights, --mean and --std go with a MODEL")
-        engine = load_engine(engine_or_model, threads)
+        engine = load_engine(engine_or_model, threads, backend)
         dataset = open_dataset(data, engine.config, labels=engine.info.labels, reader=reader, class_order=class_order)
-        return measure(engine.run, dataset, str(data), limit, batch, progress, Likeness(engine.info.calibration_statistics))
+        found = measure(engine.run, dataset, str(data), limit, batch, progress, Likeness(engine.info.calibration_statistics))
+        return replace(found, backend=engine.backend)
+    if backend != AUTO:
+        raise UsageError(f"{engine_or_model} is a model, which PyTorch runs; --backend goes with an engine file")
     config = parse_model(engine_or_model)
     dataset = open_dataset(data, config, labels=model_defaults(config).labels, reader=reader, class_order=class_order)
     classify = fp32_classifier(engine_or_model, weights, threads, mean, std)
-    return measure(classify, dataset, str(data), limit, batch, progress)
+    return replace(measure(classify, dataset, str(data), limit, batch, progress), backend=TORCH)
 
 
 def fp32_classifier(
@@ -119,7 +126,7 @@ def measure(
     dataset: Dataset,
     source: str,
     limit: int | None = None,
-    batch: int = 32,
+    batch: int = BATCH,
     progress: Progress | None = None,
     likeness: Likeness | None = None,
 ) -> Accuracy:

@@ -12,15 +12,15 @@ from typing import Any
 import safetensors
 
 from pyvimtrt import zoo
+from pyvimtrt.backends.files import named_kind
+from pyvimtrt.backends.registry import for_file
 from pyvimtrt.errors import DataError, brief
-from pyvimtrt.graph.network import load_network
 from pyvimtrt.model.checkpoint import read_content, read_sets
 from pyvimtrt.model.config import DEMO_MODEL, MODELS
 from pyvimtrt.model.foreign_file import describe_foreign
 from pyvimtrt.model.weight_sets import WeightSet, find_sets, top_keys
 from pyvimtrt.model.weights import infer_config, weight_shapes
 from pyvimtrt.quantization.cache import METADATA_KEY, load_cache
-from pyvimtrt.runtime.plan import PLAN_SUFFIX, read_plan
 
 MAX_SETS = 20  # described of one file
 _PLACE = re.compile(r"^(layers\.\d+\.)?((forward|backward)\.)?")  # what the names of the tensors of one kind differ in
@@ -37,37 +37,15 @@ def describe(path: Path) -> dict[str, Any]:
         raise DataError(f"no file at {str(path)[:80]!r}: {error}") from error
     if not exists:
         raise DataError(f"no file at {path}")
-    if path.suffix == ".onnx":
-        return _engine(path)
-    if path.suffix == PLAN_SUFFIX:
-        return _plan(path)
+    kind = named_kind(path)
+    if kind is not None:
+        return {**kind.describe(path), "backends": [backend.name for backend in for_file(path)]}
     if path.suffix == ".safetensors" and _is_calibration(path):
         return _calibration(path)
     foreign = describe_foreign(path)
     if foreign is not None:
         raise DataError(f"{path} is neither an engine (.onnx, .engine), a calibration cache (.safetensors) nor a checkpoint: it {foreign}")
     return _checkpoint(path)
-
-
-def _engine(path: Path) -> dict[str, Any]:
-    network = load_network(path)
-    config = network.config
-    return {
-        "kind": "engine",
-        "bytes": path.stat().st_size,
-        "constant_bytes": network.weight_bytes,
-        **{key: list(value) if isinstance(value, tuple) else value for key, value in asdict(network.info).items()},
-        "input": f"{network.input}: int8 (pixel - 128) [B, {config.channels}, {config.img}, {config.img}]",
-        "output": f"{network.output}: float32 [B, {config.classes}]",
-        "operators": dict(Counter(node.op for node in network.nodes).most_common()),
-    }
-
-
-def _plan(path: Path) -> dict[str, Any]:
-    info = asdict(read_plan(path)[1])
-    network = info.pop("network")
-    network.pop("format_version")
-    return {"kind": "TensorRT engine", **{key: list(value) if isinstance(value, tuple) else value for key, value in (network | info).items()}}
 
 
 def _is_calibration(path: Path) -> bool:

@@ -16,7 +16,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-from pyvimtrt import api
+from pyvimtrt import api, defaults
+from pyvimtrt.backends.registry import choose_to_build
 from pyvimtrt.data.labels import read_labels
 from pyvimtrt.errors import OutputError, UsageError
 from pyvimtrt.files import check_path, check_writable
@@ -44,8 +45,8 @@ class CalibrationPlan:
     """The table [calibrate] of a recipe file: how to make the cache where there is none yet."""
 
     images: Path
-    count: int = 256
-    recipe: str = "default"
+    count: int = defaults.CALIBRATION_IMAGES
+    recipe: str = defaults.RECIPE
     k: str | None = None
     state: str | None = None
     without: str | None = None
@@ -63,7 +64,7 @@ class EngineRecipe:
     calibration: Path | None = None
     output: Path | None = None
     labels: tuple[str, ...] = ()
-    backend: str = "auto"
+    backend: str = defaults.AUTO
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     batch: tuple[int, ...] | None = None
@@ -113,8 +114,8 @@ def run_recipe(recipe: EngineRecipe, progress: Progress | None = None, warn: War
 
     ``warn`` takes sentences about images that were left out.
     """
-    backend, options = api.resolve_backend(recipe.backend), recipe.plan_options()
-    output = recipe.output or default_output(recipe.model, backend)
+    backend, options = choose_to_build(recipe.backend), recipe.plan_options()
+    output = recipe.output or default_output(recipe.model, backend.file.suffix)
     with _engines_folder(output):
         inputs = [*recipe.sources, recipe.weights, recipe.calibration]
         api.check_engine_output(output, backend, [*inputs, recipe.timing_cache])
@@ -132,7 +133,7 @@ def run_recipe(recipe: EngineRecipe, progress: Progress | None = None, warn: War
             api.keyed_weights(recipe.weights, recipe.weights_key),
             recipe.calibration,
             output,
-            backend=backend,
+            backend=backend.name,
             labels=recipe.labels,
             mean=recipe.mean,
             std=recipe.std,
@@ -140,12 +141,12 @@ def run_recipe(recipe: EngineRecipe, progress: Progress | None = None, warn: War
         )
 
 
-def default_output(model: str, backend: str) -> Path:
-    """Return ``engines/NAME.onnx`` or ``.engine`` for a registered model. Raises UsageError for a model without a name."""
+def default_output(model: str, suffix: str) -> Path:
+    """Return ``engines/NAME`` with a suffix for a registered model. Raises UsageError for a model without a name."""
     parse_model(model)
     if model not in MODELS:
         raise UsageError(f"the model {model} has no name to call the engine by; give the output file with -o")
-    return ENGINES / (model + api.engine_suffix(backend))
+    return ENGINES / (model + suffix)
 
 
 def _calibrate(recipe: EngineRecipe, plan: CalibrationPlan, output: Path, progress: Progress | None, warn: Warn | None) -> None:

@@ -215,10 +215,10 @@ def test_calibrate_is_reproducible(works: Callable[..., str], tmp_path: Path, ti
 def test_infer(works: Callable[..., str], tiny_engine_file: Path, png: Path) -> None:
     expected = pyvimtrt.load_engine(tiny_engine_file).classify([png])[0]
     result = json.loads(works("infer", tiny_engine_file, png, "--json"))
-    assert result == [{"image": str(png), "predictions": [vars(p) for p in expected]}]
+    assert result == [{"image": str(png), "backend": "cpu", "predictions": [vars(p) for p in expected]}]
     assert [p["label"] for p in result[0]["predictions"]] == [LABELS[p.index] for p in expected]
     top = json.loads(works("infer", tiny_engine_file, png.parent, png, "--topk", 1, "--threads", 2, "--json"))
-    assert top == [{"image": str(png), "predictions": [vars(expected[0])]}] * 2
+    assert top == [{"image": str(png), "backend": "cpu", "predictions": [vars(expected[0])]}] * 2
     text = works("infer", tiny_engine_file, png)
     assert "[red]a.png" in text.replace("\n", "")
     assert f"{expected[0].label}" in text and f"{expected[0].probability:.2%}" in text

@@ -16,10 +16,10 @@ from PIL import Image
 from serving import Served
 from tiny import TINY
 
+from pyvimtrt.backends.load import load_engine, read_engine_info
 from pyvimtrt.cli import main
 from pyvimtrt.errors import ModelError, NetworkError, UsageError
 from pyvimtrt.model.config import parse_model
-from pyvimtrt.runtime.engine import load_engine, read_engine_info
 from pyvimtrt.serve.settings import parse_engines
 
 MANY = "9" * 400

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +47,7 @@ NEED_MATPLOTLIB = {"pyvimtrt.compare.charts", "pyvimtrt.compare.report"}  # the 
 NEED_POLYGRAPHY = {f"pyvimtrt.compare.{name}" for name in ("data", "errors", "polygraphy_plugin", "references", "runners", "tensorrt_plugins")}
 NEED_KSERVE = {
     f"pyvimtrt.serve.{name}"
-    for name in ("batcher", "metrics", "model", "http", "http_codec", "http_guard", "json_text", "grpc", "grpc_codec", "openapi", "server")
+    for name in ("batcher", "metrics", "model", "http", "http_codec", "http_guard", "json_text", "grpc", "grpc_codec", "openapi", "server", "state")
 }
 NEED_RAY = {"pyvimtrt.score.cluster"}
 names = {module.name for module in pkgutil.walk_packages(pyvimtrt.__path__, "pyvimtrt.")}
@@ -94,6 +95,21 @@ assert not heavy, heavy
 """
 
 
+RUN_ALONE = """
+import sys
+import numpy
+import pyvimtrt
+
+engine = pyvimtrt.load_engine(sys.argv[1])
+config = engine.config
+assert engine.run(numpy.zeros((2, config.channels, config.img, config.img), numpy.uint8)).shape == (2, config.classes)
+builders = ("torch", "timm", "tensorrt", "tensorrt_rtx", "cuda", "safetensors", "typer", "rich")
+builders += ("pyvimtrt.api", "pyvimtrt.cli", "pyvimtrt.graph.assemble", "pyvimtrt.quantization", "pyvimtrt.serve", "pyvimtrt.score")
+found = [name for name in sys.modules if any(name == builder or name.startswith(builder + ".") for builder in builders)]
+assert not found, found
+"""
+
+
 def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -136,3 +152,47 @@ def test_an_engine_is_built_and_run_without_optional_packages(
     ]
     logits = np.load(tmp_path / "images.npy.logits.npy")
     assert np.array_equal(logits, pyvimtrt.load_engine(tiny_engine_file).run(tiny_images))
+
+
+def test_running_an_engine_imports_nothing_that_builds_one(tiny_engine_file: Path) -> None:
+    result = run(RUN_ALONE, tiny_engine_file)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def imports(tree: ast.AST, modules: set[str]) -> set[str]:
+    """Return the modules that a module imports, anywhere in it: in functions and for types too."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= inside & modules or {node.module}
+    return found & modules
+
+
+def circles(graph: dict[str, set[str]]) -> list[set[str]]:
+    """Return the sets of modules that reach each other."""
+    reached = {}
+    for start in graph:
+        seen: set[str] = set()
+        ahead = list(graph[start])
+        while ahead:
+            if (name := ahead.pop()) not in seen:
+                seen.add(name)
+                ahead += graph[name]
+        reached[start] = seen
+    found = [{other for other in reached[name] if name in reached[other]} for name in graph if name in reached[name]]
+    return [circle for index, circle in enumerate(found) if circle not in found[:index]]
+
+
+def test_no_modules_import_each_other() -> None:
+    """But for the package itself, which every module takes the version from, and which hands out the public names."""
+    root = Path(pyvimtrt.__file__).parent
+    files = {".".join(path.relative_to(root.parent).with_suffix("").parts): path for path in root.rglob("*.py")}
+    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    del files["pyvimtrt"]
+    graph = {name: imports(ast.parse(path.read_text(encoding="utf-8")), set(files)) - {name} for name, path in files.items()}
+    assert len(graph) > 100 and graph["pyvimtrt.backends.cpu"] >= {"pyvimtrt.runtime.cpu", "pyvimtrt.backends.base"}
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [{"b", "c"}]
+    assert circles(graph) == []

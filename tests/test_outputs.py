@@ -14,6 +14,7 @@ import pytest
 from tiny import TINY
 
 from pyvimtrt import api
+from pyvimtrt.backends.registry import find
 from pyvimtrt.bench.plot import save_plot
 from pyvimtrt.bench.results import Bench, PeerResult
 from pyvimtrt.cli import main
@@ -161,7 +162,7 @@ def test_an_engine_has_its_backends_suffix(files: dict[str, Path], refused: Run,
     for name in ("a.engine", "a.safetensors", "a", "a.onnx.bak", "a.ONNX"):
         assert f"an engine of the backend cpu is a file .onnx, got {tmp_path / name}" in refused(*command, tmp_path / name)
     with pytest.raises(UsageError, match=r"backend tensorrt is a file \.engine"):
-        api.check_engine_output(tmp_path / "a.onnx", "tensorrt")
+        api.check_engine_output(tmp_path / "a.onnx", find("tensorrt"))
 
 
 def test_outputs_of_recipes(files: dict[str, Path], refused: Run, tmp_path: Path) -> None:

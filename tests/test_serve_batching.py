@@ -31,8 +31,8 @@ class PretendProcess:
 
     failures: ClassVar[list[Exception]] = []  # of the next starts after the first
 
-    def __init__(self, path: Path, config: Any, threads: int, state: FileState) -> None:
-        assert state == file_state(path)
+    def __init__(self, path: Path, backend: str, config: Any, threads: int, state: FileState) -> None:
+        assert state == file_state(path) and backend == "cpu"
         self.threads, self.config = threads, config
         self.ran: list[tuple[int, list[int], int]] = []
         self.pending: list[tuple[int, int]] = []

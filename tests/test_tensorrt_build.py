@@ -16,7 +16,7 @@ import pytest
 from helpers import normalization, random_images, tiny_model, varied_weights
 
 import pyvimtrt
-from pyvimtrt import api
+from pyvimtrt.backends.registry import choose_to_build
 from pyvimtrt.errors import BackendError, NetworkError, OutputError, UsageError
 from pyvimtrt.graph.assemble import assemble, save_network
 from pyvimtrt.graph.operators import DOMAIN, OPERATORS
@@ -216,15 +216,15 @@ def test_a_backend_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tensorrt_build, "is_installed", lambda backend: False)
     for backend in ("tensorrt", RTX):
         with pytest.raises(BackendError, match=rf"pip install 'pyvimtrt\[{backend}\]'"):
-            api.resolve_backend(backend)
+            choose_to_build(backend)
 
 
 @pytest.mark.skipif(bool(tensorrt_build.find_gpus().devices), reason="this machine has a GPU")
 def test_tensorrt_needs_the_gpu_it_builds_for(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tensorrt_build, "is_installed", lambda backend: True)
     with pytest.raises(BackendError, match=r"on the GPU it is for, and there is no NVIDIA driver.*use --backend tensorrt-rtx or cpu"):
-        api.resolve_backend("tensorrt")
-    assert api.resolve_backend("auto") == "cpu"
+        choose_to_build("tensorrt")
+    assert choose_to_build().name == "cpu"
 
 
 # The library in TensorRT's registries

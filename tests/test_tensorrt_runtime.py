@@ -53,6 +53,7 @@ from helpers import assert_same_bits
 
 import pyvimtrt
 from pyvimtrt import __version__, zoo
+from pyvimtrt.backends.load import load_engine
 from pyvimtrt.cli import main
 from pyvimtrt.errors import BackendError, DataError, NetworkError, UsageError, VimTrtError
 from pyvimtrt.graph.network import load_network
@@ -60,7 +61,6 @@ from pyvimtrt.model.config import DEMO_MODEL
 from pyvimtrt.runtime import tensorrt_load, tensorrt_session
 from pyvimtrt.runtime.cpu import CpuEngine
 from pyvimtrt.runtime.device_array import DeviceArray, as_stream
-from pyvimtrt.runtime.engine import load_engine
 from pyvimtrt.runtime.gpu import Driver, Gpu
 from pyvimtrt.runtime.plan import PlanInfo, read_plan, sidecar, write_plan
 from pyvimtrt.runtime.plugin_library import LIBRARY_VARIABLE

@@ -25,7 +25,7 @@ from rich.table import Table
 _CHILD = """
 import hashlib, sys, time
 import numpy as np
-from pyvimtrt.runtime.engine import load_engine
+from pyvimtrt.backends.load import load_engine
 engine = load_engine(sys.argv[1], int(sys.argv[2]))
 c = engine.config
 for line in sys.stdin:

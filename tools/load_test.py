@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 from uvloop import run  # what the clients take, the server on the same cores has not
 
+from pyvimtrt.backends.load import load_engine
 from pyvimtrt.files import check_writable
-from pyvimtrt.runtime.engine import load_engine
 
 SETTLE_SECONDS = 1.0
 DEADLINE_MS = 2.0  # the server's default
@@ -37,7 +37,7 @@ IMAGES = 16  # different ones
 _BARE = """
 import sys, time
 import numpy as np
-from pyvimtrt.runtime.engine import load_engine
+from pyvimtrt.backends.load import load_engine
 engine = load_engine(sys.argv[1], int(sys.argv[2]) or None)
 c = engine.config
 images = np.random.default_rng(0).integers(0, 256, (int(sys.argv[3]), c.channels, c.img, c.img), dtype=np.uint8)

@@ -57,3 +57,4 @@ class Bench:
     rounds: int
     peers: tuple[PeerResult, ...]
     operators: tuple[OperatorTime, ...]
+    backend: str = "cpu"

@@ -18,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 import pyvimtrt
-from pyvimtrt import api
+from pyvimtrt import api, defaults
+from pyvimtrt.backends.load import read_engine_info
+from pyvimtrt.backends.registry import choose
 from pyvimtrt.bench.limits import operator_times
 from pyvimtrt.bench.peers import ENGINE, PEERS, Request
 from pyvimtrt.bench.results import Bench, PeerResult
@@ -27,10 +29,9 @@ from pyvimtrt.errors import BackendError, UsageError
 from pyvimtrt.export.onnx_fp32 import build as build_fp32
 from pyvimtrt.export.onnx_fp32 import save
 from pyvimtrt.files import hash_arrays
-from pyvimtrt.graph.assemble import PIXEL_ZERO
-from pyvimtrt.graph.network import load_network
+from pyvimtrt.graph.network import PIXEL_ZERO, load_network
 from pyvimtrt.model.checkpoint import WeightsFile, load_weights
-from pyvimtrt.model.config import VimConfig
+from pyvimtrt.model.config import VimConfig, parse_model
 from pyvimtrt.runtime.cpu import choose_isa, default_threads
 
 # The package that runs here, not one that lies in the working directory.
@@ -46,13 +47,17 @@ F32 = npt.NDArray[np.float32]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """``peers`` beside the engine, ``threads`` to try for each, ``rounds`` of one run of every peer."""
+    """``peers`` beside the engine, ``threads`` to try for each, ``rounds`` of one run of every peer.
+
+    ``backend`` as for `load_engine`.
+    """
 
     peers: tuple[str, ...] = ()
-    batch: int = 1
+    batch: int = defaults.BENCH_BATCH
     threads: tuple[int, ...] = ()
-    rounds: int = 30
+    rounds: int = defaults.BENCH_ROUNDS
     seed: int = 0
+    backend: str = defaults.AUTO
 
 
 class _Worker:
@@ -131,8 +136,8 @@ def bench(engine: str | Path, weights: api.WeightsSource | None = None, settings
     and where the engine itself cannot run; a peer that cannot has its problem in its result.
     """
     settings = settings or Settings()
-    network = load_network(Path(engine))
-    config, info = network.config, network.info
+    backend, info = choose(Path(engine), settings.backend), read_engine_info(engine)
+    config = parse_model(info.model)
     threads = settings.threads or tuple(sorted({1, default_threads()}))
     with tempfile.TemporaryDirectory(prefix="pyvimtrt_bench_") as folder:
         pixels = np.random.default_rng(settings.seed).integers(0, 256, (settings.batch, config.channels, config.img, config.img), dtype=np.uint8)
@@ -142,15 +147,16 @@ def bench(engine: str | Path, weights: api.WeightsSource | None = None, settings
         resolved, exported = _fp32_model(config, weights, Path(folder), info.weights_sha256) if settings.peers else (None, None)
         path, key = (None, None) if resolved is None else (str(resolved.path), resolved.key)
         requests = [
-            Request(name, str(engine), config.spec(), path, exported, str(images), count, folder, key)
+            Request(name, str(engine), config.spec(), path, exported, str(images), count, folder, key, backend.name)
             for name in (ENGINE, *settings.peers)
-            for count in threads
+            for count in (threads if name != ENGINE or backend.takes_threads else (1,))
         ]
         results = _measure(requests, settings, progress)
-        operators = operator_times(network, (pixels.astype(np.int16) - PIXEL_ZERO).astype(np.int8))
+        int8 = (pixels.astype(np.int16) - PIXEL_ZERO).astype(np.int8)
+        operators = operator_times(load_network(Path(engine)), int8) if backend.profiles else ()
     if results[0].problem is not None:
         raise BackendError(f"the engine cannot be measured: {results[0].problem}")
-    return Bench(str(engine), config.spec(), choose_isa(), default_threads(), settings.batch, settings.rounds, tuple(results), operators)
+    return Bench(str(engine), config.spec(), choose_isa(), default_threads(), settings.batch, settings.rounds, tuple(results), operators, backend.name)
 
 
 def _fp32_model(config: VimConfig, weights: api.WeightsSource | None, folder: Path, expected: str) -> tuple[WeightsFile, str]:

@@ -11,24 +11,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pyvimtrt import defaults
 from pyvimtrt.api import WeightsSource, resolve_weights
+from pyvimtrt.backends.load import read_engine_info
+from pyvimtrt.backends.registry import choose
 from pyvimtrt.compare.metrics import compare_logits, cosines
 from pyvimtrt.compare.results import Answer, Attribution, Report, WorstImage
 from pyvimtrt.data.datasets import Dataset, open_dataset
 from pyvimtrt.data.reader import ImageReader
 from pyvimtrt.data.statistics import Likeness
 from pyvimtrt.errors import UsageError, VimTrtError, missing_extra
-from pyvimtrt.graph.assemble import PIXEL_ZERO
-from pyvimtrt.graph.network import INPUT_NAME, OUTPUT_NAME, NetworkInfo
+from pyvimtrt.graph.network import INPUT_NAME, OUTPUT_NAME, PIXEL_ZERO, NetworkInfo
 from pyvimtrt.model.checkpoint import WeightsFile, load_weights
 from pyvimtrt.model.config import VimConfig, parse_model
 from pyvimtrt.model.defaults import model_defaults
 from pyvimtrt.quantization.cache import Cache, check_cache, load_cache
-from pyvimtrt.runtime.engine import read_engine_info
 
-BATCH = 32
 DETAILS = ("kinds", "tensors", "none")
-ATTRIBUTION_IMAGES = 64
 WORST = 12
 TOP = 3  # classes of an image's answers
 SILENT = 1000  # of Polygraphy's logger: errors are told once, by the command
@@ -42,18 +41,19 @@ class Settings:
     """How to compare. ``detail``: kinds, tensors, or none to leave the attribution out.
 
     Files that cannot be read are left out; the first of them ends a ``strict`` run. ``class_order`` as for
-    `class_numbers`.
+    `class_numbers`, ``backend`` as for `load_engine`.
     """
 
     limit: int | None = None
-    batch: int = BATCH
+    batch: int = defaults.BATCH
     threads: int | None = None
-    detail: str = "kinds"
-    attribution_images: int = ATTRIBUTION_IMAGES
+    detail: str = defaults.ATTRIBUTION
+    attribution_images: int = defaults.ATTRIBUTION_IMAGES
     worst: int = WORST
     strict: bool = False
     max_pixels: int | None = None
     class_order: str | None = None
+    backend: str = defaults.AUTO
 
 
 def compare(
@@ -76,6 +76,7 @@ def compare(
         if number < least:
             raise UsageError(f"the number of {what} must be at least {least}, got {number}")
     info = read_engine_info(engine)
+    settings = replace(settings, backend=choose(engine, settings.backend).name)
     config = parse_model(info.model)
     checkpoint = resolve_weights(config, weights)
     cache = None if settings.detail == "none" else _cache(config, info, checkpoint, calibration)
@@ -88,7 +89,7 @@ def compare(
     if cache is None and settings.detail != "none":
         warnings.append("what costs how much is left out, as no calibration cache of this engine is known: give it with --calib")
     return Report(
-        engine=_facts(engine, info),
+        engine=_facts(engine, info, settings.backend),
         data=str(data),
         comparison=compare_logits(collected.quantized, collected.original, labels),
         worst=tuple(replace(image, index=collected.numbers[image.index]) for image in collected.worst.images(info, labels)),
@@ -119,7 +120,8 @@ def _run(engine: Path, weights: WeightsFile, dataset: Dataset, settings: Setting
     parts: list[tuple[F32, F32]] = []
     numbers: list[int] = []
     try:
-        with G_LOGGER.verbosity(SILENT), EngineRunner(engine, settings.threads) as quantized, TorchRunner(engine, weights, settings.threads) as original:
+        runner = EngineRunner(engine, settings.threads, backend=settings.backend)
+        with G_LOGGER.verbosity(SILENT), runner as quantized, TorchRunner(engine, weights, settings.threads) as original:
             for part, images, _ in dataset.numbered_batches(settings.batch, settings.limit):
                 feed = {INPUT_NAME: (images ^ np.uint8(PIXEL_ZERO)).view(np.int8)}
                 parts.append((original.infer(feed)[OUTPUT_NAME].copy(), quantized.infer(feed)[OUTPUT_NAME].copy()))
@@ -198,9 +200,10 @@ def _cache(config: VimConfig, info: NetworkInfo, weights: WeightsFile, path: str
     return cache
 
 
-def _facts(engine: Path, info: NetworkInfo) -> dict[str, Any]:
+def _facts(engine: Path, info: NetworkInfo, backend: str) -> dict[str, Any]:
     return {
         "engine": engine.name,
+        "backend": backend,
         "model": info.name,
         "recipe": info.recipe,
         "hidden state": info.state,

@@ -23,15 +23,15 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 
 from pyvimtrt.api import WeightsSource, keyed_weights, resolve_weights
+from pyvimtrt.backends.load import load_engine, read_engine_info
 from pyvimtrt.compare.errors import in_one_sentence
+from pyvimtrt.defaults import AUTO
 from pyvimtrt.errors import ModelError, UsageError, missing_extra
 from pyvimtrt.files import hash_arrays
-from pyvimtrt.graph.assemble import PIXEL_ZERO
-from pyvimtrt.graph.network import INPUT_NAME, OUTPUT_NAME, Network, load_network
+from pyvimtrt.graph.network import INPUT_NAME, OUTPUT_NAME, PIXEL_ZERO, Network, load_network
 from pyvimtrt.model.checkpoint import WeightsFile, load_model, load_weights
 from pyvimtrt.model.config import parse_model
 from pyvimtrt.runtime.cpu import CpuEngine, build_program
-from pyvimtrt.runtime.engine import load_engine, read_engine_info
 from pyvimtrt.runtime.reference import ReferenceEngine
 
 Array = npt.NDArray[Any]
@@ -86,13 +86,13 @@ class EngineRunner(NetworkRunner):
 
     prefix = "vimtrt-engine"
 
-    def __init__(self, engine: str | Path, threads: int | None = None, name: str | None = None) -> None:
-        """``threads`` are the CPU engine's, by default all cores; a TensorRT engine takes none."""
+    def __init__(self, engine: str | Path, threads: int | None = None, name: str | None = None, backend: str = AUTO) -> None:
+        """``threads`` are the CPU engine's, by default all cores; a TensorRT engine takes none. ``backend`` as for `load_engine`."""
         super().__init__(engine, name)
-        self._threads = threads
+        self._threads, self._backend = threads, backend
 
     def prepare(self) -> Infer:
-        self._engine = load_engine(self._path, self._threads)
+        self._engine = load_engine(self._path, self._threads, self._backend)
         return lambda pixels: {OUTPUT_NAME: self._engine.run_pixels(pixels)}
 
     @util.check_called_by("deactivate")  # type: ignore[untyped-decorator]

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from pyvimtrt import __version__
+from pyvimtrt import __version__, defaults
+from pyvimtrt.backends.files import PLAN, engine_kind
+from pyvimtrt.backends.load import read_engine_info
+from pyvimtrt.backends.registry import find
 from pyvimtrt.errors import UsageError, missing_extra
 from pyvimtrt.export.folder import new_folder
-from pyvimtrt.runtime.engine import read_engine_info
-from pyvimtrt.runtime.plan import PLAN_SUFFIX, PlanInfo, read_plan, sidecar
+from pyvimtrt.runtime.plan import PlanInfo, read_plan
 
 HTTP_PORT, GRPC_PORT = 8080, 8081
 BASE_IMAGE = "python:3.12-slim"  # for GPUs too: pip brings the CUDA libraries, the container runtime the driver
@@ -37,11 +39,11 @@ class Deployment:
     name: str
     image: str
     namespace: str = ""
-    cpu: int = 4
+    cpu: int = defaults.REPLICA_CPUS
     memory: str = ""  # default: 2Gi, 8Gi for a GPU engine
-    gpus: int = 1  # of a GPU engine
-    min_replicas: int = 1
-    max_replicas: int = 8
+    gpus: int = defaults.REPLICA_GPUS  # of a GPU engine
+    min_replicas: int = defaults.MIN_REPLICAS
+    max_replicas: int = defaults.MAX_REPLICAS
     key_secret: str = ""  # name of a Secret whose entry api-keys is the key file
 
     def check(self) -> None:
@@ -64,11 +66,9 @@ def export_kserve(engine: Path, output: Path, deployment: Deployment) -> list[Pa
     deployment.check()
     plan = _read(engine, deployment)
     with new_folder(output) as folder:
-        names = [engine.name]
-        shutil.copyfile(engine, folder / engine.name)
-        if plan is not None:
-            shutil.copyfile(sidecar(engine), folder / sidecar(engine).name)
-            names.append(sidecar(engine).name)
+        names = [part.name for part in engine_kind(engine).parts(engine)]
+        for part in names:
+            shutil.copyfile(engine.with_name(part), folder / part)
         (folder / "Dockerfile").write_text(dockerfile(deployment, engine.name, names, plan), encoding="utf-8")
         (folder / "inferenceservice.yaml").write_text(manifest(deployment, plan), encoding="utf-8")
     return [output / name for name in ("inferenceservice.yaml", "Dockerfile", *names)]
@@ -76,7 +76,7 @@ def export_kserve(engine: Path, output: Path, deployment: Deployment) -> list[Pa
 
 def _read(engine: Path, deployment: Deployment) -> PlanInfo | None:
     """Check an engine and return the description of a plan, None for the CPU's. Raises VimTrtError for one that cannot be deployed."""
-    if engine.suffix != PLAN_SUFFIX:
+    if engine_kind(engine) is not PLAN:
         read_engine_info(engine)
         if deployment.min_replicas < 1:
             raise UsageError("a CPU engine is scaled by load, of which no replica has none; give --min-replicas 1 or more")
@@ -161,8 +161,8 @@ def dockerfile(deployment: Deployment, engine: str, files: list[str], plan: Plan
     """Return the Dockerfile. The plan of TensorRT runs with the very version that built it, so that version is installed."""
     extras, package = "serve", ""
     if plan is not None:
-        extras = f"serve,{plan.backend}"
-        package = f' "{"tensorrt-rtx-cu13" if plan.backend == "tensorrt-rtx" else "tensorrt"}=={plan.tensorrt_version}"'
+        backend = find(plan.backend)
+        extras, package = f"serve,{backend.extra}", f' "{backend.distribution}=={plan.tensorrt_version}"'
     serve = ["/venv/bin/pyvimtrt", "serve", f"{deployment.name}={MODELS}/{engine}", "--host", "0.0.0.0", "--port", str(HTTP_PORT)]
     serve += ["--grpc-port", str(GRPC_PORT), "--threads", str(deployment.cpu), "--no-model-control"]
     return f"""\

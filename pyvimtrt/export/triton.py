@@ -11,11 +11,13 @@ import re
 import shutil
 from pathlib import Path
 
+from pyvimtrt.backends.files import PLAN, engine_kind
+from pyvimtrt.defaults import TRITON_INSTANCES
 from pyvimtrt.errors import UsageError
 from pyvimtrt.export.folder import new_folder
 from pyvimtrt.graph.network import INPUT_NAME, OUTPUT_NAME
 from pyvimtrt.model.config import parse_model
-from pyvimtrt.runtime.plan import PLAN_SUFFIX, PlanInfo, read_plan
+from pyvimtrt.runtime.plan import PlanInfo, read_plan
 
 DELAY_MICROSECONDS = 2000
 BATCHES_QUEUED = 2
@@ -23,13 +25,13 @@ START = "tritonserver --model-repository={} --backend-config=tensorrt,version-co
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-def export_triton(engine: Path, output: Path, name: str = "", instances: int = 1) -> list[Path]:
+def export_triton(engine: Path, output: Path, name: str = "", instances: int = TRITON_INSTANCES) -> list[Path]:
     """Write a model repository into a new folder and return its files. Raises VimTrtError for anything a user can cause."""
     name = name or engine.stem
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} cannot be a model's name: letters, digits, dots, dashes and underscores; choose with --name")
-    if engine.suffix != PLAN_SUFFIX:
-        raise UsageError(f"Triton runs TensorRT plans, files {PLAN_SUFFIX}; build one with --backend tensorrt, or serve {engine} with pyvimtrt serve")
+    if engine_kind(engine) is not PLAN:
+        raise UsageError(f"Triton runs TensorRT plans, files {PLAN.suffix}; build one with --backend tensorrt, or serve {engine} with pyvimtrt serve")
     _, info = read_plan(engine)  # the whole plan, whose hash is checked
     if info.backend != "tensorrt":
         raise UsageError(f"{engine} is a plan of TensorRT for RTX, which Triton does not run; build it with --backend tensorrt")

@@ -24,6 +24,7 @@ from pyvimtrt.model.config import VimConfig, parse_model
 FORMAT_VERSION = 1
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
+PIXEL_ZERO = 128  # the input is int8: pixel - 128
 ONNX_OPSET = 17  # Reshape, Transpose and Gather; old enough for every TensorRT 10
 IR_VERSION = 8
 MAX_FILE_BYTES = (1 << 31) - 1  # protobuf's own limit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pyvimtrt.data.reader import ImageReader
-from pyvimtrt.errors import DataError, NetworkError, UsageError
-from pyvimtrt.files import check_path
-from pyvimtrt.graph.assemble import PIXEL_ZERO
-from pyvimtrt.graph.network import NetworkInfo, load_network
+from pyvimtrt.defaults import TOPK
+from pyvimtrt.errors import DataError, NetworkError
+from pyvimtrt.graph.network import PIXEL_ZERO, NetworkInfo
 from pyvimtrt.model.config import VimConfig
-from pyvimtrt.runtime.plan import PLAN_SUFFIX, read_plan, read_plan_info
 
 if TYPE_CHECKING:
     from typing import Self  # from Python 3.11 on
@@ -40,6 +38,7 @@ class Engine(ABC):
     backend: str
 
     source: Path | None = None  # the file it was loaded from, by which it is pickled
+    load_again: Callable[..., Engine] | None = None  # what loaded it: a function of (source, backend, info, settings)
 
     def __init__(self, info: NetworkInfo, config: VimConfig) -> None:
         self.info = info
@@ -50,13 +49,16 @@ class Engine(ABC):
 
         Raises NetworkError for an engine that was not loaded from a file.
         """
-        if self.source is None:
+        if self.source is None or self.load_again is None:
             raise NetworkError("an engine made from a network in memory cannot be pickled; save the network, and load it with pyvimtrt.load_engine")
-        return _load_again, (self.source, self.info, self._settings())
+        return self.load_again, (self.source, self.backend, self.info, self._settings())
 
     def _settings(self) -> dict[str, Any]:
         """Return the keywords that this engine was made with, for `__reduce__`."""
         return {}
+
+    def set_threads(self, threads: int) -> None:  # noqa: B027, most engines have none to set
+        """Run with another number of threads from now on, where the engine takes one."""
 
     def close(self) -> None:  # noqa: B027, an engine of memory alone has nothing to do
         """Give back what the engine holds; it cannot run any more. Closing twice does nothing."""
@@ -86,7 +88,7 @@ class Engine(ABC):
             raise NetworkError("the network gives logits that are not finite; its file is damaged or was not made by pyvimtrt build")
         return logits
 
-    def classify(self, paths: Sequence[str | Path], topk: int = 5, reader: ImageReader | None = None) -> list[list[Prediction]]:
+    def classify(self, paths: Sequence[str | Path], topk: int = TOPK, reader: ImageReader | None = None) -> list[list[Prediction]]:
         """Return the ``topk`` most probable classes of each image file, none for those that ``reader`` leaves out.
 
         By default the first file that cannot be read raises DataError.
@@ -130,53 +132,3 @@ def top_classes(logits: npt.NDArray[np.float32], topk: int, labels: Sequence[str
     probabilities = exponentials / exponentials.sum()
     order = np.argsort(-logits, kind="stable")[: max(1, topk)]
     return [Prediction(int(i), labels[i] if labels else str(i), float(probabilities[i])) for i in order]
-
-
-def _check(path: Path) -> None:
-    try:
-        check_path(path)
-    except UsageError as error:
-        raise NetworkError(str(error)) from None
-
-
-def read_engine_info(path: str | Path) -> NetworkInfo:
-    """Return what an engine file says about itself, without loading the engine. Raises NetworkError for a damaged or foreign file."""
-    path = Path(path)
-    _check(path)
-    return read_plan_info(path).network if path.suffix == PLAN_SUFFIX else load_network(path).info
-
-
-def load_engine(path: str | Path, threads: int | None = None) -> Engine:
-    """Load an engine file: .onnx for the CPU, .engine for TensorRT. ``threads`` is the CPU engine's number of threads, by default all cores.
-
-    Raises NetworkError for a damaged or foreign file and BackendError where this machine cannot run it. A TensorRT engine with embedded plugins
-    holds code that runs in this process: load only what you built or trust.
-    """
-    path = Path(path)
-    _check(path)
-    if path.suffix == PLAN_SUFFIX and threads is not None:
-        raise UsageError("threads are the CPU engine's, a TensorRT engine takes none")
-    return _load(path, {} if path.suffix == PLAN_SUFFIX else {"threads": threads})
-
-
-def _load(path: Path, settings: Mapping[str, Any]) -> Engine:
-    engine: Engine
-    if path.suffix == PLAN_SUFFIX:
-        from pyvimtrt.runtime.tensorrt import TensorRTEngine
-
-        engine = TensorRTEngine(*read_plan(path), **settings)
-    else:
-        from pyvimtrt.runtime.cpu import CpuEngine
-
-        engine = CpuEngine(load_network(path), **settings)
-    engine.source = path.absolute()
-    return engine
-
-
-def _load_again(path: Path, info: NetworkInfo, settings: Mapping[str, Any]) -> Engine:
-    """Return a pickled engine. Raises NetworkError where its file is another one by now."""
-    engine = _load(path, settings)
-    if engine.info != info:
-        engine.close()
-        raise NetworkError(f"{path} holds another engine than the one that was pickled; load it again")
-    return engine

@@ -17,12 +17,14 @@ import ray
 import ray.data
 import ray.exceptions
 
+from pyvimtrt.backends.load import load_engine
+from pyvimtrt.backends.registry import choose
+from pyvimtrt.defaults import AUTO
 from pyvimtrt.errors import BackendError, VimTrtError
 from pyvimtrt.files import atomic_output
-from pyvimtrt.runtime.engine import load_engine
-from pyvimtrt.runtime.plan import PLAN_SUFFIX, sidecar
-from pyvimtrt.score.run import Done, ScoreSettings, part_errors, score_unit
+from pyvimtrt.score.parts import Done, part_errors, score_unit
 from pyvimtrt.score.scorer import Scorer
+from pyvimtrt.score.settings import ScoreSettings
 from pyvimtrt.score.units import Unit
 
 if TYPE_CHECKING:
@@ -43,8 +45,10 @@ START_DEATHS = 10  # workers that may be lost in a row while they start, before 
 class Worker:
     """Holds the engine of one worker."""
 
-    def __init__(self, engine: str, output: str, topk: int, cpus: int, max_pixels: int | None = None) -> None:
-        self.scorer = Scorer(load_engine(engine, None if engine.endswith(PLAN_SUFFIX) else cpus), topk, cpus, max_pixels)
+    def __init__(self, engine: str, output: str, topk: int, cpus: int, max_pixels: int | None = None, backend: str = AUTO) -> None:
+        chosen = choose(Path(engine), backend)
+        loaded = load_engine(engine, cpus if chosen.takes_threads else None, chosen.name)
+        self.scorer = Scorer(loaded, topk, cpus, max_pixels)
         self.output = Path(output)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -79,8 +83,9 @@ def run(engine: Path, units: list[tuple[int, Unit]], output: Path, settings: Sco
 
 def _run(engine: Path, units: list[tuple[int, Unit]], output: Path, settings: ScoreSettings, folder: str | None) -> Iterator[Done]:
     started = _connect(str(settings.ray), output, folder)
-    on_gpu, cpus = engine.suffix == PLAN_SUFFIX, settings.cpus or 1
-    files = {path: output / f"_{path.name}" for path in ([engine, sidecar(engine)] if on_gpu else [engine])}
+    backend, cpus = choose(engine, settings.backend), settings.cpus or 1
+    on_gpu = backend.needs_gpu
+    files = {path: output / f"_{path.name}" for path in backend.file.parts(engine)}
     try:
         fitting = sum(int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) if on_gpu else float("inf"))) for node in _machines())
         if fitting < 1:
@@ -91,7 +96,7 @@ def _run(engine: Path, units: list[tuple[int, Unit]], output: Path, settings: Sc
             with atomic_output(copy) as temporary:
                 shutil.copyfile(source, temporary)
         _set_up_data()
-        arguments = (str(files[engine]), str(output), settings.topk, cpus, settings.max_pixels)
+        arguments = (str(files[engine]), str(output), settings.topk, cpus, settings.max_pixels, backend.name)
         rows = [{"number": number, "unit": vars(unit)} for number, unit in units]
         done: Dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             Worker,

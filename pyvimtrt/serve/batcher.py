@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from pyvimtrt.backends.base import MEASURED
+from pyvimtrt.backends.load import read_engine_info
+from pyvimtrt.backends.registry import choose
 from pyvimtrt.errors import VimTrtError
 from pyvimtrt.graph.network import NetworkInfo
 from pyvimtrt.model.config import VimConfig, parse_model
 from pyvimtrt.runtime.cpu import default_threads
-from pyvimtrt.runtime.engine import read_engine_info
-from pyvimtrt.runtime.plan import PLAN_SUFFIX
 from pyvimtrt.serve.engine_process import SLOTS, EngineChangedError, EngineProcess
 from pyvimtrt.serve.metrics import ModelMetrics
 from pyvimtrt.serve.settings import ServeSettings
@@ -29,7 +30,6 @@ from pyvimtrt.serve.worker import file_state
 from pyvimtrt.text import encodable
 
 ENTER_SECONDS = 0.02  # that a request being read holds a place
-MOST_WORKERS = 4  # by default: each holds the engine once
 ATTEMPTS = 3  # at a batch whose worker died: what kills that many workers is not tried on another
 QUEUE_SECONDS = 0.01  # of work that may wait for an engine whose batches are shorter than that
 RESTART_SECONDS = (0.0, 0.5, 2.0, 5.0)  # before a worker that died is started again: at once, and where that fails more and more patiently
@@ -110,6 +110,8 @@ class Batcher:
         self.info: NetworkInfo = read_engine_info(path)
         self.labels = tuple(map(encodable, self.info.labels))
         self.config: VimConfig = parse_model(self.info.model)
+        self.backend = choose(path, settings.backend)
+        self._own_batch = self.backend.batch(path)
         self.batch = self.capacity = self.crowded = 0
         self.batch_seconds = 0.0
         self.waiting = 0  # images accepted and not yet in the engine
@@ -119,9 +121,8 @@ class Batcher:
         self._pieces: deque[_Piece] = deque()
         self._queued = 0  # images in pieces
         self._workers: list[_Worker] = []
-        on_cpu = path.suffix != PLAN_SUFFIX
         self.cores = settings.threads or default_threads()
-        self.workers = settings.workers or (min(self.cores, MOST_WORKERS) if on_cpu else 1)
+        self.workers = settings.workers or self.backend.workers(self.cores)
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._starting: set[EngineProcess] = set()
@@ -129,13 +130,16 @@ class Batcher:
         self._closed = False
 
     async def start(self, like: Batcher | None = None) -> None:
-        """Start the workers. On a CPU batches and queue are those of ``like``, where that runs the same model: measured under load, they would be smaller.
+        """Start the workers.
+
+        What would be measured is that of ``like``, where that runs the same model in the same way: under load it would be less.
 
         Raises VimTrtError where the engine cannot be loaded, OSError where no process can be had.
         """
         settings = self._settings
-        known = like if like is not None and like.info.model == self.info.model and self.path.suffix != PLAN_SUFFIX else None
-        process, (self.batch, self.batch_seconds) = await self._start_process(known.batch if known else settings.batch)
+        alike = like is not None and (like.info.model, like.backend) == (self.info.model, self.backend)
+        known = like if alike and self._own_batch == MEASURED else None
+        process, (self.batch, self.batch_seconds) = await self._start_process(known.batch if known else settings.batch or self._own_batch)
         if known:
             self.batch_seconds, self.crowded, self.capacity = known.batch_seconds, known.crowded, known.capacity
         else:
@@ -231,7 +235,7 @@ class Batcher:
         return max(1, self.cores // busy)
 
     async def _start_process(self, batch: int) -> tuple[EngineProcess, tuple[int, float]]:
-        process = EngineProcess(self.path, self.config, self._threads(self.workers), self._state)
+        process = EngineProcess(self.path, self.backend.name, self.config, self._threads(self.workers), self._state)
         self._starting.add(process)
         try:
             return process, await process.start(batch)

@@ -40,8 +40,8 @@ class EngineProcess:
     ``state``: that of the engine's file that the process must find.
     """
 
-    def __init__(self, path: Path, config: VimConfig, threads: int, state: FileState) -> None:
-        self._path, self._config, self._threads, self._state = path, config, threads, state
+    def __init__(self, path: Path, backend: str, config: VimConfig, threads: int, state: FileState) -> None:
+        self._path, self._backend, self._config, self._threads, self._state = path, backend, config, threads, state
         self.slots: Slots | None = None
         self.finished: Callable[[int, float, str | None], None] = _nothing
         self.lost: Callable[[], None] = _nothing
@@ -75,7 +75,7 @@ class EngineProcess:
         with theirs:
             try:
                 self._memory = _memory()
-                arguments = [Path(pyvimtrt.__file__).parents[1], theirs.fileno(), self._memory, self._path, self._threads, batch]
+                arguments = [Path(pyvimtrt.__file__).parents[1], theirs.fileno(), self._memory, self._path, self._backend, self._threads, batch]
                 self._process = subprocess.Popen(
                     [sys.executable, "-c", _WORKER, *map(str, arguments)],
                     pass_fds=(theirs.fileno(), self._memory),
@@ -106,7 +106,7 @@ class EngineProcess:
         self._listener = asyncio.create_task(self._listen())
 
     def run(self, slot: int, count: int, threads: int) -> None:
-        """Have the first ``count`` images of a slot run, by a CPU engine with this many threads."""
+        """Have the first ``count`` images of a slot run, on this many threads where the engine takes them."""
         self._pending.append(slot)
         if len(self._pending) == 1:
             self._watch()

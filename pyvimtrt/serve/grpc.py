@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -27,11 +27,9 @@ from pyvimtrt.serve.forget import forget
 from pyvimtrt.serve.grpc_messages import MESSAGES, config_response, metadata_response
 from pyvimtrt.serve.http import pick_id
 from pyvimtrt.serve.model import Answered, BusyError, NotReadyError, VimModel
+from pyvimtrt.serve.state import ServerState
 from pyvimtrt.serve.tensors import VERSION, Request, RequestError, answer_tensors, is_light
 from pyvimtrt.text import encodable
-
-if TYPE_CHECKING:
-    from pyvimtrt.serve.server import VimServer
 
 SERVICE = "/inference.GRPCInferenceService/"
 OPEN_METHODS = frozenset({"ServerLive", "ServerReady"})  # need no key
@@ -67,8 +65,8 @@ class Service(grpc.GenericRpcHandler):
     receives the message of a unary call before it asks anybody, and waits for it for ever. So calls are handled as streams of one message.
     """
 
-    def __init__(self, server: VimServer) -> None:
-        self.server = server
+    def __init__(self, state: ServerState) -> None:
+        self.state = state
         self._receiving = asyncio.Semaphore(RECEIVED_TOGETHER)
         self._methods: dict[str, tuple[Any, Callable[[Any], Awaitable[Any]]]] = {
             "ServerLive": (pb.ServerLiveRequest, self._live),
@@ -88,11 +86,11 @@ class Service(grpc.GenericRpcHandler):
         name = details.method.removeprefix(SERVICE)
         if name not in OPEN_METHODS:
             headers = {key: value for key, value in details.invocation_metadata if isinstance(value, str)}
-            if not self.server.keys.allow(headers):
+            if not self.state.keys.allow(headers):
                 return _refuse(grpc.StatusCode.UNAUTHENTICATED, "give an API key as metadata: authorization: Bearer KEY")
         if name == INFER:
-            if self.server.full:
-                self.server.count("", "grpc", grpc.StatusCode.RESOURCE_EXHAUSTED.name, "queue_full", 0.0)
+            if self.state.full:
+                self.state.count("", "grpc", grpc.StatusCode.RESOURCE_EXHAUSTED.name, "queue_full", 0.0)
                 return _refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full; try again soon")
             return grpc.stream_unary_rpc_method_handler(self._infer)
         if name not in self._methods:
@@ -121,23 +119,23 @@ class Service(grpc.GenericRpcHandler):
             return bytes(message)
 
         try:
-            return await asyncio.wait_for(first(), self.server.settings.header_timeout)
+            return await asyncio.wait_for(first(), self.state.settings.header_timeout)
         except asyncio.TimeoutError:
             raise CallError(grpc.StatusCode.DEADLINE_EXCEEDED, "the message did not come in time") from None
 
     def _model(self, name: str, version: str) -> VimModel:
         if version not in ("", VERSION):
             raise ModelNotFound(f"{name[:100]} of version {version[:40]}")
-        return self.server.model(name)
+        return self.state.model(name)
 
     async def _live(self, _: Any) -> Any:
         return pb.ServerLiveResponse(live=True)
 
     async def _ready(self, _: Any) -> Any:
-        return pb.ServerReadyResponse(ready=self.server.ready)
+        return pb.ServerReadyResponse(ready=self.state.ready)
 
     async def _metadata(self, _: Any) -> Any:
-        return pb.ServerMetadataResponse(**self.server.dataplane.metadata())
+        return pb.ServerMetadataResponse(**self.state.dataplane.metadata())
 
     async def _model_ready(self, request: Any) -> Any:
         return pb.ModelReadyResponse(ready=self._model(request.name, request.version).is_ready)
@@ -149,25 +147,25 @@ class Service(grpc.GenericRpcHandler):
         return config_response(self._model(request.name, request.version).description())
 
     async def _model_statistics(self, request: Any) -> Any:
-        models = {request.name: self._model(request.name, request.version)} if request.name else self.server.models
+        models = {request.name: self._model(request.name, request.version)} if request.name else self.state.models
         found = [model.statistics.as_dict(name, VERSION) for name, model in models.items()]
         return MESSAGES["ModelStatisticsResponse"](model_stats=found)
 
     async def _index(self, request: Any) -> Any:
-        return MESSAGES["RepositoryIndexResponse"](models=self.server.index(request.ready))
+        return MESSAGES["RepositoryIndexResponse"](models=self.state.index(request.ready))
 
     async def _load(self, request: Any) -> Any:
         name = self._changed_model(request)
-        await self.server.load(name)
+        await self.state.load(name)
         return pb.RepositoryModelLoadResponse(model_name=name, isLoaded=True)
 
     async def _unload(self, request: Any) -> Any:
         name = self._changed_model(request)
-        await self.server.unload(name)
+        await self.state.unload(name)
         return pb.RepositoryModelUnloadResponse(model_name=name, isUnloaded=True)
 
     def _changed_model(self, request: Any) -> str:
-        if not self.server.settings.model_control:
+        if not self.state.settings.model_control:
             raise CallError(grpc.StatusCode.PERMISSION_DENIED, "this server's models are fixed")
         return _repository_name(request)
 
@@ -178,29 +176,29 @@ class Service(grpc.GenericRpcHandler):
             _set_status(context, error)
             forget(error)
             return b""
-        self.server.trimmer.received(len(data))
+        self.state.trimmer.received(len(data))
         start = time.perf_counter()
         metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
         request_id, known = pick_id(metadata.get("x-request-id")), ""
 
         def report(code: grpc.StatusCode, kind: str, answered: Answered | None, error: Exception | None) -> None:
             seconds = time.perf_counter() - start
-            self.server.count(known, "grpc", code.name, kind, seconds, answered)
-            self.server.log_request(request_id, known, "grpc", code.name, seconds, answered, error)
+            self.state.count(known, "grpc", code.name, kind, seconds, answered)
+            self.state.log_request(request_id, known, "grpc", code.name, kind, seconds, answered, error)
 
         try:
-            if self.server.draining:
+            if self.state.draining:
                 raise NotReadyError("the server is shutting down")
-            message = grpc_codec.read_message(data, self.server.settings.request_images)
+            message = grpc_codec.read_message(data, self.state.settings.request_images)
             request_id = pick_id(metadata.get("x-request-id") or message.id)
             model = self._model(message.model_name, message.model_version)
             known = model.name
-            call = grpc_codec.parse_request(message, self.server.settings.topk, model.config)
-            answered = await asyncio.wait_for(model.answer(call), self.server.settings.request_timeout)
+            call = grpc_codec.parse_request(message, self.state.settings.topk, model.config)
+            answered = await asyncio.wait_for(model.answer(call), self.state.settings.request_timeout)
             if is_light(call, answered.logits):
                 response = _encode(model.name, call, answered)
             else:
-                loop, threads = asyncio.get_running_loop(), self.server.threads
+                loop, threads = asyncio.get_running_loop(), self.state.threads
                 response = await loop.run_in_executor(threads.decode, _encode, model.name, call, answered)
         except asyncio.CancelledError as gone:
             forget(gone)
@@ -262,8 +260,8 @@ def _refuse(code: grpc.StatusCode, sentence: str) -> Any:
 class GrpcServer:
     """The listening side."""
 
-    def __init__(self, server: VimServer) -> None:
-        settings = server.settings
+    def __init__(self, state: ServerState) -> None:
+        settings = state.settings
         options = [
             ("grpc.max_receive_message_length", settings.body_bytes),
             ("grpc.max_send_message_length", -1),
@@ -272,7 +270,7 @@ class GrpcServer:
             ("grpc.http2.lookahead_bytes", 1 << 20),
         ]
         self._server = grpc.aio.server(options=options, maximum_concurrent_rpcs=settings.connections)
-        self._server.add_generic_rpc_handlers((Service(server),))
+        self._server.add_generic_rpc_handlers((Service(state),))
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self.port = int(self._server.add_insecure_port(f"{host}:{settings.grpc_port}"))
 

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
@@ -34,11 +34,9 @@ from pyvimtrt.serve.http_body import CodingError, TooLargeError, coding_of, unpa
 from pyvimtrt.serve.model import Answered, BusyError, NotReadyError, VimModel
 from pyvimtrt.serve.openapi import ERRORS, INDEX_BODY, INFER_BODY, INFER_PARAMETERS, Answer, Failure, IndexRequest, ModelMetadata
 from pyvimtrt.serve.same_origin import host_name, is_foreign, is_loopback
+from pyvimtrt.serve.state import ServerState
 from pyvimtrt.serve.tensors import VERSION, Request, RequestError, answer_tensors, is_light
 from pyvimtrt.text import encodable
-
-if TYPE_CHECKING:
-    from pyvimtrt.serve.server import VimServer
 
 ENTRY = "pyvimtrt.entry"  # key in a request's scope: the batcher that has a place for it, and what its `enter` gave at the door
 RETRY_SECONDS = 1  # what a refused client is told to wait
@@ -89,9 +87,9 @@ def failure(error: StatusError) -> Response:
 class Http:
     """Handlers of one server."""
 
-    def __init__(self, server: VimServer) -> None:
-        self.server = server
-        self.settings = server.settings
+    def __init__(self, state: ServerState) -> None:
+        self.state = state
+        self.settings = state.settings
         self._body_bytes = 0  # of all requests that are being read or answered
 
     def app(self) -> Callable[..., Awaitable[None]]:
@@ -184,7 +182,7 @@ class Http:
 
     def _refuse(self, scope: dict[str, Any], headers: dict[str, str]) -> StatusError | None:
         """Return why a request must not be looked at: it has no key, or, where none is needed, a page of another site has sent it."""
-        keys = self.server.keys
+        keys = self.state.keys
         if keys.needed:
             allowed = scope["path"] in OPEN_PATHS or keys.allow(headers)
             return None if allowed else StatusError(401, "give an API key: Authorization: Bearer KEY", "unauthorized")
@@ -213,7 +211,7 @@ class Http:
     def _model(self, name: str, version: str | None = None) -> VimModel:
         if version not in (None, VERSION):
             raise StatusError(404, f"the version {version} of {name} does not exist; every model has the version {VERSION}", "unknown_model")
-        return self.server.model(name)
+        return self.state.model(name)
 
     async def infer(self, request: HttpRequest, model_name: str, model_version: str | None = None) -> Response:
         """Run a model: JSON, JSON with binary tensors behind it, or one image file as it is (Content-Type: image/png, or any image type)."""
@@ -237,8 +235,9 @@ class Http:
             if not state.body_read and error.status != 408:
                 await self._discard(request.scope, state.headers, request.receive)
         seconds = time.perf_counter() - start
-        self.server.count(known, "http", response.status_code, error.kind if error else "", seconds, answered)
-        self.server.log_request(state.request_id, known, "http", response.status_code, seconds, answered, error)
+        code, kind = response.status_code, error.kind if error else ""
+        self.state.count(known, "http", code, kind, seconds, answered)
+        self.state.log_request(state.request_id, known, "http", code, kind, seconds, answered, error)
         return response
 
     @staticmethod
@@ -249,7 +248,7 @@ class Http:
             batcher.leave(token)
 
     async def _infer(self, model: VimModel, request: HttpRequest) -> tuple[Response, Answered]:
-        if self.server.draining:
+        if self.state.draining:
             raise StatusError(503, "the server is shutting down", "not_ready")
         config = model.config
         headers = request.state.headers
@@ -259,17 +258,17 @@ class Http:
         try:
             arguments = (headers, body, request.query_params.get("topk"), self.settings.topk, config, self.settings.request_images)
             if http_codec.is_heavy(headers, body):
-                call = await loop.run_in_executor(self.server.threads.codec, http_codec.parse_body, *arguments)
+                call = await loop.run_in_executor(self.state.threads.codec, http_codec.parse_body, *arguments)
             else:
                 call = http_codec.parse_body(*arguments)
             answered = await _unless_gone(request, model.answer(call, partial(self._leave, request.scope)))
         finally:
             self._body_bytes -= len(body)
-            self.server.trimmer.received(len(body))
+            self.state.trimmer.received(len(body))
         if is_light(call, answered.logits):
             content, out = _encode(model.name, call, answered)
         else:
-            content, out = await loop.run_in_executor(self.server.threads.decode, _encode, model.name, call, answered)
+            content, out = await loop.run_in_executor(self.state.threads.decode, _encode, model.name, call, answered)
         return Response(content, 200, out), answered
 
     async def _read(self, request: HttpRequest, headers: dict[str, str]) -> bytes:
@@ -307,17 +306,17 @@ class Http:
         try:
             if self._body_bytes > self.settings.bodies_bytes:
                 raise StatusError(503, "the requests being read take all memory allowed; try again soon", "memory")
-            return await asyncio.get_running_loop().run_in_executor(self.server.threads.decode, unpack, body, coding, limit)
+            return await asyncio.get_running_loop().run_in_executor(self.state.threads.decode, unpack, body, coding, limit)
         finally:
             self._body_bytes -= limit
 
     async def metadata(self) -> dict[str, Any]:
         """The server's name, version and extensions."""
-        return self.server.dataplane.metadata()
+        return self.state.dataplane.metadata()
 
     async def models(self) -> dict[str, Any]:
         """The names of all models."""
-        return {"models": list(self.server.models)}
+        return {"models": list(self.state.models)}
 
     async def live(self) -> dict[str, bool]:
         """Whether the server runs."""
@@ -325,7 +324,7 @@ class Http:
 
     async def ready(self) -> dict[str, bool]:
         """Whether all models answer; 503 where they do not."""
-        if not self.server.ready:
+        if not self.state.ready:
             raise NotReadyError("the server is not ready")
         return {"ready": True}
 
@@ -343,7 +342,7 @@ class Http:
 
     async def statistics(self) -> dict[str, Any]:
         """What has been done for all models."""
-        return {"model_stats": [model.statistics.as_dict(name, VERSION) for name, model in self.server.models.items()]}
+        return {"model_stats": [model.statistics.as_dict(name, VERSION) for name, model in self.state.models.items()]}
 
     async def model_ready(self, model_name: str, model_version: str | None = None) -> dict[str, Any]:
         """Whether a model answers; 503 where it does not."""
@@ -358,20 +357,20 @@ class Http:
             wanted = IndexRequest.model_validate_json(body or b"{}")
         except ValidationError:
             raise RequestError('the request is JSON such as {"ready": true}, or empty') from None
-        return self.server.index(wanted.ready)
+        return self.state.index(wanted.ready)
 
     async def load(self, model_name: str) -> dict[str, Any]:
         """Load a model's engine file again and put it into service; no request is lost."""
-        return await self.server.load(model_name)
+        return await self.state.load(model_name)
 
     async def unload(self, model_name: str) -> dict[str, Any]:
         """Take a model out of service; what was accepted is answered."""
-        return await self.server.unload(model_name)
+        return await self.state.unload(model_name)
 
     async def metrics(self, request: HttpRequest) -> Response:
         """Metrics for Prometheus."""
         encoder, content_type = exposition.choose_encoder(request.headers.get("accept", ""))
-        return Response(encoder(self.server.metrics.registry), headers={"content-type": content_type})
+        return Response(encoder(self.state.metrics.registry), headers={"content-type": content_type})
 
     async def page(self) -> Response:
         """The page for people."""

@@ -11,7 +11,6 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,92 +22,55 @@ from uvloop import run
 with mock.patch.object(sys, "argv", sys.argv[:1]):  # the SDK parses the command line of whatever imports it
     from kserve import ModelServer
 
-from kserve.errors import ModelNotFound
 from kserve.model_repository import ModelRepository
-from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
-from pyvimtrt import __version__
 from pyvimtrt.errors import UsageError, VimTrtError
-from pyvimtrt.runtime.cpu import default_threads
 from pyvimtrt.serve.grpc import GrpcServer
-from pyvimtrt.serve.http import ENTRY, INFER_PATH, RETRY_SECONDS, Http, StatusError
+from pyvimtrt.serve.http import ENTRY, INFER_PATH, RETRY_SECONDS, Http
 from pyvimtrt.serve.http_guard import guarded_protocol, refusal
-from pyvimtrt.serve.keys import Keys
-from pyvimtrt.serve.memory import Trimmer
-from pyvimtrt.serve.metrics import Metrics
-from pyvimtrt.serve.model import Answered, BusyError, NotReadyError, Threads, VimModel
+from pyvimtrt.serve.model import VimModel
 from pyvimtrt.serve.settings import ServeSettings
-from pyvimtrt.serve.tensors import VERSION, RequestError
+from pyvimtrt.serve.state import ServerState
 
-EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics")
 GC_THRESHOLD = 20_000
 KEEP_ALIVE_SECONDS = 65  # longer than proxies keep idle connections, so that it is they who close
 QUEUE_FULL = refusal("503 Service Unavailable", "the queue is full; try again soon", retry_seconds=RETRY_SECONDS, close=False)
 log = logging.getLogger("pyvimtrt.serve")
 
 
-class _DataPlane(DataPlane):
-    """The SDK's, with what this server is and knows of its models."""
-
-    def metadata(self) -> dict[str, Any]:
-        return {"name": "pyvimtrt", "version": __version__, "extensions": list(EXTENSIONS)}
-
-
 class VimServer(ModelServer):
     """Serves engines.
 
-    Of the SDK it keeps the lifecycle, the model repository, the data plane, the metadata endpoints' types and the gRPC service; the listeners, the routes and
-    the codecs are its own, because the SDK's bind to every address, have no limits and turn binary tensors into Python lists.
+    Of the SDK it keeps the lifecycle, the model repository, the data plane, the metadata endpoints' types and the gRPC
+    service; the listeners, the routes and the codecs are its own, because the SDK's bind to every address, have no limits
+    and turn binary tensors into Python lists. What the protocols need of a server is in its `ServerState`.
     """
 
     def __init__(self, engines: dict[str, Path], settings: ServeSettings) -> None:
-        super().__init__(http_port=settings.port, grpc_port=settings.grpc_port, registered_models=ModelRepository(), enable_latency_logging=False)
+        repository = ModelRepository()
+        super().__init__(http_port=settings.port, grpc_port=settings.grpc_port, registered_models=repository, enable_latency_logging=False)
         self.settings = settings
-        self.dataplane = _DataPlane(self.registered_models)
+        self.state = ServerState(settings, repository)
+        self.dataplane = self.state.dataplane
         self.model_repository_extension = ModelRepositoryExtension(self.registered_models)
-        self.metrics = Metrics()
-        self.keys = Keys(settings)
-        self.threads = Threads(
-            ThreadPoolExecutor(max(2, default_threads()), thread_name_prefix="pyvimtrt-decode"),
-            ThreadPoolExecutor(1, thread_name_prefix="pyvimtrt-codec"),
-        )
-        self.trimmer = Trimmer(self.threads.decode)
-        self.models: dict[str, VimModel] = {}
         self._engines = engines
-        self.draining = False
         self._stopping: asyncio.Event
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def model(self, name: str) -> VimModel:
-        """Return a model. Raises ModelNotFound."""
-        if name not in self.models:
-            raise ModelNotFound(name[:100])
-        return self.models[name]
-
-    @property
-    def ready(self) -> bool:
-        """Whether every model answers, and the server is not shutting down."""
-        return not self.draining and all(model.is_ready for model in self.models.values())
-
-    @property
-    def full(self) -> bool:
-        """Whether no model that is in service has room for a request."""
-        batchers = [model.batcher for model in self.models.values() if model.batcher is not None]
-        return bool(batchers) and all(batcher.full for batcher in batchers)
 
     def door(self, method: str, target: bytes, scope: dict[str, Any]) -> bytes | None:
         """Return the refusal of an HTTP request whose model has no room, before its body is read; None lets it in."""
         found = INFER_PATH.fullmatch(target.partition(b"?")[0].decode("latin-1")) if method == "POST" else None
-        model = self.models.get(found[1]) if found else None
+        state = self.state
+        model = state.models.get(found[1]) if found else None
         if model is None or model.batcher is None:
             return None
-        if self.keys.needed and not self.keys.allow({name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}):
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        if state.keys.needed and not state.keys.allow(headers):
             return None  # to be refused for another reason; how full the queue is is not its business
         if (entry := model.batcher.enter()) is not None:
             scope[ENTRY] = (model.batcher, entry)
             return None
-        self.count(model.name, "http", 503, "queue_full", 0.0)
+        state.count(model.name, "http", 503, "queue_full", 0.0)
         return QUEUE_FULL
 
     def start(self, announce: Callable[[dict[str, Any]], None]) -> None:
@@ -122,7 +84,7 @@ class VimServer(ModelServer):
         self._stopping = asyncio.Event()
         listener = _bind(settings.host, settings.port)
         try:
-            grpc_server = GrpcServer(self)
+            grpc_server = GrpcServer(self.state)
         except RuntimeError:
             listener.close()
             raise UsageError(f"cannot listen on {settings.host}:{settings.grpc_port}; another program may: choose with --grpc-port") from None
@@ -139,13 +101,13 @@ class VimServer(ModelServer):
         except BaseException as error:
             listener.close()
             await grpc_server.stop(0)
-            if isinstance(error, asyncio.CancelledError) and self.draining:
+            if isinstance(error, asyncio.CancelledError) and self.state.draining:
                 return
             raise
         finally:
             stopping.cancel()
         config = uvicorn.Config(
-            Http(self).app(),
+            Http(self.state).app(),
             http=guarded_protocol(settings.connections, settings.header_timeout, self.door),
             ws="none",
             lifespan="off",
@@ -163,11 +125,15 @@ class VimServer(ModelServer):
             await asyncio.sleep(0.005)
         if serving.done():  # between binding and listening another program may take the port
             log.error("not listening", extra={"fields": {"error": str(serving.exception())}})
-            await asyncio.gather(*(model.close() for model in self.models.values()), grpc_server.stop(0))
+            await asyncio.gather(*(model.close() for model in self.state.models.values()), grpc_server.stop(0))
             raise UsageError(f"cannot listen on {settings.host}:{settings.port}; another program may: choose with --port")
         host, port = listener.getsockname()[:2]
         host = f"[{host}]" if ":" in host else host
-        found = {"http": f"http://{host}:{port}", "grpc": f"{host}:{grpc_server.port}", "models": [self._describe(model) for model in self.models.values()]}
+        found = {
+            "http": f"http://{host}:{port}",
+            "grpc": f"{host}:{grpc_server.port}",
+            "models": [self.state.describe(model) for model in self.state.models.values()],
+        }
         log.info("serving", extra={"fields": found})
         gc.collect()
         gc.freeze()  # what lives as long as the server is not looked through again and again
@@ -179,134 +145,45 @@ class VimServer(ModelServer):
 
     async def _load_all(self) -> None:
         for name, path in self._engines.items():
-            model = VimModel(name, path, self.settings, self.metrics, self.threads, changed=partial(self._reload_soon, [name]))
+            model = VimModel(name, path, self.settings, self.state.metrics, self.state.threads, changed=partial(self.state.reload_soon, [name]))
             try:
                 await model.reload()
             except BaseException:
-                await asyncio.gather(*(loaded.close() for loaded in self.models.values()))
+                await asyncio.gather(*(loaded.close() for loaded in self.state.models.values()))
                 raise
-            self.models[name] = model
+            self.state.models[name] = model
             self.register_model(model)
-
-    def _describe(self, model: VimModel) -> dict[str, Any]:
-        batcher = model.batcher
-        assert batcher is not None
-        return {
-            "name": model.name,
-            "engine": str(model.path),
-            "batch": batcher.batch,
-            "batch_ms": round(1000 * batcher.batch_seconds, 3),
-            "queue": batcher.crowded,
-            "images": self.settings.request_images,
-            "workers": batcher.workers,
-        }
 
     async def _drain(self, http_server: uvicorn.Server, grpc_server: GrpcServer, serving: asyncio.Task[None]) -> None:
         """Answer what was accepted, refuse the rest, then end."""
-        log.info("draining", extra={"fields": {"waiting": {name: model.batcher.waiting for name, model in self.models.items() if model.batcher}}})
-        closing = asyncio.gather(*(model.close() for model in self.models.values()))
+        log.info("draining", extra={"fields": {"waiting": {name: model.batcher.waiting for name, model in self.state.models.items() if model.batcher}}})
+        closing = asyncio.gather(*(model.close() for model in self.state.models.values()))
         try:
             await asyncio.wait_for(closing, self.settings.drain_timeout)
         except asyncio.TimeoutError:
             log.error("drained too slowly", extra={"fields": {"seconds": self.settings.drain_timeout}})
         finally:
-            for model in self.models.values():
+            for model in self.state.models.values():
                 model.kill()  # what hangs must not outlive the server
         http_server.should_exit = True
         await asyncio.gather(serving, grpc_server.stop(2.0))
-        for executor in (self.threads.decode, self.threads.codec):
+        for executor in (self.state.threads.decode, self.state.threads.codec):
             executor.shutdown(wait=False, cancel_futures=True)
         log.info("stopped")
 
     def stop(self, sig: int) -> None:
         """Begin to shut down: not ready from now on."""
         log.info("stopping", extra={"fields": {"signal": signal.Signals(sig).name}})
-        self.draining = True
+        self.state.draining = True
         self._stopping.set()
 
     def _on_hangup(self) -> None:
         """Read the keys and all engines again."""
         try:
-            self.keys.reload()
+            self.state.keys.reload()
         except VimTrtError as error:
             log.error("keys not read", extra={"fields": {"error": str(error)}})
-        self._reload_soon(list(self.models))
-
-    def _reload_soon(self, names: list[str]) -> None:
-        """Load engine files again while requests go on."""
-
-        async def reload() -> None:
-            for name in names:
-                with contextlib.suppress(RequestError, NotReadyError):  # it could not be loaded, which is logged; or the server ends
-                    await self.load(name, wait=True)
-
-        task = asyncio.create_task(reload())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def load(self, name: str, wait: bool = False) -> dict[str, Any]:
-        """Load a model's engine file again. Raises RequestError where it cannot be; the engine in service then stays.
-
-        While it is being loaded already, ``wait`` for the end of that, or raise BusyError.
-        """
-        model = self.model(name)
-        try:
-            await model.reload(wait)
-        except (BusyError, NotReadyError):
-            raise
-        except VimTrtError as error:
-            self.metrics.reloads.labels(name, "failed").inc()
-            log.error("not reloaded", extra={"fields": {"model": name, "error": str(error)}})
-            raise RequestError(f"{error}; what was in service stays") from error
-        self.metrics.reloads.labels(name, "ok").inc()
-        log.info("reloaded", extra={"fields": self._describe(model)})
-        return {"name": name, "load": True}
-
-    async def unload(self, name: str) -> dict[str, Any]:
-        """Take a model out of service."""
-        await self.model(name).unload()
-        log.info("unloaded", extra={"fields": {"model": name}})
-        return {"name": name, "unload": True}
-
-    def index(self, ready: bool) -> list[dict[str, str]]:
-        """Return all models and their states; with ``ready`` those alone that answer."""
-        return [
-            {"name": name, "version": VERSION, "state": "READY" if model.is_ready else "UNAVAILABLE", "reason": ""}
-            for name, model in self.models.items()
-            if model.is_ready or not ready
-        ]
-
-    def count(self, model: str, protocol: str, code: int | str, kind: str, seconds: float, answered: Answered | None = None) -> None:
-        """Count an inference request. ``model`` is empty for one that does not exist: names of requests do not become labels."""
-        if model in self.models:
-            statistics = self.models[model].statistics
-            if answered is not None:
-                statistics.answered(seconds, len(answered.logits), answered.queue_seconds, answered.engine_seconds)
-            else:
-                statistics.failed(seconds)
-        self.metrics.requests.labels(model, protocol, str(code)).inc()
-        self.metrics.request_seconds.labels(model, protocol).observe(seconds)
-        if kind:
-            self.metrics.errors.labels(model, kind).inc()
-
-    def log_request(
-        self, request_id: str, model: str, protocol: str, code: int | str, seconds: float, answered: Answered | None, error: Exception | None
-    ) -> None:
-        """Log an inference request: answers at info, refusals for want of room at debug, for an overload must not become one of the log."""
-        refused = (isinstance(error, StatusError) and error.kind == "queue_full") or code == "RESOURCE_EXHAUSTED"
-        level = logging.DEBUG if refused else logging.INFO
-        if not log.isEnabledFor(level):
-            return
-        fields: dict[str, Any] = {"request_id": request_id, "model": model, "protocol": protocol, "code": code, "ms": round(1000 * seconds, 3)}
-        if answered is not None:
-            fields |= {
-                "images": len(answered.logits),
-                "queue_ms": round(1000 * answered.queue_seconds, 3),
-                "engine_ms": round(1000 * answered.engine_seconds, 3),
-            }
-        if error is not None:
-            fields["error"] = str(error)
-        log.log(level, "request", extra={"fields": fields})
+        self.state.reload_soon(list(self.state.models))
 
 
 class _HttpServer(uvicorn.Server):

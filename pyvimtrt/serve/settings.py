@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyvimtrt import defaults
 from pyvimtrt.errors import UsageError
 from pyvimtrt.files import check_path
 
@@ -20,7 +21,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """How a server behaves. Sizes in bytes, times in seconds.
+    """How a server behaves. Sizes in bytes, times in seconds. ``backend`` as for `load_engine`.
 
     ``batch``: images run at a time; 0 means the best, measured at start. ``queue``: images of a model that may wait beside those in the engine, and
     that a request may hold; 0 means that a request may hold 64, and that none is taken while a batch for each worker waits (or 10 ms of work where that is
@@ -29,26 +30,27 @@ class ServeSettings:
     cores, at most 4, and 1 for a GPU engine.
     """
 
-    host: str = "127.0.0.1"
-    port: int = 8000
-    grpc_port: int = 8001
+    host: str = defaults.HOST
+    port: int = defaults.PORT
+    grpc_port: int = defaults.GRPC_PORT
     batch: int = 0
-    deadline: float = 0.002
+    deadline: float = defaults.DEADLINE_MS / 1000
     queue: int = 0
     workers: int = 0
     threads: int = 0
-    request_timeout: float = 30.0  # from the headers of a request to its answer
-    header_timeout: float = 10.0  # for the headers of a request, and for a connection that says nothing
-    drain_timeout: float = 30.0
-    body_bytes: int = 32 * MIB
-    bodies_bytes: int = 256 * MIB  # of all requests being read or waiting
-    image_pixels: int = 25_000_000  # of one encoded image
-    connections: int = 1024
-    topk: int = 5
+    request_timeout: float = defaults.REQUEST_SECONDS  # from the headers of a request to its answer
+    header_timeout: float = defaults.HEADER_SECONDS  # for the headers of a request, and for a connection that says nothing
+    drain_timeout: float = defaults.DRAIN_SECONDS
+    body_bytes: int = defaults.BODY_MIB * MIB
+    bodies_bytes: int = defaults.BODIES_MIB * MIB  # of all requests being read or waiting
+    image_pixels: int = defaults.IMAGE_PIXELS  # of one encoded image
+    connections: int = defaults.CONNECTIONS
+    topk: int = defaults.TOPK
     api_keys: tuple[str, ...] = ()
     key_file: Path | None = None
     model_control: bool = True
     page: bool = True
+    backend: str = defaults.AUTO
 
     @property
     def request_images(self) -> int:

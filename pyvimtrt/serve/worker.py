@@ -2,7 +2,7 @@
 
 A process of its own, so that the event loop never waits for a batch, and so that a crash of the engine takes no request with it. Started by `engine_process`:
 
-    worker SOCKET MEMORY ENGINE THREADS BATCH
+    worker SOCKET MEMORY ENGINE BACKEND THREADS BATCH
 
 SOCKET and MEMORY are file descriptors. First the worker writes {"batch": BATCH or the best where that is 0, "seconds": of that batch, "state": the file's}; it
 reads {"batch": B, "slots": S} and maps the memory as `Slots`; from then on {"slot": s, "count": n, "threads": t} is answered by {"slot": s, "seconds": time}
@@ -25,11 +25,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pyvimtrt.backends.base import MEASURED
+from pyvimtrt.backends.load import load_engine
+from pyvimtrt.backends.registry import find
 from pyvimtrt.errors import NetworkError, VimTrtError
 from pyvimtrt.model.config import VimConfig
-from pyvimtrt.runtime.cpu import CpuEngine
-from pyvimtrt.runtime.engine import Engine, load_engine
-from pyvimtrt.runtime.plan import PLAN_SUFFIX, read_plan_info
+from pyvimtrt.runtime.engine import Engine
 
 ALIGNMENT = 4096
 LARGEST_MEASURED = 64
@@ -97,16 +98,16 @@ def batch_seconds(engine: Engine, batch: int, clock: Any = time.perf_counter, ru
     return max(min(times), 1e-9)
 
 
-def load(path: Path, threads: int, batch: int = 0) -> tuple[Engine, int, float]:
-    """Return an engine, the batch to run it with, and that batch's seconds: ``batch`` where it is not 0, a plan's own, or the best one."""
-    if path.suffix == PLAN_SUFFIX:
-        engine, batch = load_engine(path), batch or read_plan_info(path).batch[1]
-    else:
-        engine = load_engine(path, threads)
-    return (engine, batch, batch_seconds(engine, batch, runs=1)) if batch else (engine, *best_batch(engine))
+def load(path: Path, backend: str, threads: int, batch: int = MEASURED) -> tuple[Engine, int, float]:
+    """Return an engine, the batch to run it with, and that batch's seconds.
+
+    The batch is the one given, or the best where it is to be MEASURED.
+    """
+    engine = load_engine(path, threads if find(backend).takes_threads else None, backend)
+    return (engine, *best_batch(engine)) if batch == MEASURED else (engine, batch, batch_seconds(engine, batch, runs=1))
 
 
-def serve(connection: socket.socket, memory: int, path: Path, threads: int, batch: int) -> None:
+def serve(connection: socket.socket, memory: int, path: Path, backend: str, threads: int, batch: int) -> None:
     """Load the engine and answer until the other side is gone."""
     lines = connection.makefile("r", encoding="utf-8")
 
@@ -115,7 +116,7 @@ def serve(connection: socket.socket, memory: int, path: Path, threads: int, batc
 
     try:
         state = file_state(path)
-        engine, batch, seconds = load(path, threads, batch)
+        engine, batch, seconds = load(path, backend, threads, batch)
         if file_state(path) != state:
             raise NetworkError("the file was changed while it was loaded")
     except VimTrtError as error:
@@ -131,8 +132,9 @@ def serve(connection: socket.socket, memory: int, path: Path, threads: int, batc
     for line in lines:
         work = json.loads(line)
         slot, count = work["slot"], work["count"]
-        if isinstance(engine, CpuEngine) and engine.threads != work["threads"]:
-            engine.set_threads(work["threads"])
+        if work["threads"] != threads:
+            threads = work["threads"]
+            engine.set_threads(threads)
         start = time.perf_counter()
         try:
             slots.logits[slot][:count] = engine.run(slots.images[slot][:count])
@@ -146,9 +148,9 @@ def main() -> None:
     """Serve what the command line names. Signals of the terminal are the parent's to act on."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    descriptor, memory, path, threads, batch = sys.argv[1:]
+    descriptor, memory, path, backend, threads, batch = sys.argv[1:]
     with socket.socket(fileno=int(descriptor)) as connection:
         try:
-            serve(connection, int(memory), Path(path), int(threads), int(batch))
+            serve(connection, int(memory), Path(path), backend, int(threads), int(batch))
         except (BrokenPipeError, ConnectionResetError):
             return
