@@ -15,7 +15,7 @@ from pyvimtrt.data.datasets import Dataset, open_dataset
 from pyvimtrt.data.reader import ImageReader
 from pyvimtrt.data.statistics import Likeness
 from pyvimtrt.errors import DataError, UsageError
-from pyvimtrt.model.config import parse_model
+from pyvimtrt.families import parse_model
 from pyvimtrt.model.defaults import model_defaults
 from pyvimtrt.runtime.engine import load_engine
 

@@ -30,15 +30,17 @@ from pyvimtrt.data.datasets import open_dataset, sample_images
 from pyvimtrt.data.idx import FASHION_MNIST_PACKAGE
 from pyvimtrt.errors import VimTrtError
 from pyvimtrt.evaluate import Classifier, fp32_classifier
+from pyvimtrt.families import parse_model
+from pyvimtrt.families.vim.config import VimConfig
 from pyvimtrt.files import atomic_output, check_writable
 from pyvimtrt.graph.assemble import assemble
 from pyvimtrt.graph.network import network_from_model
 from pyvimtrt.model.checkpoint import load_weights
-from pyvimtrt.model.config import DEMO_MODEL, VimConfig, parse_model
 from pyvimtrt.model.defaults import model_defaults
 from pyvimtrt.quantization.calibrate import Normalization, calibrate
 from pyvimtrt.quantization.recipes import RECIPES, STEPS, Recipe, get_recipe
 from pyvimtrt.runtime.cpu import CpuEngine
+from pyvimtrt.zoo import DEMO_MODEL
 
 BATCH = 100
 CLUSTERS = (1, 4)  # of the tokens, beside the recipe's own

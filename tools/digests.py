@@ -24,8 +24,9 @@ from rich.console import Console
 from rich.progress import track
 
 import pyvimtrt
+from pyvimtrt.families import parse_model
 from pyvimtrt.model.checkpoint import save_weights
-from pyvimtrt.model.config import DEMO_MODEL, parse_model
+from pyvimtrt.zoo import DEMO_MODEL
 
 RECIPES = ("default", "paper", "naive")
 STATES = ("int8", "fp32")
@@ -54,7 +55,7 @@ def digests(name: str, model: str, folder: Path) -> dict[str, str]:
     """Return the digests of one model's files and logits by what they are of."""
     import torch
 
-    from pyvimtrt.model.vim import VisionMamba
+    from pyvimtrt.families.vim.model import VisionMamba
 
     config = parse_model(model)
     images = np.random.default_rng(1).integers(0, 256, (IMAGES, config.channels, config.img, config.img), dtype=np.uint8)

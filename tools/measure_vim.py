@@ -29,12 +29,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from pyvimtrt.families import parse_model
+from pyvimtrt.families.vim.config import VimConfig
+from pyvimtrt.families.vim.model import VisionMamba
 from pyvimtrt.graph.network import load_network
 from pyvimtrt.model.checkpoint import save_weights
-from pyvimtrt.model.config import VimConfig, parse_model
 from pyvimtrt.model.defaults import model_defaults
 from pyvimtrt.model.scan import selective_scan, torch_scan
-from pyvimtrt.model.vim import VisionMamba
 from pyvimtrt.native import require_native
 from pyvimtrt.quantization.calibrate import Normalization
 from pyvimtrt.runtime.cpu import CpuEngine

@@ -31,11 +31,11 @@ from torch import Tensor, nn
 
 from pyvimtrt.data.idx import FASHION_MNIST_PACKAGE, read_idx_split
 from pyvimtrt.errors import VimTrtError
+from pyvimtrt.families import parse_model
+from pyvimtrt.families.vim.model import VisionMamba
 from pyvimtrt.files import check_writable
 from pyvimtrt.model.checkpoint import save_weights
-from pyvimtrt.model.config import DEMO_MODEL, parse_model
-from pyvimtrt.model.vim import VisionMamba
-from pyvimtrt.zoo import DEMO_MEAN, DEMO_STD
+from pyvimtrt.zoo import DEMO_MEAN, DEMO_MODEL, DEMO_STD
 
 LARGEST_SHIFT = 2  # pixels
 AVERAGING = 0.999  # decay of the moving average of the weights

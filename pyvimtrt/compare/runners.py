@@ -25,11 +25,11 @@ from polygraphy.common import TensorMetadata
 from pyvimtrt.api import WeightsSource, keyed_weights, resolve_weights
 from pyvimtrt.compare.errors import in_one_sentence
 from pyvimtrt.errors import ModelError, UsageError, missing_extra
+from pyvimtrt.families import parse_model
 from pyvimtrt.files import hash_arrays
-from pyvimtrt.graph.assemble import PIXEL_ZERO
+from pyvimtrt.graph.builder import PIXEL_ZERO
 from pyvimtrt.graph.network import INPUT_NAME, OUTPUT_NAME, Network, load_network
 from pyvimtrt.model.checkpoint import WeightsFile, load_model, load_weights
-from pyvimtrt.model.config import parse_model
 from pyvimtrt.runtime.cpu import CpuEngine, build_program
 from pyvimtrt.runtime.engine import load_engine, read_engine_info
 from pyvimtrt.runtime.reference import ReferenceEngine

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from pyvimtrt.errors import UsageError
 from pyvimtrt.export.folder import new_folder
+from pyvimtrt.families import parse_model
 from pyvimtrt.graph.network import INPUT_NAME, OUTPUT_NAME
-from pyvimtrt.model.config import parse_model
 from pyvimtrt.runtime.plan import PLAN_SUFFIX, PlanInfo, read_plan
 
 DELAY_MICROSECONDS = 2000

@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from pyvimtrt.data.reader import ImageReader
 from pyvimtrt.errors import DataError, NetworkError, UsageError
+from pyvimtrt.families import ModelConfig
 from pyvimtrt.files import check_path
-from pyvimtrt.graph.assemble import PIXEL_ZERO
+from pyvimtrt.graph.builder import PIXEL_ZERO
 from pyvimtrt.graph.network import NetworkInfo, load_network
-from pyvimtrt.model.config import VimConfig
 from pyvimtrt.runtime.plan import PLAN_SUFFIX, read_plan, read_plan_info
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Engine(ABC):
 
     source: Path | None = None  # the file it was loaded from, by which it is pickled
 
-    def __init__(self, info: NetworkInfo, config: VimConfig) -> None:
+    def __init__(self, info: NetworkInfo, config: ModelConfig) -> None:
         self.info = info
         self.config = config
 
@@ -105,7 +105,7 @@ class Engine(ABC):
         return top_classes(logits, topk, self.info.labels)
 
 
-def as_uint8(images: npt.NDArray[Any], info: NetworkInfo, config: VimConfig) -> npt.NDArray[np.uint8]:
+def as_uint8(images: npt.NDArray[Any], info: NetworkInfo, config: ModelConfig) -> npt.NDArray[np.uint8]:
     """Return images [B, C, H, W] as the pixels a model takes: uint8 as they are, float32 in normalized units as rne((x * std + mean) * 255).
 
     Raises DataError for any other type or shape, and for values that are not finite.

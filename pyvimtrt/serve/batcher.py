@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pyvimtrt.errors import VimTrtError
+from pyvimtrt.families import ModelConfig, parse_model
 from pyvimtrt.graph.network import NetworkInfo
-from pyvimtrt.model.config import VimConfig, parse_model
 from pyvimtrt.runtime.cpu import default_threads
 from pyvimtrt.runtime.engine import read_engine_info
 from pyvimtrt.runtime.plan import PLAN_SUFFIX
@@ -109,7 +109,7 @@ class Batcher:
         self._state = file_state(path)
         self.info: NetworkInfo = read_engine_info(path)
         self.labels = tuple(map(encodable, self.info.labels))
-        self.config: VimConfig = parse_model(self.info.model)
+        self.config: ModelConfig = parse_model(self.info.model)
         self.batch = self.capacity = self.crowded = 0
         self.batch_seconds = 0.0
         self.waiting = 0  # images accepted and not yet in the engine

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyvimtrt.errors import NetworkError, VimTrtError
-from pyvimtrt.model.config import VimConfig
+from pyvimtrt.families import ModelConfig
 from pyvimtrt.runtime.cpu import CpuEngine
 from pyvimtrt.runtime.engine import Engine, load_engine
 from pyvimtrt.runtime.plan import PLAN_SUFFIX, read_plan_info
@@ -52,7 +52,7 @@ def file_state(path: Path) -> FileState:
 class Slots:
     """The memory of a worker: ``slots`` times images uint8 [batch, C, H, W] and logits float32 [batch, classes]."""
 
-    def __init__(self, descriptor: int, config: VimConfig, batch: int, slots: int) -> None:
+    def __init__(self, descriptor: int, config: ModelConfig, batch: int, slots: int) -> None:
         shape = (config.channels, config.img, config.img)
         image_bytes = batch * shape[0] * shape[1] * shape[2]
         offset = -(-image_bytes // ALIGNMENT) * ALIGNMENT

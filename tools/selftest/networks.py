@@ -45,7 +45,7 @@ def images_of(name: str, count: int) -> npt.NDArray[np.uint8]:
         with np.load(ROOT / "tests" / "data" / "fashion_mnist_1000.npz") as data:
             images: npt.NDArray[np.uint8] = data["images"][:count]
         return images
-    from pyvimtrt.model.config import parse_model
+    from pyvimtrt.families import parse_model
 
     config = parse_model(name)
     shape = (count, config.channels, config.img, config.img)
@@ -56,8 +56,8 @@ def fp32_model(name: str):  # type: ignore[no-untyped-def]
     """Return the PyTorch model whose weights the network was made of."""
     import torch
 
-    from pyvimtrt.model.config import parse_model
-    from pyvimtrt.model.vim import VisionMamba
+    from pyvimtrt.families import parse_model
+    from pyvimtrt.families.vim.model import VisionMamba
 
     torch.manual_seed(SEED)
     return VisionMamba(parse_model(name)).eval()
@@ -72,8 +72,8 @@ def normalization(channels: int):  # type: ignore[no-untyped-def]
 
 def _make(name: str, path: Path) -> None:
     """Calibrate the first layers and give their scales to all: what a layer costs does not depend on them, and a deep model takes seconds."""
+    from pyvimtrt.families import parse_model
     from pyvimtrt.graph.assemble import assemble, save_network
-    from pyvimtrt.model.config import parse_model
     from pyvimtrt.quantization.calibrate import calibrate
     from pyvimtrt.quantization.recipes import get_recipe
 
