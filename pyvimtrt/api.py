@@ -14,18 +14,19 @@ from pyvimtrt.backends.base import Backend
 from pyvimtrt.backends.registry import choose_to_build
 from pyvimtrt.defaults import AUTO, RECIPE
 from pyvimtrt.errors import CalibrationError, ModelError, NetworkError, UsageError, brief, missing_extra
+from pyvimtrt.families import ModelConfig, parse_model
 from pyvimtrt.files import check_writable
 from pyvimtrt.graph.assemble import assemble, save_network
 from pyvimtrt.model.checkpoint import WeightsFile, as_weights_file, load_weights
 from pyvimtrt.model.checkpoint import load_model as load_torch_model
-from pyvimtrt.model.config import DEMO_MODEL, VimConfig, parse_model
 from pyvimtrt.model.defaults import model_defaults
 from pyvimtrt.quantization.cache import CACHE_SUFFIXES, Cache, check_cache, load_cache, save_cache
 from pyvimtrt.quantization.recipes import get_recipe
 from pyvimtrt.runtime.tensorrt_build import PlanOptions
+from pyvimtrt.zoo import DEMO_MODEL
 
 if TYPE_CHECKING:
-    from pyvimtrt.model.vim import VisionMamba
+    from pyvimtrt.families.backbone import Backbone
 
 WeightsSource = str | Path | WeightsFile
 
@@ -41,7 +42,7 @@ def per_channel(values: Sequence[float] | None, default: tuple[float, ...], chan
     return tuple(float(v) for v in values) * (channels if len(values) == 1 else 1)
 
 
-def resolve_weights(config: VimConfig, weights: WeightsSource | None) -> WeightsFile:
+def resolve_weights(config: ModelConfig, weights: WeightsSource | None) -> WeightsFile:
     """Return the weights file of a model: the one given, or the bundled one."""
     if weights is not None:
         return as_weights_file(weights)
@@ -58,7 +59,7 @@ def keyed_weights(weights: str | Path | None, key: str | None) -> WeightsFile | 
     return None if weights is None else WeightsFile(Path(weights), key)
 
 
-def load_model(model: str, weights: WeightsSource | None = None) -> VisionMamba:
+def load_model(model: str, weights: WeightsSource | None = None) -> Backbone:
     """Return the fp32 PyTorch model in evaluation mode, by name or ``vim:...`` text, with a checkpoint or the bundled weights.
 
     ``WeightsFile(path, key)`` chooses one of several sets of weights in a checkpoint.

@@ -188,8 +188,8 @@ def calibrate(
     from pyvimtrt.cli_output import print_fields, print_json, print_warnings, progress_bar
     from pyvimtrt.data.datasets import sample_images
     from pyvimtrt.data.reader import ImageReader
+    from pyvimtrt.families import parse_model
     from pyvimtrt.files import check_writable
-    from pyvimtrt.model.config import parse_model
     from pyvimtrt.quantization.recipes import get_recipe, parse_without
 
     config = parse_model(model)

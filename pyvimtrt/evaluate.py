@@ -18,7 +18,7 @@ from pyvimtrt.data.reader import ImageReader
 from pyvimtrt.data.statistics import Likeness
 from pyvimtrt.defaults import AUTO, BATCH
 from pyvimtrt.errors import DataError, UsageError
-from pyvimtrt.model.config import parse_model
+from pyvimtrt.families import parse_model
 from pyvimtrt.model.defaults import model_defaults
 
 TORCH = "torch"  # what runs a fp32 model, where an engine has its backend

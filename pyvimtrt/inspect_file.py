@@ -15,12 +15,12 @@ from pyvimtrt import zoo
 from pyvimtrt.backends.files import named_kind
 from pyvimtrt.backends.registry import for_file
 from pyvimtrt.errors import DataError, brief
+from pyvimtrt.families import MODELS, infer_config, weight_shapes
 from pyvimtrt.model.checkpoint import read_content, read_sets
-from pyvimtrt.model.config import DEMO_MODEL, MODELS
 from pyvimtrt.model.foreign_file import describe_foreign
 from pyvimtrt.model.weight_sets import WeightSet, find_sets, top_keys
-from pyvimtrt.model.weights import infer_config, weight_shapes
 from pyvimtrt.quantization.cache import METADATA_KEY, load_cache
+from pyvimtrt.zoo import DEMO_MODEL
 
 MAX_SETS = 20  # described of one file
 _PLACE = re.compile(r"^(layers\.\d+\.)?((forward|backward)\.)?")  # what the names of the tensors of one kind differ in

@@ -20,9 +20,10 @@ from pyvimtrt import api, defaults
 from pyvimtrt.backends.registry import choose_to_build
 from pyvimtrt.data.labels import read_labels
 from pyvimtrt.errors import OutputError, UsageError
+from pyvimtrt.families import MODELS, parse_model
 from pyvimtrt.files import check_path, check_writable
-from pyvimtrt.model.config import DEMO_MODEL, MODELS, parse_model
 from pyvimtrt.quantization.cache import CACHE_SUFFIXES
+from pyvimtrt.zoo import DEMO_MODEL
 
 ENGINES = Path("engines")
 MAX_RECIPE_BYTES = 1 << 20

@@ -11,7 +11,8 @@ import safetensors.numpy
 from tiny import TINY, random_weights
 
 import pyvimtrt
-from pyvimtrt.model.config import VimConfig, parse_model
+from pyvimtrt.families import parse_model
+from pyvimtrt.families.vim.config import VimConfig
 from pyvimtrt.model.weights import Weights
 
 TOOLS = ("needs_nvcc", "needs_aarch64", "needs_chromium")  # that not every machine has

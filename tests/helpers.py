@@ -10,10 +10,11 @@ import onnx
 import torch
 from operator_case import Array, Operator, assert_same_bits
 
+from pyvimtrt.families import parse_model
+from pyvimtrt.families.vim.config import VimConfig
+from pyvimtrt.families.vim.model import VisionMamba
 from pyvimtrt.graph.assemble import assemble
 from pyvimtrt.graph.network import Network, network_from_model
-from pyvimtrt.model.config import VimConfig, parse_model
-from pyvimtrt.model.vim import VisionMamba
 from pyvimtrt.native import require_native
 from pyvimtrt.quantization.cache import Cache
 from pyvimtrt.quantization.calibrate import Normalization, calibrate

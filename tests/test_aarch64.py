@@ -19,8 +19,8 @@ from operator_cases import CASES, case
 from tiny import TINY
 
 import pyvimtrt
+from pyvimtrt.families import parse_model
 from pyvimtrt.graph.network import Network, load_network
-from pyvimtrt.model.config import parse_model
 from pyvimtrt.runtime import cpu
 from pyvimtrt.runtime.cpu import CpuEngine
 from pyvimtrt.runtime.reference import ReferenceEngine

@@ -17,7 +17,7 @@ from tiny import TINY
 import pyvimtrt
 from pyvimtrt.compare.metrics import compare_logits
 from pyvimtrt.evaluate import fp32_classifier
-from pyvimtrt.model.config import parse_model
+from pyvimtrt.families import parse_model
 from pyvimtrt.quantization.recipes import RECIPES, STEPS, get_recipe
 
 TOOL = Path(__file__).parents[1] / "tools" / "ablation.py"

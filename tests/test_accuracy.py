@@ -13,15 +13,16 @@ from hostile import KINDS, fashion_mnist, hostile
 
 from pyvimtrt.api import resolve_weights
 from pyvimtrt.compare.metrics import Comparison, compare_logits
+from pyvimtrt.families import parse_model
 from pyvimtrt.graph.assemble import assemble
 from pyvimtrt.graph.network import network_from_model
 from pyvimtrt.model.checkpoint import load_model, load_weights
-from pyvimtrt.model.config import DEMO_MODEL, parse_model
 from pyvimtrt.model.defaults import model_defaults
 from pyvimtrt.model.weights import Weights
 from pyvimtrt.quantization.calibrate import Normalization, calibrate
 from pyvimtrt.quantization.recipes import Recipe, get_recipe
 from pyvimtrt.runtime.cpu import CpuEngine
+from pyvimtrt.zoo import DEMO_MODEL
 
 pytestmark = pytest.mark.slow
 pytestmark = pytest.mark.slow

@@ -16,8 +16,8 @@ from pyvimtrt.compare.ranges import RangeRecord
 from pyvimtrt.compare.results import Attribution, Range
 from pyvimtrt.compare.simulation import Simulation
 from pyvimtrt.errors import UsageError
+from pyvimtrt.families import parse_model
 from pyvimtrt.model.checkpoint import load_model
-from pyvimtrt.model.config import parse_model
 from pyvimtrt.model.scan import torch_scan
 from pyvimtrt.quantization.cache import Cache
 from pyvimtrt.quantization.calibrate import Normalization
@@ -157,7 +157,7 @@ def test_ranges_are_the_largest_magnitudes_and_what_the_steps_reach():
         np.testing.assert_allclose(delta.reach, t[p + "backward.delta.out_scale"][t[p + "backward.delta.table_id"]] * 255, rtol=1e-5)
         same_table = t[p + "backward.delta.table_id"][:, None] == t[p + "backward.delta.table_id"]
         assert (delta.groups[:, None] == delta.groups)[same_table].all()
-        for name, tap in (("out_proj.input", "out_proj.input"), ("forward.x_proj.output", "x_proj.output.forward")):
+        for name, tap in (("out_proj.input", "out_proj.input"), ("forward.x_proj.output", "forward.x_proj.output")):
             tok, chan = t[p + name + ".scale_tok"].astype(float), t[p + name + ".scale_chan"].astype(float)
             token, channel = ranges[p + name, "token"], ranges[p + name, "channel"]
             whole = largest[p + tap] / (127 * tok[:, None] * chan)  # what fraction of its reach every entry takes
@@ -189,7 +189,7 @@ def test_states_that_are_one_product_use_all_bits():
     record = RangeRecord(CONFIG, Cache(tiny_cache(DEEP).info, tensors))
     for t in range(CONFIG.tokens):
         h = torch.from_numpy((127 * tok[t] * chan[:, None] * state).astype(np.float32))[None]
-        assert record.state(0, "forward", t, h * 0.5) is not h and record.state(0, "forward", t, h) is h
+        assert record.state(0, False, t, h * 0.5) is not h and record.state(0, False, t, h) is h
     (found_state,) = record.states()
     assert found_state.used_bits_after == pytest.approx(math.log2(127), abs=1e-3) and found_state.used_bits_before < 5
     assert all(np.allclose(profile, 1.0, rtol=1e-4) for profile in found_state.after.values())

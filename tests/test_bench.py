@@ -19,8 +19,8 @@ from pyvimtrt.bench.results import Bench
 from pyvimtrt.bench.run import Settings, bench, parse_peers
 from pyvimtrt.cli import main
 from pyvimtrt.errors import BackendError, OutputError, UsageError
+from pyvimtrt.families import parse_model
 from pyvimtrt.graph.network import load_network
-from pyvimtrt.model.config import parse_model
 from pyvimtrt.native import require_native
 
 PEERS_TIMED = ("torch-loop", "torch", "onnxruntime", "onnxruntime-int8", "openvino")

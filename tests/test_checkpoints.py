@@ -31,10 +31,11 @@ from pyvimtrt import cli
 from pyvimtrt.api import load_model as load_by_name
 from pyvimtrt.bench.peers import PEERS, Request
 from pyvimtrt.errors import ModelError
+from pyvimtrt.families import MODELS, infer_config, parse_model, weight_shapes
+from pyvimtrt.families.vim.config import VimConfig
 from pyvimtrt.inspect_file import describe
 from pyvimtrt.model.checkpoint import CheckpointNote, WeightsFile, load_model, load_weights
-from pyvimtrt.model.config import MODELS, VimConfig, parse_model
-from pyvimtrt.model.weights import Weights, infer_config, weight_shapes
+from pyvimtrt.model.weights import Weights
 
 State = dict[str, torch.Tensor]
 
@@ -459,7 +460,7 @@ def test_whole_models_are_refused(tmp_path: Path, tiny_config: VimConfig, tiny_w
         torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
         with pytest.raises(
             ModelError,
-            match=r"a whole object of the class pyvimtrt\.model\.vim\.VisionMamba, which takes code to load; save model\.state_dict\(\)",
+            match=r"a whole object of the class pyvimtrt\.families\.vim\.model\.VisionMamba, which takes code to load; save model\.state_dict\(\)",
         ):
             load_weights(tiny_config, tmp_path / "a.pth")
 

@@ -16,7 +16,7 @@ from pyvimtrt.cli import main
 from pyvimtrt.data.class_folders import class_numbers
 from pyvimtrt.data.walk import SYSTEM_NAMES, is_side, is_side_path
 from pyvimtrt.errors import DataError, UsageError
-from pyvimtrt.model.config import VimConfig
+from pyvimtrt.families.vim.config import VimConfig
 
 U8 = npt.NDArray[np.uint8]
 TWELVE = [str(number) for number in range(12)]

@@ -24,8 +24,9 @@ from pyvimtrt import zoo
 from pyvimtrt.cli import main
 from pyvimtrt.errors import BackendError
 from pyvimtrt.evaluate import fp32_classifier
-from pyvimtrt.model.config import DEMO_MODEL, MODELS, parse_model
+from pyvimtrt.families import MODELS, parse_model
 from pyvimtrt.model.weights import Weights
+from pyvimtrt.zoo import DEMO_MODEL
 
 U8 = npt.NDArray[np.uint8]
 LABELS = ("bag", "coat", "shoe")

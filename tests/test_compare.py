@@ -25,7 +25,7 @@ from pyvimtrt.compare.results import Report
 from pyvimtrt.compare.run import Settings, answers, compare
 from pyvimtrt.errors import UsageError
 from pyvimtrt.evaluate import fp32_classifier
-from pyvimtrt.model.config import VimConfig
+from pyvimtrt.families.vim.config import VimConfig
 
 U8 = npt.NDArray[np.uint8]
 LABELS = ("bag", "coat", "shoe")
@@ -63,7 +63,7 @@ def test_the_worst_images_are_those_that_differ_then_those_furthest_away(report:
     assert [image.index for image in report.worst] == order[:4]
     for image in report.worst:
         assert np.array_equal(image.pixels, tiny_images[image.index]) and image.label == LABELS[image.index % 3]
-        assert image.distance == pytest.approx(distances[image.index], abs=1e-9)
+        assert image.distance == pytest.approx(distances[image.index], abs=1e-8)  # batches of other sizes round otherwise
         assert [a.label for a in image.quantized] == [LABELS[i] for i in np.argsort(-quantized[image.index])]
         assert sum(a.probability for a in image.original) == pytest.approx(1) and image.original[0].index == exact[image.index].argmax()
 

@@ -21,7 +21,7 @@ from PIL import Image
 from pyvimtrt.cli import main
 from pyvimtrt.data.images import decode_image
 from pyvimtrt.errors import DataError
-from pyvimtrt.model.config import VimConfig
+from pyvimtrt.families.vim.config import VimConfig
 
 ROUNDS = int(os.environ.get("PYVIMTRT_FUZZ_ROUNDS", "300"))
 LONGEST_SECONDS = 5.0

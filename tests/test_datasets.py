@@ -15,7 +15,7 @@ from PIL import Image
 
 from pyvimtrt.data.datasets import Dataset, open_dataset, sample_images
 from pyvimtrt.errors import DataError
-from pyvimtrt.model.config import VimConfig
+from pyvimtrt.families.vim.config import VimConfig
 
 U8 = npt.NDArray[np.uint8]
 CLASSES = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2])

@@ -16,10 +16,10 @@ from pretend_cuda import CUDA, OnDevice, PretendCuda
 from tiny import TINY
 
 from pyvimtrt.errors import CalibrationError
+from pyvimtrt.families import parse_model
 from pyvimtrt.graph.assemble import assemble
 from pyvimtrt.graph.network import network_from_model
 from pyvimtrt.model.checkpoint import load_model
-from pyvimtrt.model.config import parse_model
 from pyvimtrt.quantization import calibrate as module
 from pyvimtrt.quantization.cache import Cache, load_cache, save_cache
 from pyvimtrt.quantization.calibrate import calibrate, pick_device

@@ -16,12 +16,14 @@ from helpers import normalization, random_images, varied_weights
 from tiny import TINY
 
 from pyvimtrt.cli import main
-from pyvimtrt.export import onnx_fp32
 from pyvimtrt.export.onnx_fp32 import build, export_model
+from pyvimtrt.families import parse_model
+from pyvimtrt.families.vim import fp32_network
+from pyvimtrt.families.vim.config import VimConfig
 from pyvimtrt.model.checkpoint import load_model, load_weights
-from pyvimtrt.model.config import DEMO_MODEL, VimConfig, parse_model
 from pyvimtrt.model.defaults import model_defaults
 from pyvimtrt.model.weights import Weights
+from pyvimtrt.zoo import DEMO_MODEL
 
 F32 = npt.NDArray[np.float32]
 
@@ -57,7 +59,7 @@ def check(got: F32, truth: F32) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_onnxruntime_gives_pytorchs_logits(name: str, precomputed: bool, monkeypatch: pytest.MonkeyPatch):
     if not precomputed:
-        monkeypatch.setattr(onnx_fp32, "MAX_PRECOMPUTED_BYTES", 0)
+        monkeypatch.setattr(fp32_network, "MAX_PRECOMPUTED_BYTES", 0)
     config = parse_model(MODELS[name])
     weights = varied_weights(config)
     x = normalization(config).apply(random_images(config, 5)).numpy()

@@ -30,11 +30,10 @@ from tiny import TINY
 
 from pyvimtrt.api import build
 from pyvimtrt.errors import CalibrationError, ModelError, NetworkError, VimTrtError
+from pyvimtrt.families import parse_model, weight_shapes
 from pyvimtrt.graph.network import load_network
 from pyvimtrt.inspect_file import describe
 from pyvimtrt.model.checkpoint import load_weights
-from pyvimtrt.model.config import parse_model
-from pyvimtrt.model.weights import weight_shapes
 from pyvimtrt.quantization.cache import save_cache
 from pyvimtrt.runtime.cpu import CpuEngine
 from pyvimtrt.runtime.reference import ReferenceEngine

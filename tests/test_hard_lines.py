@@ -19,7 +19,7 @@ from tiny import TINY
 from pyvimtrt.backends.load import load_engine, read_engine_info
 from pyvimtrt.cli import main
 from pyvimtrt.errors import ModelError, NetworkError, UsageError
-from pyvimtrt.model.config import parse_model
+from pyvimtrt.families import parse_model
 from pyvimtrt.serve.settings import parse_engines
 
 MANY = "9" * 400

@@ -17,7 +17,7 @@ from tiny import TINY, png_claiming
 from pyvimtrt.cli import main
 from pyvimtrt.data.images import MAX_PIXELS, decode_image, find_images, load_image
 from pyvimtrt.errors import DataError
-from pyvimtrt.model.config import VimConfig
+from pyvimtrt.families.vim.config import VimConfig
 
 COLOUR = VimConfig(img=8, patch=4, dim=16, depth=1, classes=3, channels=3)
 

@@ -38,7 +38,7 @@ import pkgutil
 import pyvimtrt
 
 NEED_TORCH = {
-    "pyvimtrt.model.vim", "pyvimtrt.model.scan", "pyvimtrt.model.registry",
+    "pyvimtrt.families.backbone", "pyvimtrt.families.vim.model", "pyvimtrt.families.vim.timm_models", "pyvimtrt.model.scan", "pyvimtrt.model.registry",
     "pyvimtrt.quantization.observe", "pyvimtrt.quantization.rounding", "pyvimtrt.quantization.cosine", "pyvimtrt.quantization.search",
     "pyvimtrt.quantization.calibrate",
 }

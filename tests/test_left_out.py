@@ -20,7 +20,7 @@ from pyvimtrt.data.datasets import open_dataset, sample_images
 from pyvimtrt.data.images import find_images
 from pyvimtrt.data.reader import ImageReader
 from pyvimtrt.errors import DataError
-from pyvimtrt.model.config import VimConfig
+from pyvimtrt.families.vim.config import VimConfig
 
 U8 = npt.NDArray[np.uint8]
 LABELS = ("bag", "coat", "shoe")

@@ -16,11 +16,12 @@ from helpers import varied_weights
 from tiny import TINY
 
 from pyvimtrt.errors import ModelError
+from pyvimtrt.families import MODELS, model_name, parse_model, weight_shapes
+from pyvimtrt.families.vim.config import VimConfig
+from pyvimtrt.families.vim.model import VisionMamba
 from pyvimtrt.model.checkpoint import load_model, load_weights, save_weights
-from pyvimtrt.model.config import MODELS, VimConfig, model_name, parse_model
 from pyvimtrt.model.scan import selective_scan, torch_scan
-from pyvimtrt.model.vim import VisionMamba
-from pyvimtrt.model.weights import Weights, check_weights, weight_shapes
+from pyvimtrt.model.weights import Weights, check_weights
 from pyvimtrt.native import require_native
 
 F64 = np.ndarray

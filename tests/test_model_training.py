@@ -13,10 +13,10 @@ from tiny import TINY
 
 import pyvimtrt.model.registry  # noqa: F401, registers
 from pyvimtrt.errors import ModelError
+from pyvimtrt.families import MODELS, parse_model
+from pyvimtrt.families.vim.model import DropPath, VisionMamba
 from pyvimtrt.model.checkpoint import load_model, load_weights
-from pyvimtrt.model.config import MODELS, parse_model
 from pyvimtrt.model.scan import torch_scan
-from pyvimtrt.model.vim import DropPath, VisionMamba
 
 HALVES = [torch.bfloat16, torch.float16]
 DEEP = TINY.replace("depth=1", "depth=3")

@@ -12,9 +12,10 @@ from tiny import random_weights
 
 from pyvimtrt import zoo
 from pyvimtrt.api import build
+from pyvimtrt.families import parse_model
+from pyvimtrt.families.vim.config import VimConfig
 from pyvimtrt.graph.assemble import assemble
 from pyvimtrt.graph.network import Network, load_network, network_from_model
-from pyvimtrt.model.config import VimConfig, parse_model
 from pyvimtrt.native import require_native
 from pyvimtrt.quantization.calibrate import Normalization, calibrate
 from pyvimtrt.quantization.recipes import get_recipe
@@ -110,7 +111,7 @@ def test_demo_accuracy_on_the_subset(demo_engine_file: Path) -> None:
     import torch
 
     from pyvimtrt.api import load_model
-    from pyvimtrt.model.config import DEMO_MODEL
+    from pyvimtrt.zoo import DEMO_MODEL
 
     with np.load(SUBSET) as subset:
         images, labels = subset["images"], subset["labels"]

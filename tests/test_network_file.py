@@ -16,11 +16,11 @@ from onnx import TensorProto, helper, numpy_helper
 from tiny import TINY
 
 from pyvimtrt.errors import NetworkError
+from pyvimtrt.families import parse_model
 from pyvimtrt.graph.assemble import assemble, save_network
 from pyvimtrt.graph.network import Network, NetworkInfo, load_network
 from pyvimtrt.graph.operators import DOMAIN, OPERATORS
 from pyvimtrt.model.checkpoint import load_model
-from pyvimtrt.model.config import parse_model
 from pyvimtrt.runtime.cpu import CpuEngine
 from pyvimtrt.runtime.reference import ReferenceEngine
 

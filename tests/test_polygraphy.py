@@ -34,13 +34,14 @@ from pyvimtrt.compare.data import feed_dicts
 from pyvimtrt.compare.runners import CpuRunner, NetworkRunner, ReferenceRunner, TorchRunner, select_outputs
 from pyvimtrt.data.images import load_image
 from pyvimtrt.errors import BackendError, UsageError
+from pyvimtrt.families import parse_model
 from pyvimtrt.graph.network import load_network
 from pyvimtrt.graph.operators import OPERATORS
-from pyvimtrt.model.config import DEMO_MODEL, parse_model
 from pyvimtrt.runtime.cpu import CpuEngine
 from pyvimtrt.runtime.plugin_library import find_plugin_library
 from pyvimtrt.runtime.reference import ReferenceEngine
 from pyvimtrt.runtime.tensorrt_build import _library_names, is_installed
+from pyvimtrt.zoo import DEMO_MODEL
 
 ROOT = Path(__file__).parent.parent
 GROUP = "polygraphy.run.plugins"

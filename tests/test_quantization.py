@@ -25,12 +25,13 @@ from tiny import TINY
 import pyvimtrt
 from pyvimtrt.data.statistics import moments
 from pyvimtrt.errors import CalibrationError
+from pyvimtrt.families import parse_model
+from pyvimtrt.families.vim.config import VimConfig
+from pyvimtrt.families.vim.model import Block
 from pyvimtrt.graph.assemble import assemble
 from pyvimtrt.graph.network import network_from_model
 from pyvimtrt.model.checkpoint import load_model
-from pyvimtrt.model.config import VimConfig, parse_model
 from pyvimtrt.model.scan import torch_scan
-from pyvimtrt.model.vim import Block
 from pyvimtrt.model.weights import Weights
 from pyvimtrt.quantization import calibrate as calibration
 from pyvimtrt.quantization import reparameterize, search
@@ -631,10 +632,10 @@ def test_values_that_are_not_finite_are_refused_by_name(bad: float, batch: int):
     record = LayerRecord("layer 3", 8)
     x = torch.zeros(2, 4, 5)
     for _ in range(batch):
-        record.tap("conv.output.backward", x)
+        record.tap("backward.conv.output", x)
     x[1, 3, 4] = bad
-    with pytest.raises(CalibrationError, match=r"^layer 3: conv\.output\.backward is NaN or infinite for some image; check the weights, --mean and --std$"):
-        record.tap("conv.output.backward", x)
+    with pytest.raises(CalibrationError, match=r"^layer 3: backward\.conv\.output is NaN or infinite for some image; check the weights, --mean and --std$"):
+        record.tap("backward.conv.output", x)
 
 
 def numpy_states(u: Array, delta: Array, A: Array, B: Array, reverse: bool) -> Array:
@@ -703,8 +704,8 @@ def observed(config: VimConfig, weights: Weights, images: Array, norm: Normaliza
         seen["head.input"] = exact(model.norm_f((residual + hidden)[:, positions]))
     for i, (direction, suffix, reverse) in itertools.product(range(config.depth), DIRECTIONS):
         p, A = f"layers.{i}.", -np.exp(weights[f"layers.{i}.mixer.A{suffix}_log"].astype(np.float64))
-        B = seen[f"{p}x_proj.output.{direction}"][..., config.rank : config.rank + config.state]
-        seen[f"{p}state.{direction}"] = numpy_states(seen[f"{p}u.{direction}"], seen[f"{p}delta.{direction}"], A, B, reverse)
+        B = seen[f"{p}{direction}.x_proj.output"][..., config.rank : config.rank + config.state]
+        seen[f"{p}state.{direction}"] = numpy_states(seen[f"{p}{direction}.u"], seen[f"{p}{direction}.delta"], A, B, reverse)
     return seen
 
 
@@ -738,13 +739,13 @@ def naive_steps(config: VimConfig, weights: Weights, images: Array, norm: Normal
         for direction, suffix, _ in DIRECTIONS:
             d = f"{p}{direction}."
             steps[d + "conv.weight.scale"] = np.full(E, largest(weights[f"{mixer}conv1d{suffix}.weight"]) / 127)
-            u_out = largest(seen[f"{p}u.{direction}"]) / 127
-            table(d + "u", seen[f"{p}conv.output.{direction}"], u_out, seen[f"{p}conv.output.{direction}"].min())
+            u_out = largest(seen[f"{p}{direction}.u"]) / 127
+            table(d + "u", seen[f"{p}{direction}.conv.output"], u_out, seen[f"{p}{direction}.conv.output"].min())
             linear(d + "x_proj", weights[f"{mixer}x_proj{suffix}.weight"], u_out)
-            steps[d + "x_proj.output.scale_tok"] = np.full(L, largest(seen[f"{p}x_proj.output.{direction}"]) / 127)
+            steps[d + "x_proj.output.scale_tok"] = np.full(L, largest(seen[f"{p}{direction}.x_proj.output"]) / 127)
             steps[d + "x_proj.output.scale_chan"] = np.ones(R + 2 * N)
             linear(d + "dt_proj", weights[f"{mixer}dt_proj{suffix}.weight"])
-            delta_out, pre = largest(seen[f"{p}delta.{direction}"]) / 255, seen[f"{p}delta.input.{direction}"]
+            delta_out, pre = largest(seen[f"{p}{direction}.delta"]) / 255, seen[f"{p}{direction}.delta.input"]
             table(d + "delta", pre, delta_out, max(pre.min(), math.log(math.expm1(delta_out / 4))))
             steps[d + "state.scale_tok"] = np.full(L, largest(seen[f"{p}state.{direction}"]) / 127)
             steps[d + "state.scale_chan"], steps[d + "state.scale_state"] = np.ones(E), np.ones(N)
@@ -800,7 +801,7 @@ def check_default_steps(cache: Cache, config: VimConfig, weights: Weights, seen:
         d = f"{p}{direction}."
         candidate(t[p + "conv.input.scale_chan"] * 127 / np.abs(seen[p + "conv.input"]).max(axis=(0, 1)), "conv.input")
         np.testing.assert_allclose(t[d + "conv.weight.scale"], np.abs(weights[f"{mixer}conv1d{suffix}.weight"]).max(axis=(1, 2)) / 127, rtol=1e-6)
-        bound = np.abs(seen[f"{p}x_proj.output.{direction}"]).max(axis=0)
+        bound = np.abs(seen[f"{p}{direction}.x_proj.output"]).max(axis=0)
         chan = np.exp(np.log(bound).mean(axis=0))
         np.testing.assert_allclose(t[d + "x_proj.output.scale_tok"], (bound / chan).max(axis=1) / 127, rtol=1e-5)
         candidate(t[d + "x_proj.output.scale_chan"] / chan, "x_proj.output")
@@ -809,7 +810,7 @@ def check_default_steps(cache: Cache, config: VimConfig, weights: Weights, seen:
         dt_chan = t[d + "x_proj.output.scale_chan"][: config.rank]
         candidate(t[d + "dt_proj.weight.scale"] * 127 / np.abs(weights[f"{mixer}dt_proj{suffix}.weight"] * dt_chan).max(axis=1), "dt_proj.weight")
         check_state_factors(t, d, np.abs(seen[f"{p}state.{direction}"]).max(axis=0))
-        for table, tap in ((p + "gate", p + "gate"), (d + "u", f"{p}u.{direction}"), (d + "delta", f"{p}delta.{direction}")):
+        for table, tap in ((p + "gate", p + "gate"), (d + "u", f"{p}{direction}.u"), (d + "delta", f"{p}{direction}.delta")):
             ids = cache.tensors[f"{table}.table_id"][np.argsort(np.abs(seen[tap]).mean(axis=(0, 1)))]
             assert ids[0] == 0 and set(np.diff(ids).tolist()) == {0, 1}, f"{table}: tables hold channels of like magnitude, the first the smallest"
 
@@ -826,10 +827,10 @@ def check_default_biases(cache: Cache, config: VimConfig, weights: Weights, seen
         for direction, suffix, _ in DIRECTIONS:
             d = f"{p}{direction}."
             u_out = t[d + "u.out_scale"][cache.tensors[d + "u.table_id"]]
-            layers[d + "x_proj"] = seen[f"{p}u.{direction}"] / u_out, weights[f"{mixer}x_proj{suffix}.weight"] * u_out, 1.0
+            layers[d + "x_proj"] = seen[f"{p}{direction}.u"] / u_out, weights[f"{mixer}x_proj{suffix}.weight"] * u_out, 1.0
             chan, tok = t[d + "x_proj.output.scale_chan"][: config.rank], t[d + "x_proj.output.scale_tok"]
             layers[d + "dt_proj"] = (
-                seen[f"{p}x_proj.output.{direction}"][..., : config.rank] / chan,
+                seen[f"{p}{direction}.x_proj.output"][..., : config.rank] / chan,
                 weights[f"{mixer}dt_proj{suffix}.weight"] * chan,
                 tok[:, None],
             )
@@ -852,7 +853,7 @@ def check_state_clips(cache: Cache, config: VimConfig, seen: Tensors) -> None:
     chosen_of_all = []
     for direction, _, _ in DIRECTIONS:
         d, h = f"layers.0.{direction}.", seen[f"layers.0.state.{direction}"]
-        c_square = (seen[f"layers.0.x_proj.output.{direction}"][..., config.rank + config.state :] ** 2).mean(axis=(0, 1))
+        c_square = (seen[f"layers.0.{direction}.x_proj.output"][..., config.rank + config.state :] ** 2).mean(axis=(0, 1))
         bound = np.maximum(np.abs(h).max(axis=0), 1e-6 * np.abs(h).max())
         unit = t[d + "state.scale_chan"][:, None] * t[d + "state.scale_state"]
         steps = (bound / unit).max(axis=(1, 2)) / 127
@@ -1067,8 +1068,8 @@ def test_unusable_inputs_are_refused_with_the_numbers(edit: Callable[[dict[str, 
     "name, value, place",
     [
         ("layers.1.mixer.in_proj.weight", 3e38, r"layer 1: conv\.input"),
-        ("layers.0.mixer.conv1d_b.bias", math.inf, r"layer 0: conv\.output\.backward"),
-        ("layers.1.mixer.x_proj.weight", math.nan, r"layer 1: x_proj\.output\.forward"),
+        ("layers.0.mixer.conv1d_b.bias", math.inf, r"layer 0: backward\.conv\.output"),
+        ("layers.1.mixer.x_proj.weight", math.nan, r"layer 1: forward\.x_proj\.output"),
         ("layers.1.mixer.out_proj.weight", 3e38, r"layer 1: out_proj\.output"),
     ],
 )
@@ -1211,13 +1212,13 @@ def test_the_recipes_are_those_documented():
     default, paper, naive = RECIPES.values()
     assert default.token_wise == set(TOKEN_TENSORS) and default.channel_wise == set(CHANNEL_TENSORS)
     assert (default.clusters, default.tables, default.reparameterization, default.search) == ("full", 8, "log_rank1", "output_error")
-    assert paper.token_wise == {"out_proj.input", "state"} and paper.channel_wise == {"u", "gate", "delta"}
+    assert paper.token_wise == {"scan.output", "state"} and paper.channel_wise == {"u", "gate", "delta"}
     assert (paper.clusters, paper.tables, paper.reparameterization, paper.search, paper.power_of_two) == (
         4,
         4,
         "published",
         "cosine",
-        {"out_proj.input", "conv.output"},
+        {"scan.output", "conv.output"},
     )
     assert not naive.token_wise and not naive.channel_wise
     assert (naive.clusters, naive.tables, naive.reparameterization, naive.search, naive.power_of_two) == (1, 1, "none", "none", set())

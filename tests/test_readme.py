@@ -18,7 +18,7 @@ from tiny import random_weights
 
 import pyvimtrt
 from pyvimtrt.cli import app, main
-from pyvimtrt.model.config import parse_model
+from pyvimtrt.families import parse_model
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -16,10 +16,10 @@ from tiny import TINY
 import pyvimtrt
 from pyvimtrt.data.datasets import sample_images
 from pyvimtrt.errors import CalibrationError, DataError, ModelError
+from pyvimtrt.families import parse_model
 from pyvimtrt.graph.assemble import assemble
 from pyvimtrt.graph.network import network_from_model
 from pyvimtrt.model.checkpoint import load_model
-from pyvimtrt.model.config import parse_model
 from pyvimtrt.model.weights import Weights
 from pyvimtrt.quantization.cache import Cache
 from pyvimtrt.quantization.calibrate import calibrate

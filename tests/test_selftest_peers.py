@@ -17,10 +17,10 @@ from helpers import varied_weights
 from torch import Tensor, nn
 
 from pyvimtrt.errors import BackendError, UsageError
+from pyvimtrt.families import parse_model
+from pyvimtrt.families.vim.model import VisionMamba
 from pyvimtrt.model.checkpoint import load_model
-from pyvimtrt.model.config import parse_model
 from pyvimtrt.model.scan import torch_scan
-from pyvimtrt.model.vim import VisionMamba
 
 TOOLS = Path(__file__).parents[1] / "tools"
 sys.path.insert(0, str(TOOLS))

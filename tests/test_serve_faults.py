@@ -31,7 +31,7 @@ from tiny import TINY, png_claiming, random_weights
 
 import pyvimtrt
 from pyvimtrt.data.images import load_image
-from pyvimtrt.model.config import parse_model
+from pyvimtrt.families import parse_model
 from pyvimtrt.runtime.engine import Engine
 
 pytestmark = pytest.mark.slow

@@ -12,13 +12,13 @@ import torch
 from helpers import CALIBRATION_IMAGES, random_images, tiny_cache, tiny_network, varied_weights
 from tiny import TINY
 
-from pyvimtrt.compare import simulation as module
 from pyvimtrt.compare.metrics import snr_db
 from pyvimtrt.compare.simulation import Simulation
+from pyvimtrt.families import parse_model
+from pyvimtrt.families.vim.config import VimConfig
 from pyvimtrt.graph.assemble import assemble
 from pyvimtrt.graph.network import network_from_model
 from pyvimtrt.model.checkpoint import load_model
-from pyvimtrt.model.config import VimConfig, parse_model
 from pyvimtrt.model.weights import Weights
 from pyvimtrt.quantization.cache import Cache, TableScales
 from pyvimtrt.quantization.calibrate import Normalization
@@ -93,9 +93,9 @@ def test_corrections_of_biases_are_those_of_the_engine():
 def test_a_quantizer_that_does_nothing_is_noticed(damage: str, monkeypatch: pytest.MonkeyPatch):
     config, weights, cache, images = parts(recipe="naive")
     if damage == "tap":
-        rank1 = Simulation._add_rank1
+        add = Simulation._add_steps
         monkeypatch.setattr(
-            Simulation, "_add_rank1", lambda self, name: rank1(self, name) if "out_proj" not in name else self._roundings.update({name: lambda x: x})
+            Simulation, "_add_steps", lambda self, name, steps: self._roundings.update({name: lambda x: x}) if "out_proj" in name else add(self, name, steps)
         )
     elif damage == "state":
         monkeypatch.setattr(Simulation, "_state_rounding", lambda self, quantizer: lambda t, h: h)
@@ -109,7 +109,7 @@ INTEGERS: dict[str, tuple[str, Callable[[Cache, str], tuple[Any, Any]]]] = {}  #
 
 
 def integers(name: str, of: Callable[[Cache, str], tuple[Any, Any]], *taps: str) -> None:
-    INTEGERS.update({tap: (name.replace("DIRECTION", tap.rpartition(".")[2]), of) for tap in taps})
+    INTEGERS.update({tap: (name.replace("DIRECTION", tap.partition(".")[0]), of) for tap in taps})
 
 
 def steps(name: str) -> Callable[[Cache, str], tuple[Any, Any]]:
@@ -128,9 +128,9 @@ integers("norm.y", steps("in_proj.input"), "in_proj.input")
 integers("in_proj.y[:E]", steps("conv.input"), "conv.input")
 integers("in_proj.y[E:]", entries("gate"), "gate")
 for direction in ("forward", "backward"):
-    integers("conv.u_DIRECTION", entries(f"{direction}.u"), f"u.{direction}")
-    integers(f"{direction}.x_proj.y", steps(f"{direction}.x_proj.output"), f"x_proj.output.{direction}")
-    integers(f"{direction}.dt_proj.y", entries(f"{direction}.delta", 128), f"delta.{direction}")
+    integers("conv.u_DIRECTION", entries(f"{direction}.u"), f"{direction}.u")
+    integers(f"{direction}.x_proj.y", steps(f"{direction}.x_proj.output"), f"{direction}.x_proj.output")
+    integers(f"{direction}.dt_proj.y", entries(f"{direction}.delta", 128), f"{direction}.delta")
 integers("scan.y", steps("out_proj.input"), "out_proj.input")
 
 
@@ -176,11 +176,3 @@ def test_quantizers_are_named_after_the_steps_of_the_cache():
     tables = {name.rpartition(".index_scale")[0] for name in cache.tensors if name.endswith(".index_scale")}
     indexes = {table.replace(".u", ".conv.output") if table.endswith(".u") else f"{table}.input" for table in tables}
     assert names == steps_of | tables | indexes
-
-
-def test_kinds_of_taps():
-    assert [module.kind_of_tap(name) for name in ("u.forward", "conv.output.backward", "out_proj.input")] == [
-        "forward.u",
-        "backward.conv.output",
-        "out_proj.input",
-    ]

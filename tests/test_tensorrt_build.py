@@ -18,10 +18,10 @@ from helpers import normalization, random_images, tiny_model, varied_weights
 import pyvimtrt
 from pyvimtrt.backends.registry import choose_to_build
 from pyvimtrt.errors import BackendError, NetworkError, OutputError, UsageError
+from pyvimtrt.families import MODELS
 from pyvimtrt.graph.assemble import assemble, save_network
 from pyvimtrt.graph.operators import DOMAIN, OPERATORS
 from pyvimtrt.inspect_file import describe
-from pyvimtrt.model.config import MODELS
 from pyvimtrt.quantization.calibrate import calibrate
 from pyvimtrt.quantization.recipes import get_recipe
 from pyvimtrt.runtime import tensorrt_build

@@ -57,7 +57,6 @@ from pyvimtrt.backends.load import load_engine
 from pyvimtrt.cli import main
 from pyvimtrt.errors import BackendError, DataError, NetworkError, UsageError, VimTrtError
 from pyvimtrt.graph.network import load_network
-from pyvimtrt.model.config import DEMO_MODEL
 from pyvimtrt.runtime import tensorrt_load, tensorrt_session
 from pyvimtrt.runtime.cpu import CpuEngine
 from pyvimtrt.runtime.device_array import DeviceArray, as_stream
@@ -66,6 +65,7 @@ from pyvimtrt.runtime.plan import PlanInfo, read_plan, sidecar, write_plan
 from pyvimtrt.runtime.plugin_library import LIBRARY_VARIABLE
 from pyvimtrt.runtime.tensorrt import TensorRTEngine
 from pyvimtrt.runtime.tensorrt_build import PlanOptions
+from pyvimtrt.zoo import DEMO_MODEL
 
 Array = np.ndarray[Any, Any]
 BATCH = (2, 4, 6)

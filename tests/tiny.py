@@ -7,8 +7,9 @@ import zlib
 
 import numpy as np
 
-from pyvimtrt.model.config import VimConfig
-from pyvimtrt.model.weights import Weights, weight_shapes
+from pyvimtrt.families import weight_shapes
+from pyvimtrt.families.vim.config import VimConfig
+from pyvimtrt.model.weights import Weights
 
 TINY = "vim:img=8,patch=4,dim=16,depth=1,classes=3,channels=1"
 

@@ -28,17 +28,19 @@ from pyvimtrt import api
 from pyvimtrt.compare.metrics import Comparison, compare_logits
 from pyvimtrt.data.datasets import open_dataset, sample_images
 from pyvimtrt.data.idx import FASHION_MNIST_PACKAGE
-from pyvimtrt.errors import VimTrtError
+from pyvimtrt.errors import ModelError, VimTrtError
 from pyvimtrt.evaluate import Classifier, fp32_classifier
+from pyvimtrt.families import parse_model
+from pyvimtrt.families.vim.config import VimConfig
 from pyvimtrt.files import atomic_output, check_writable
 from pyvimtrt.graph.assemble import assemble
 from pyvimtrt.graph.network import network_from_model
 from pyvimtrt.model.checkpoint import load_weights
-from pyvimtrt.model.config import DEMO_MODEL, VimConfig, parse_model
 from pyvimtrt.model.defaults import model_defaults
 from pyvimtrt.quantization.calibrate import Normalization, calibrate
 from pyvimtrt.quantization.recipes import RECIPES, STEPS, Recipe, get_recipe
 from pyvimtrt.runtime.cpu import CpuEngine
+from pyvimtrt.zoo import DEMO_MODEL
 
 BATCH = 100
 CLUSTERS = (1, 4)  # of the tokens, beside the recipe's own
@@ -127,7 +129,10 @@ def main() -> int:
     try:
         for file in filter(None, (options.markdown, options.csv)):
             check_writable(file, inputs=[options.weights, options.calibration, options.data])
-        rows = measure(parse_model(options.model), options)
+        config = parse_model(options.model)
+        if not isinstance(config, VimConfig):
+            raise ModelError(f"{options.model} is no Vim, whose recipes are taken apart here; name one, such as {DEMO_MODEL}")
+        rows = measure(config, options)
         text = f"{markdown(rows)}\n{next(iter(rows.values())).images:,} images; calibrated with {options.count} (seed {options.seed}).\n"
         for file, content in ((options.markdown, text), (options.csv, comma_separated(rows))):
             if file is not None:

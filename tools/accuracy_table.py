@@ -19,9 +19,10 @@ from pyvimtrt import api
 from pyvimtrt.data.datasets import sample_images
 from pyvimtrt.data.idx import FASHION_MNIST_PACKAGE
 from pyvimtrt.evaluate import Accuracy, evaluate
+from pyvimtrt.families import parse_model
 from pyvimtrt.files import atomic_output
-from pyvimtrt.model.config import DEMO_MODEL, parse_model
 from pyvimtrt.quantization.recipes import RECIPES
+from pyvimtrt.zoo import DEMO_MODEL
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- accuracy table: tools/accuracy_table.py --write -->", "<!-- end of the accuracy table -->"

@@ -24,8 +24,9 @@ from rich.console import Console
 from rich.progress import track
 
 import pyvimtrt
+from pyvimtrt.families import family_of, parse_model
 from pyvimtrt.model.checkpoint import save_weights
-from pyvimtrt.model.config import DEMO_MODEL, parse_model
+from pyvimtrt.zoo import DEMO_MODEL
 
 RECIPES = ("default", "paper", "naive")
 STATES = ("int8", "fp32")
@@ -54,15 +55,13 @@ def digests(name: str, model: str, folder: Path) -> dict[str, str]:
     """Return the digests of one model's files and logits by what they are of."""
     import torch
 
-    from pyvimtrt.model.vim import VisionMamba
-
     config = parse_model(model)
     images = np.random.default_rng(1).integers(0, 256, (IMAGES, config.channels, config.img, config.img), dtype=np.uint8)
     weights: Path | None = None
     if model != DEMO_MODEL:
         torch.manual_seed(0)
         weights = folder / "weights.safetensors"
-        network = VisionMamba(config).eval()
+        network = family_of(config).new_model(config).eval()
         with torch.no_grad():
             for parameter in network.parameters():  # a norm's ones and a bias' zeros would hide where they go
                 parameter.add_(0.1 * torch.randn_like(parameter))

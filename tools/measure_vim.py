@@ -29,12 +29,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from pyvimtrt.families import parse_model
+from pyvimtrt.families.vim.config import VimConfig
+from pyvimtrt.families.vim.model import VisionMamba
 from pyvimtrt.graph.network import load_network
 from pyvimtrt.model.checkpoint import save_weights
-from pyvimtrt.model.config import VimConfig, parse_model
 from pyvimtrt.model.defaults import model_defaults
 from pyvimtrt.model.scan import selective_scan, torch_scan
-from pyvimtrt.model.vim import VisionMamba
 from pyvimtrt.native import require_native
 from pyvimtrt.quantization.calibrate import Normalization
 from pyvimtrt.runtime.cpu import CpuEngine
@@ -114,6 +115,8 @@ def speeds(engine_file: Path, config: VimConfig, model: VisionMamba, image: np.n
 def measure(name: str, images: int, runs: int, folder: Path) -> dict[str, Any]:
     """Return everything about one model."""
     config = parse_model(name)
+    if not isinstance(config, VimConfig):
+        raise SystemExit(f"error: {name} is no Vim; name one, such as {MODELS[0]}")
     torch.manual_seed(0)
     model = VisionMamba(config).eval()
     weights, data, cache, engine_file = (str(folder / f"{i}{suffix}") for i, suffix in enumerate((".safetensors", ".npz", ".calib.safetensors", ".onnx")))

@@ -31,11 +31,12 @@ from torch import Tensor, nn
 
 from pyvimtrt.data.idx import FASHION_MNIST_PACKAGE, read_idx_split
 from pyvimtrt.errors import VimTrtError
+from pyvimtrt.families import parse_model
+from pyvimtrt.families.vim.config import VimConfig
+from pyvimtrt.families.vim.model import VisionMamba
 from pyvimtrt.files import check_writable
 from pyvimtrt.model.checkpoint import save_weights
-from pyvimtrt.model.config import DEMO_MODEL, parse_model
-from pyvimtrt.model.vim import VisionMamba
-from pyvimtrt.zoo import DEMO_MEAN, DEMO_STD
+from pyvimtrt.zoo import DEMO_MEAN, DEMO_MODEL, DEMO_STD
 
 LARGEST_SHIFT = 2  # pixels
 AVERAGING = 0.999  # decay of the moving average of the weights
@@ -196,6 +197,8 @@ def main() -> None:
     console, started = Console(), time.monotonic()
     config = parse_model(args.model)
     train, test = (Split.read(args.data, split) for split in ("train", "test"))
+    if not isinstance(config, VimConfig):
+        parser.error(f"{args.model} is no Vim; name one, such as {DEMO_MODEL}")
     model = VisionMamba(config)
     console.print(f"{config.spec()}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(train.images):,} training images")
 

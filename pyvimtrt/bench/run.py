@@ -28,10 +28,10 @@ from pyvimtrt.compare.metrics import mean_cosine
 from pyvimtrt.errors import BackendError, UsageError
 from pyvimtrt.export.onnx_fp32 import build as build_fp32
 from pyvimtrt.export.onnx_fp32 import save
+from pyvimtrt.families import ModelConfig, parse_model
 from pyvimtrt.files import hash_arrays
 from pyvimtrt.graph.network import PIXEL_ZERO, load_network
 from pyvimtrt.model.checkpoint import WeightsFile, load_weights
-from pyvimtrt.model.config import VimConfig, parse_model
 from pyvimtrt.runtime.cpu import choose_isa, default_threads
 
 # The package that runs here, not one that lies in the working directory.
@@ -159,7 +159,7 @@ def bench(engine: str | Path, weights: api.WeightsSource | None = None, settings
     return Bench(str(engine), config.spec(), choose_isa(), default_threads(), settings.batch, settings.rounds, tuple(results), operators, backend.name)
 
 
-def _fp32_model(config: VimConfig, weights: api.WeightsSource | None, folder: Path, expected: str) -> tuple[WeightsFile, str]:
+def _fp32_model(config: ModelConfig, weights: api.WeightsSource | None, folder: Path, expected: str) -> tuple[WeightsFile, str]:
     """Return the checkpoint of the peers, and its export. Raises VimTrtError for weights that are not the engine's."""
     path = api.resolve_weights(config, weights)
     loaded = load_weights(config, path)

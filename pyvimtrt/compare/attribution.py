@@ -14,11 +14,10 @@ from torch import Tensor
 from pyvimtrt.compare.metrics import compare_logits
 from pyvimtrt.compare.ranges import RangeRecord
 from pyvimtrt.compare.results import Attribution, Closeness, Cost, TensorError
-from pyvimtrt.compare.simulation import Simulation, Stream, kind_of_tap
+from pyvimtrt.compare.simulation import Simulation, Stream
 from pyvimtrt.errors import UsageError
-from pyvimtrt.model.config import VimConfig
+from pyvimtrt.families import ModelConfig
 from pyvimtrt.model.scan import torch_scan
-from pyvimtrt.model.vim import DIRECTIONS
 from pyvimtrt.model.weights import Weights
 from pyvimtrt.quantization.cache import Cache
 
@@ -52,7 +51,7 @@ def groups_of(quantizers: Sequence[str], detail: str) -> list[Group]:
 
 
 def attribute(
-    config: VimConfig,
+    config: ModelConfig,
     weights: Weights,
     cache: Cache,
     images: npt.NDArray[np.uint8],
@@ -119,7 +118,7 @@ class _Attribution:
     def _run_group(self, images: npt.NDArray[np.uint8], members: frozenset[str], on: frozenset[str], streams: list[Stream]) -> Tensor:
         """Return logits with the quantizers ``on``; ``streams`` are right up to the first layer that ``members`` are in."""
         layers = [split_name(name)[0] for name in members]
-        if any(name.startswith("patch_embed.") for name in members):
+        if not members.isdisjoint(self.simulation.stem):
             return self.simulation.logits(images, on)
         first = min(self.config.depth if layer is None else layer for layer in layers)
         return self.simulation.run_from(first, streams[first], on)
@@ -130,14 +129,14 @@ class _Attribution:
 
         def observe(name: str, x: Tensor) -> Tensor:
             seen[name] = x
-            self.ranges.tap(i, kind_of_tap(name), x)
+            self.ranges.tap(i, name, x)
             return x
 
         def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, reverse: bool) -> Tensor:
-            return torch_scan(u, delta, A, B, C, D, reverse, lambda t, h: self.ranges.state(i, DIRECTIONS[int(reverse)], t, h))
+            return torch_scan(u, delta, A, B, C, D, reverse, lambda t, h: self.ranges.state(i, reverse, t, h))
 
         def compare(name: str, x: Tensor) -> Tensor:
-            self._add_error(f"layers.{i}.{kind_of_tap(name)}", seen[name], x)
+            self._add_error(f"layers.{i}.{name}", seen[name], x)
             return x
 
         after_exact = self.simulation.layer(i, exact, (), observe, scan)

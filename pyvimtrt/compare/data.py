@@ -19,9 +19,9 @@ from pyvimtrt.compare.errors import in_one_sentence
 from pyvimtrt.data.datasets import sample_images
 from pyvimtrt.data.reader import ImageReader
 from pyvimtrt.errors import UsageError
-from pyvimtrt.graph.assemble import PIXEL_ZERO
-from pyvimtrt.graph.network import INPUT_NAME, load_network
-from pyvimtrt.model.config import DEMO_MODEL, parse_model
+from pyvimtrt.families import parse_model
+from pyvimtrt.graph.network import INPUT_NAME, PIXEL_ZERO, load_network
+from pyvimtrt.zoo import DEMO_MODEL
 
 BATCH, COUNT = 8, 32
 NETWORK_VARIABLE = "PYVIMTRT_NETWORK"  # quantized network whose image size is taken, by default the bundled model's

@@ -8,35 +8,35 @@ import torch
 from torch import Tensor
 
 from pyvimtrt.compare.results import F32, Range, StateRange
-from pyvimtrt.model.config import VimConfig
-from pyvimtrt.model.vim import DIRECTIONS
+from pyvimtrt.families import ModelConfig, describe
+from pyvimtrt.families.description import Activation, Table
 from pyvimtrt.quantization.cache import Cache, TableScales
 from pyvimtrt.quantization.reparameterize import floored
 from pyvimtrt.quantization.rounding import LEVELS
 
-STEPS_OF_TOKENS = ("in_proj.input", "out_proj.input", *(f"{d}.x_proj.output" for d in DIRECTIONS))  # steps per token times factors per channel
-TABLES = {"gate": LEVELS, **{f"{d}.u": LEVELS for d in DIRECTIONS}, **{f"{d}.delta": 255.0 for d in DIRECTIONS}}  # entries per channel, and how many steps
+UNSIGNED_LEVELS = 255.0  # of a table without negative entries
 STATE_BITS = 7.0  # of a magnitude, beside the sign
 
 
 class RangeRecord:
     """Largest magnitudes of a fp32 model's tensors per token and channel, and of its states; batch by batch."""
 
-    def __init__(self, config: VimConfig, cache: Cache) -> None:
-        self._config, self._cache = config, cache.tensors
+    def __init__(self, config: ModelConfig, cache: Cache) -> None:
+        self._layers, self._cache = describe(config).layers, cache.tensors
+        self._tensors = [layer.activations() for layer in self._layers]
         self._largest: dict[tuple[int, str], Tensor] = {}  # [L, C]
-        self._states: dict[tuple[int, str], Tensor] = {}  # [L, E, N]
+        self._states: dict[tuple[int, bool], Tensor] = {}  # [L, E, N]
 
     def tap(self, layer: int, kind: str, x: Tensor) -> None:
         """Take in a tensor [B, L, C] of a layer."""
-        if kind in STEPS_OF_TOKENS or kind in TABLES or kind == "conv.input":
+        if kind in self._tensors[layer]:
             _take_largest(self._largest, (layer, kind), x.abs().amax(dim=0))
 
-    def state(self, layer: int, direction: str, t: int, h: Tensor) -> Tensor:
-        """Take in the state of token t, h [B, E, N], and return it."""
-        key = layer, direction
+    def state(self, layer: int, reverse: bool, t: int, h: Tensor) -> Tensor:
+        """Take in the state of token t, h [B, E, N], of the scan in one direction, and return it."""
+        key = layer, reverse
         if key not in self._states:
-            self._states[key] = torch.zeros(self._config.tokens, *h.shape[1:])
+            self._states[key] = torch.zeros(self._layers[layer].states()[reverse].tokens, *h.shape[1:])
         torch.maximum(self._states[key][t], h.abs().amax(dim=0), out=self._states[key][t])
         return h
 
@@ -44,15 +44,15 @@ class RangeRecord:
         """Return the ranges along axes that may have steps of their own; along the tokens the channels' factors are divided out, and the other way round."""
         found = []
         for (layer, kind), largest in self._largest.items():
-            prefix, x = f"layers.{layer}.{kind}", largest.numpy()
-            if kind in STEPS_OF_TOKENS:
+            part, prefix, x = self._tensors[layer][kind], self._layers[layer].prefix + kind, largest.numpy()
+            if isinstance(part, Activation) and part.has_token_scale:
                 mean_chan = _geometric_mean(self._cache[f"{prefix}.scale_chan"])
                 tok, chan = self._cache[f"{prefix}.scale_tok"] * mean_chan, self._cache[f"{prefix}.scale_chan"] / mean_chan
                 mean_tok = _geometric_mean(tok)
                 found.append(_range(prefix, layer, kind, "token", (x / chan).max(axis=1), tok * LEVELS))
                 found.append(_range(prefix, layer, kind, "channel", (x / (tok / mean_tok)[:, None]).max(axis=0), chan * mean_tok * LEVELS))
-            elif kind in TABLES:
-                reach = TableScales.read(self._cache, prefix).out_scale_chan() * TABLES[kind]
+            elif isinstance(part, Table):
+                reach = TableScales.read(self._cache, prefix).out_scale_chan() * (UNSIGNED_LEVELS if part.is_unsigned else LEVELS)
                 found.append(_range(prefix, layer, kind, "channel", x.max(axis=0), reach))
             else:
                 found.append(_range(prefix, layer, kind, "channel", x.max(axis=0), self._cache[f"{prefix}.scale_chan"] * LEVELS))
@@ -61,12 +61,14 @@ class RangeRecord:
     def states(self) -> tuple[StateRange, ...]:
         """Return the states' ranges before and after reparameterization."""
         found = []
-        for (layer, direction), largest in self._states.items():
-            name, before = f"layers.{layer}.{direction}.state", floored(largest.numpy())
+        for (layer, reverse), largest in self._states.items():
+            part = self._layers[layer].states()[reverse]
+            name, before = self._layers[layer].prefix + part.name, floored(largest.numpy())
             tok, chan, state = (self._cache[f"{name}.scale_{axis}"].astype(np.float64) for axis in ("tok", "chan", "state"))
             after = before / (tok[:, None, None] * chan[:, None] * state) / LEVELS
             one_step = before / before.max()
-            found.append(StateRange(layer, direction, _profiles(one_step), _profiles(after / after.max()), _used_bits(one_step), _used_bits(after)))  # type: ignore[arg-type]
+            profiles = _profiles(one_step), _profiles(after / after.max())
+            found.append(StateRange(layer, part.direction, *profiles, _used_bits(one_step), _used_bits(after)))
         return tuple(found)
 
 

@@ -77,7 +77,7 @@ class StateRange:
     """
 
     layer: int
-    direction: Literal["forward", "backward"]
+    direction: str
     before: Mapping[str, F32]
     after: Mapping[str, F32]
     used_bits_before: float

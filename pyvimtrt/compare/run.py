@@ -21,9 +21,9 @@ from pyvimtrt.data.datasets import Dataset, open_dataset
 from pyvimtrt.data.reader import ImageReader
 from pyvimtrt.data.statistics import Likeness
 from pyvimtrt.errors import UsageError, VimTrtError, missing_extra
+from pyvimtrt.families import ModelConfig, parse_model
 from pyvimtrt.graph.network import INPUT_NAME, OUTPUT_NAME, PIXEL_ZERO, NetworkInfo
 from pyvimtrt.model.checkpoint import WeightsFile, load_weights
-from pyvimtrt.model.config import VimConfig, parse_model
 from pyvimtrt.model.defaults import model_defaults
 from pyvimtrt.quantization.cache import Cache, check_cache, load_cache
 
@@ -174,7 +174,7 @@ def _label(labels: Sequence[str], index: int) -> str:
 
 
 def _attribute(
-    config: VimConfig, weights: WeightsFile, cache: Cache, dataset: Dataset, logits: F32, settings: Settings, progress: Progress | None
+    config: ModelConfig, weights: WeightsFile, cache: Cache, dataset: Dataset, logits: F32, settings: Settings, progress: Progress | None
 ) -> Attribution:
     from pyvimtrt.compare.attribution import attribute
 
@@ -184,7 +184,7 @@ def _attribute(
     return attribute(config, load_weights(config, weights), cache, images, logits[:count], settings.detail, steps)
 
 
-def _cache(config: VimConfig, info: NetworkInfo, weights: WeightsFile, path: str | Path | None) -> Cache | None:
+def _cache(config: ModelConfig, info: NetworkInfo, weights: WeightsFile, path: str | Path | None) -> Cache | None:
     """Return the cache that the engine was built from, or None where none is known. Raises CalibrationError for another one."""
     bundled = model_defaults(config).calibration
     if path is None and bundled is None:

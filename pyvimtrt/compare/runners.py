@@ -27,10 +27,10 @@ from pyvimtrt.backends.load import load_engine, read_engine_info
 from pyvimtrt.compare.errors import in_one_sentence
 from pyvimtrt.defaults import AUTO
 from pyvimtrt.errors import ModelError, UsageError, missing_extra
+from pyvimtrt.families import parse_model
 from pyvimtrt.files import hash_arrays
 from pyvimtrt.graph.network import INPUT_NAME, OUTPUT_NAME, PIXEL_ZERO, Network, load_network
 from pyvimtrt.model.checkpoint import WeightsFile, load_model, load_weights
-from pyvimtrt.model.config import parse_model
 from pyvimtrt.runtime.cpu import CpuEngine, build_program
 from pyvimtrt.runtime.reference import ReferenceEngine
 

@@ -7,37 +7,27 @@ now and then move a value across a rounding boundary. With all off it is the fp3
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyvimtrt.graph.assemble import PIXEL_ZERO, WEIGHT_MAX
+from pyvimtrt.families import ModelConfig, describe
+from pyvimtrt.families.backbone import Tap, no_tap
+from pyvimtrt.families.description import Activation, Block, DepthwiseConv, ImageConv, Linear, State, Table
+from pyvimtrt.graph.builder import WEIGHT_MAX
+from pyvimtrt.graph.network import PIXEL_ZERO
 from pyvimtrt.model.checkpoint import load_model
-from pyvimtrt.model.config import VimConfig
 from pyvimtrt.model.scan import selective_scan, torch_scan
-from pyvimtrt.model.vim import DIRECTIONS, SUFFIX, Block, Tap
 from pyvimtrt.model.weights import Weights
-from pyvimtrt.quantization.cache import Cache, TableScales, pooled_tokens
+from pyvimtrt.quantization.cache import Cache, TableScales
 from pyvimtrt.quantization.calibrate import Normalization
 from pyvimtrt.quantization.rounding import fake_quantize
 
 Rounding = Callable[[Tensor], Tensor]
 Stream = tuple[Tensor, Tensor | None]  # hidden and residual, what passes from layer to layer
-
-PATCH_WEIGHT, HEAD_INPUT, HEAD_POOL, HEAD_WEIGHT = "patch_embed.weight", "head.input", "head.pool", "head.weight"
-
-
-def kind_of_tap(name: str) -> str:
-    """Return a tap's tensor as quantizers name it: forward.u for u.forward."""
-    stem, _, direction = name.rpartition(".")
-    return f"{direction}.{stem}" if direction in DIRECTIONS else name
-
-
-def _ignore(name: str, x: Tensor) -> Tensor:
-    return x
+LOGITS = "head"  # what the head's linear layer gives
 
 
 def _by_the_scan(h: Tensor) -> Tensor:
@@ -51,19 +41,17 @@ class Simulation:
     Methods take ``on``, the names of the quantizers that round; they do not need gradients and run under ``torch.no_grad``.
     """
 
-    def __init__(self, config: VimConfig, weights: Weights, cache: Cache) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, cache: Cache) -> None:
         """The cache must have passed `check_cache` for this model and these weights."""
-        self.config, self.model = config, load_model(config, weights)
+        self.config, self.model, self.description = config, load_model(config, weights), describe(config)
         self.normalization = Normalization(cache.info.mean, cache.info.std)
         self._cache = {name: torch.from_numpy(np.asarray(value)) for name, value in cache.tensors.items()}
         self._roundings: dict[str, Rounding] = {}  # of activations, by quantizer
         self._weights: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # parameter, exact and rounded values, by quantizer
         self._corrections: dict[str, tuple[Tensor, str, str]] = {}  # of a bias, with the quantizers of weight and input, by the layer's output
         self._rounds_state = cache.info.state == "int8"
-        self._patch_embedding()
-        for i in range(config.depth):
-            self._layer(f"layers.{i}.", self._block(i), cache)
-        self._head()
+        blocks = [self._add_block(block, cache) for block in self.description.blocks]
+        self.stem, self._layer_weights, self._head_weights = blocks[0], blocks[1:-1], blocks[-1]  # quantizers of weights
         self.quantizers = tuple(self._order())
 
     def logits(self, images: npt.NDArray[np.uint8], on: Collection[str]) -> Tensor:
@@ -79,114 +67,105 @@ class Simulation:
     @torch.no_grad()
     def embed(self, images: npt.NDArray[np.uint8], on: Collection[str]) -> Tensor:
         """Return the tokens [B, L, D]."""
-        self._select_weights((PATCH_WEIGHT,), on)
-        projection = self.model.patch_embed.proj
-        assert projection.bias is not None
-        _, exact, rounded = self._weights[PATCH_WEIGHT]
-        bias = projection.bias.data.clone()
-        if PATCH_WEIGHT in on:  # the engine's input is pixel - 128, and its bias has the exact weights' share of the 128
-            offset = self.normalization.apply(np.full((1, self.config.channels, 1, 1), PIXEL_ZERO, np.uint8))
-            projection.bias.data += ((exact - rounded) * offset).sum(dim=(1, 2, 3))
+        self._select_weights(self.stem, on)
+        exact_biases: dict[str, Tensor] = {}
+        for part in self.description.stem.parts:
+            quantizer = f"{part.name}.weight"
+            if isinstance(part, ImageConv) and quantizer in on:  # the engine's input is pixel - 128, and its bias has the exact weights' share of the 128
+                _, exact, rounded = self._weights[quantizer]
+                offset = self.normalization.apply(np.full((1, self.config.channels, 1, 1), PIXEL_ZERO, np.uint8))
+                bias = self.model.get_parameter(part.bias)
+                exact_biases[part.bias] = bias.data.clone()
+                bias.data += ((exact - rounded) * offset).sum(dim=(1, 2, 3))
         try:
             return self.model.embed(self.normalization.apply(images))
         finally:
-            projection.bias.data.copy_(bias)
+            for name, values in exact_biases.items():
+                self.model.get_parameter(name).data.copy_(values)
 
     @torch.no_grad()
-    def layer(self, i: int, stream: Stream, on: Collection[str], tap: Tap = _ignore, scan: Callable[..., Tensor] | None = None) -> Stream:
+    def layer(self, i: int, stream: Stream, on: Collection[str], tap: Tap = no_tap, scan: Callable[..., Tensor] | None = None) -> Stream:
         """Return what layer i gives; ``tap`` sees its tensors after rounding, ``scan`` replaces the fp32 scan where the state is not rounded."""
-        p = f"layers.{i}."
-        self._select_weights([name for name in self._weights if name.startswith(p)], on)
+        block = self.description.layers[i]
+        self._select_weights(self._layer_weights[i], on)
 
         def rounding_tap(name: str, x: Tensor) -> Tensor:
-            tensor = p + kind_of_tap(name)
+            tensor = block.prefix + name
             return tap(name, self._round(tensor, self._correct(tensor, x, on), on))
 
         def rounding_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, reverse: bool) -> Tensor:
-            quantizer = f"{p}{DIRECTIONS[int(reverse)]}.state"
+            quantizer = block.prefix + block.states()[reverse].name
             if quantizer not in on:
                 return (scan or selective_scan)(u, delta, A, B, C, D, reverse)
             return torch_scan(u, delta, A, B, C, D, reverse, self._state_rounding(quantizer))
 
         hidden, residual = stream
-        out: Stream = self._block(i)(hidden, residual, rounding_tap, rounding_scan)
+        out: Stream = self.model.layers[i](hidden, residual, rounding_tap, rounding_scan)
         return out
 
     @torch.no_grad()
     def head(self, stream: Stream, on: Collection[str]) -> Tensor:
         """Return logits [B, classes] of what the last layer gives."""
-        self._select_weights((HEAD_WEIGHT,), on)
+        self._select_weights(self._head_weights, on)
         hidden, residual = stream
         assert residual is not None
-        x, positions = residual + hidden, list(self.config.cls_positions)
-        x = self.model.norm_f(x[:, positions] if positions else x)
-        x = self._round(HEAD_INPUT, x, on).mean(dim=1)
-        if HEAD_POOL in self._roundings:
-            x = self._round(HEAD_POOL, x, on)
-        logits: Tensor = self.model.head(x)
-        return self._correct("head", logits, on)
+        features = self.model.features(self.model.pooled(residual + hidden), lambda name, x: self._round(name, x, on))
+        return self._correct(LOGITS, self.model.forward_head(features), on)
 
-    # How each quantizer rounds: the steps of the cache, used as `pyvimtrt.graph.assemble` folds them.
+    # How each quantizer rounds: the steps of the cache, used as assembly folds them.
 
-    def _patch_embedding(self) -> None:
-        weight = self.model.patch_embed.proj.weight
-        pixel = 255.0 * torch.tensor(self.normalization.std)[:, None, None]  # folded into the weights before they are rounded
-        self._add_weight(PATCH_WEIGHT, weight, pixel.reciprocal(), self._cache["patch_embed.weight.scale"][:, None, None, None])
+    def _add_block(self, block: Block, cache: Cache) -> tuple[str, ...]:
+        """Add the quantizers of a block's parts; return those of weights."""
+        before = len(self._weights)
+        for part in block.parts:
+            name = block.prefix + part.name
+            if isinstance(part, Activation):
+                chan = self._cache[f"{name}.scale_chan"]
+                self._add_steps(name, self._cache[f"{name}.scale_tok"][:, None] * chan if part.has_token_scale else chan)
+            elif isinstance(part, Table):
+                self._add_table(block.prefix + part.argument, name, cache, *((0.0, 255.0) if part.is_unsigned else (-128.0, 127.0)))
+            elif isinstance(part, State):
+                if self._rounds_state:
+                    self._roundings[name] = _by_the_scan
+            else:
+                self._add_weight(f"{name}.weight", self.model.get_parameter(block.prefix + part.weight), self._weight_factor(block, part, cache))
+                if isinstance(part, Linear):
+                    self._add_correction(block, part)
+        return tuple(self._weights)[before:]
 
-    def _layer(self, p: str, block: Block, cache: Cache) -> None:
-        mixer, R = block.mixer, self.config.rank
-        x_chan, y_chan = (self._cache[f"{p}{name}.input.scale_chan"] for name in ("in_proj", "out_proj"))
-        self._add_rank1(p + "in_proj.input")
-        self._add_linear(p + "in_proj", mixer.in_proj.weight, x_chan, p + "in_proj.input", p + "conv.input", p + "gate.input")
-        self._add_steps(p + "conv.input", self._cache[p + "conv.input.scale_chan"])
-        self._add_table(p + "gate", p + "gate.input", p + "gate", cache)
-        for d in DIRECTIONS:
-            q, s = f"{p}{d}.", SUFFIX[d]
-            conv, x_proj, dt_proj = (getattr(mixer, f"{name}{s}") for name in ("conv1d", "x_proj", "dt_proj"))
-            self._add_weight(q + "conv.weight", conv.weight, torch.ones(1), self._cache[q + "conv.weight.scale"][:, None, None])
-            u = self._add_table(q + "u", q + "conv.output", q + "u", cache)
-            self._add_linear(q + "x_proj", x_proj.weight, u, q + "u", q + "x_proj.output")
-            self._add_rank1(q + "x_proj.output")
-            self._add_linear(q + "dt_proj", dt_proj.weight, self._cache[q + "x_proj.output.scale_chan"][:R], q + "x_proj.output", q + "delta.input")
-            self._add_table(q + "delta", q + "delta.input", q + "delta", cache, low=0.0, high=255.0)
-            if self._rounds_state:
-                self._roundings[q + "state"] = _by_the_scan
-        self._add_rank1(p + "out_proj.input")
-        self._add_linear(p + "out_proj", mixer.out_proj.weight, y_chan, p + "out_proj.input", p + "out_proj.output")
-
-    def _head(self) -> None:
-        self._add_rank1(HEAD_INPUT)
-        if pooled_tokens(self.config) > 1:
-            pool = self._cache["head.pool.scale_chan"]
-            self._add_steps(HEAD_POOL, pool)
-        else:
-            pool = self._cache["head.input.scale_chan"]
-        self._add_linear("head", self.model.head.weight, pool, HEAD_POOL if HEAD_POOL in self._roundings else HEAD_INPUT, "head")
+    def _weight_factor(self, block: Block, part: ImageConv | DepthwiseConv | Linear, cache: Cache) -> Tensor:
+        """Return what is folded into a weight before it is rounded."""
+        if isinstance(part, ImageConv):
+            return (255.0 * torch.tensor(self.normalization.std)[:, None, None]).reciprocal()
+        if isinstance(part, DepthwiseConv):
+            return torch.ones(1)
+        source = block.prefix + part.input.name
+        if isinstance(part.input, Table):
+            scales = TableScales.read(cache.tensors, source)
+            return torch.from_numpy(scales.out_scale[scales.table_id])
+        return self._cache[f"{source}.scale_chan"][: part.shape[1]]
 
     def _add_steps(self, quantizer: str, steps: Tensor) -> None:
         self._roundings[quantizer] = lambda x: fake_quantize(x, steps)
 
-    def _add_rank1(self, tensor: str) -> None:
-        self._add_steps(tensor, self._cache[f"{tensor}.scale_tok"][:, None] * self._cache[f"{tensor}.scale_chan"])
-
-    def _add_table(self, prefix: str, index: str, output: str, cache: Cache, low: float = -128.0, high: float = 127.0) -> Tensor:
-        """Add the rounding of a table's index and of its entries; return the entries' step per channel."""
-        scales = TableScales.read(cache.tensors, prefix)
+    def _add_table(self, index: str, output: str, cache: Cache, low: float, high: float) -> None:
+        """Add the rounding of a table's index and of its entries."""
+        scales = TableScales.read(cache.tensors, output)
         step, center = (torch.from_numpy(values[scales.table_id]) for values in (scales.index_scale, scales.index_center))
         out = torch.from_numpy(scales.out_scale[scales.table_id])
         self._roundings[index] = lambda x: fake_quantize(x - center, step) + center
         self._roundings[output] = lambda x: fake_quantize(x, out, low, high)
-        return out
 
-    def _add_linear(self, name: str, weight: Tensor, channel: Tensor, source: str, *outputs: str) -> None:
-        """Add the rounding of a weight [O, C] that the steps [C] of its input ``source`` are folded into; ``outputs`` share the correction of the bias."""
-        quantizer = f"{name}.weight"
-        self._add_weight(quantizer, weight, channel, self._cache[f"{quantizer}.scale"][:, None])
-        for output, correction in zip(outputs, self._cache[f"{name}.bias"].chunk(len(outputs)), strict=True):
-            self._corrections[output] = correction, quantizer, source
+    def _add_correction(self, block: Block, part: Linear) -> None:
+        """Add the correction of a linear layer's bias, of which each of its outputs takes its share."""
+        name, source = block.prefix + part.name, block.prefix + part.input.name
+        for output, correction in zip(part.outputs, self._cache[f"{name}.bias"].chunk(len(part.outputs)), strict=True):
+            given = output.argument if isinstance(output, Table) else output.name
+            self._corrections[block.prefix + given] = correction, f"{name}.weight", source
 
-    def _add_weight(self, quantizer: str, weight: Tensor, factor: Tensor, steps: Tensor) -> None:
+    def _add_weight(self, quantizer: str, weight: Tensor, factor: Tensor) -> None:
         exact = weight.data.clone()
+        steps = self._cache[f"{quantizer}.scale"].reshape(-1, *[1] * (exact.ndim - 1))
         self._weights[quantizer] = weight, exact, fake_quantize(exact * factor, steps, -WEIGHT_MAX, WEIGHT_MAX) / factor
 
     def _state_rounding(self, quantizer: str) -> Callable[[int, Tensor], Tensor]:
@@ -217,11 +196,11 @@ class Simulation:
         return x + correction if weight in on and source in on else x
 
     def _order(self) -> list[str]:
-        names: list[str] = [PATCH_WEIGHT]
-        for i in range(self.config.depth):
-            p = f"layers.{i}."
-            names += [name for name in (*self._roundings, *self._weights) if name.startswith(p)]
-        return names + [name for name in (HEAD_INPUT, HEAD_POOL, HEAD_WEIGHT) if name in self._roundings or name in self._weights]
-
-    def _block(self, i: int) -> Any:
-        return self.model.layers[i]
+        """Return the quantizers block by block, of each its activations and then its weights."""
+        names = []
+        for block, weights in zip(self.description.blocks, (self.stem, *self._layer_weights, self._head_weights), strict=True):
+            for part in block.parts:
+                tensors = (part.argument, part.name) if isinstance(part, Table) else (part.name,)
+                names += [block.prefix + tensor for tensor in tensors if block.prefix + tensor in self._roundings]
+            names += weights
+        return names

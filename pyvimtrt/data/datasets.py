@@ -17,7 +17,7 @@ from pyvimtrt.data.npz import NpzImages
 from pyvimtrt.data.reader import ImageReader
 from pyvimtrt.data.walk import is_side
 from pyvimtrt.errors import DataError
-from pyvimtrt.model.config import VimConfig
+from pyvimtrt.families import ModelConfig
 
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
@@ -85,7 +85,7 @@ class Dataset:
 
 def open_dataset(
     path: str | Path,
-    config: VimConfig,
+    config: ModelConfig,
     split: str = "test",
     labels: Sequence[str] = (),
     reader: ImageReader | None = None,
@@ -109,7 +109,7 @@ def open_dataset(
     return dataset
 
 
-def sample_images(path: str | Path, config: VimConfig, count: int, seed: int = 0, reader: ImageReader | None = None) -> U8:
+def sample_images(path: str | Path, config: ModelConfig, count: int, seed: int = 0, reader: ImageReader | None = None) -> U8:
     """Return ``count`` images uint8 [n, C, H, W] drawn at random without repetition, all of them where there are fewer.
 
     The same files, count and seed give the same images in the same order. Labels are neither needed nor checked.
@@ -128,7 +128,7 @@ def sample_images(path: str | Path, config: VimConfig, count: int, seed: int = 0
     return dataset.sample(count, seed)
 
 
-def _shape(config: VimConfig) -> tuple[int, int, int]:
+def _shape(config: ModelConfig) -> tuple[int, int, int]:
     return config.channels, config.img, config.img
 
 
@@ -140,7 +140,7 @@ def _npz_path(path: Path) -> Path:
     return path
 
 
-def _npz(path: Path, config: VimConfig, labels: Sequence[str]) -> Dataset:
+def _npz(path: Path, config: ModelConfig, labels: Sequence[str]) -> Dataset:
     arrays = NpzImages(_npz_path(path), _shape(config))
     return Dataset(len(arrays), arrays.read, arrays.labels(), tuple(labels), str(path))
 
@@ -154,7 +154,7 @@ def _has_idx(path: Path, split: str) -> bool:
     return False
 
 
-def _idx(path: Path, config: VimConfig, split: str, names: Sequence[str]) -> Dataset:
+def _idx(path: Path, config: ModelConfig, split: str, names: Sequence[str]) -> Dataset:
     images, labels = read_idx_split(path, split)
     if images.shape[1:] != _shape(config):
         shape = ", ".join(map(str, _shape(config)))
@@ -162,11 +162,11 @@ def _idx(path: Path, config: VimConfig, split: str, names: Sequence[str]) -> Dat
     return Dataset(len(images), lambda indices: (images[i] for i in indices), labels, tuple(names), str(path))
 
 
-def _files(paths: Sequence[Path], config: VimConfig, source: Path, reader: ImageReader) -> Dataset:
+def _files(paths: Sequence[Path], config: ModelConfig, source: Path, reader: ImageReader) -> Dataset:
     return Dataset(len(paths), lambda indices: (reader.read(paths[i], config) for i in indices), source=str(source), reader=reader)
 
 
-def _folder(path: Path, config: VimConfig, labels: Sequence[str], reader: ImageReader, class_order: str | None) -> Dataset:
+def _folder(path: Path, config: ModelConfig, labels: Sequence[str], reader: ImageReader, class_order: str | None) -> Dataset:
     if folders := _class_folders(path):
         return _folders(path, folders, config, labels, reader, class_order)
     return _files(find_images(path, reader.leave_out), config, path, reader)
@@ -185,7 +185,7 @@ def _class_folders(path: Path) -> list[Path]:
     return folders
 
 
-def _folders(path: Path, folders: list[Path], config: VimConfig, labels: Sequence[str], reader: ImageReader, class_order: str | None) -> Dataset:
+def _folders(path: Path, folders: list[Path], config: ModelConfig, labels: Sequence[str], reader: ImageReader, class_order: str | None) -> Dataset:
     numbers, warnings = class_numbers(path, [f.name for f in folders], config.classes, labels, class_order)
     paths: list[Path] = []
     targets: list[int] = []
@@ -200,7 +200,7 @@ def _folders(path: Path, folders: list[Path], config: VimConfig, labels: Sequenc
     return replace(dataset, labels=np.array(targets, np.int64), class_names=tuple(names), warnings=warnings)
 
 
-def _check_labels(dataset: Dataset, config: VimConfig, path: Path) -> None:
+def _check_labels(dataset: Dataset, config: ModelConfig, path: Path) -> None:
     if len(dataset) == 0:
         raise DataError(f"{path} holds no images")
     if dataset.labels is not None:

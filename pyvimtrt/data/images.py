@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from pyvimtrt.data.png import without_metadata
 from pyvimtrt.data.walk import walk
 from pyvimtrt.errors import DataError
-from pyvimtrt.model.config import VimConfig
+from pyvimtrt.families import ModelConfig
 
 MAX_PIXELS = 64_000_000  # of one image unless more are asked for, 8000 x 8000: most photos, and far below a bomb
 CROP_FRACTION = 0.875  # published evaluation of Vim at 224: resize the short side to 256, crop the middle
@@ -42,12 +42,12 @@ U8 = npt.NDArray[np.uint8]
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def load_image(path: Path, config: VimConfig, max_pixels: int = MAX_PIXELS) -> U8:
+def load_image(path: Path, config: ModelConfig, max_pixels: int = MAX_PIXELS) -> U8:
     """Return an image file as `decode_image` does. Raises DataError where the file is missing too."""
     return decode_image(path, config, str(path), max_pixels)
 
 
-def decode_image(source: Path | BinaryIO, config: VimConfig, name: str, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS) -> U8:
+def decode_image(source: Path | BinaryIO, config: ModelConfig, name: str, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS) -> U8:
     """Return an image file as uint8 [C, img, img]: EXIF orientation applied, resized and cropped as the model asks.
 
     An image that already has the model's size is taken pixel by pixel. ``name`` stands in messages. Raises DataError
@@ -81,7 +81,7 @@ def decode_image(source: Path | BinaryIO, config: VimConfig, name: str, max_pixe
         raise DataError(f"cannot decode {name}: {error}") from error
 
 
-def _decode(source: Path | BinaryIO, config: VimConfig, name: str, max_pixels: int, formats: tuple[str, ...]) -> U8:
+def _decode(source: Path | BinaryIO, config: ModelConfig, name: str, max_pixels: int, formats: tuple[str, ...]) -> U8:
     with Image.open(source, formats=formats) as image:
         width, height = image.size
         if width * height > max_pixels:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pyvimtrt.data.images import MAX_PIXELS, find_images, load_image
 from pyvimtrt.errors import DataError
-from pyvimtrt.model.config import VimConfig
+from pyvimtrt.families import ModelConfig
 
 NAMED = 10  # reasons among the warnings; more would bury everything else
 
@@ -29,7 +29,7 @@ class ImageReader:
         """Why files were left out, a sentence each."""
         return tuple(self._reasons.values())
 
-    def read(self, path: Path, config: VimConfig) -> npt.NDArray[np.uint8] | None:
+    def read(self, path: Path, config: ModelConfig) -> npt.NDArray[np.uint8] | None:
         """Return an image as `load_image` does, None where it is left out."""
         try:
             return load_image(path, config, self.max_pixels)

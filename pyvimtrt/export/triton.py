@@ -15,8 +15,8 @@ from pyvimtrt.backends.files import PLAN, engine_kind
 from pyvimtrt.defaults import TRITON_INSTANCES
 from pyvimtrt.errors import UsageError
 from pyvimtrt.export.folder import new_folder
+from pyvimtrt.families import parse_model
 from pyvimtrt.graph.network import INPUT_NAME, OUTPUT_NAME
-from pyvimtrt.model.config import parse_model
 from pyvimtrt.runtime.plan import PlanInfo, read_plan
 
 DELAY_MICROSECONDS = 2000

@@ -18,8 +18,8 @@ from onnx import numpy_helper
 from pyvimtrt.data import statistics
 from pyvimtrt.data.statistics import Moments
 from pyvimtrt.errors import ModelError, NetworkError, brief
+from pyvimtrt.families import ModelConfig, parse_model
 from pyvimtrt.graph.operators import DOMAIN, OPERATORS, OPSET, Value, check_node
-from pyvimtrt.model.config import VimConfig, parse_model
 
 FORMAT_VERSION = 1
 INPUT_NAME = "images"
@@ -106,7 +106,7 @@ class Network:
     """A checked network. ``values`` holds type and shape of every tensor (batch 0) and the data of constants."""
 
     info: NetworkInfo
-    config: VimConfig
+    config: ModelConfig
     nodes: list[Node] = field(default_factory=list)
     values: dict[str, Value] = field(default_factory=dict)
     input: str = INPUT_NAME

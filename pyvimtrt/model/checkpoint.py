@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from pyvimtrt.errors import ModelError, brief
+from pyvimtrt.families import ModelConfig, family_of, model_name, weight_shapes
 from pyvimtrt.files import atomic_output
-from pyvimtrt.model.config import VimConfig, model_name
 from pyvimtrt.model.foreign_file import describe_foreign
 from pyvimtrt.model.pickle_reader import Pairs
 from pyvimtrt.model.safetensors_file import read_safetensors
 from pyvimtrt.model.stored_tensor import StoredTensor
 from pyvimtrt.model.torch_file import ZIP_MAGIC, check_inflation, read_torch_file
 from pyvimtrt.model.weight_sets import WeightSet, choose_by_key, find_sets, pickled_class
-from pyvimtrt.model.weights import Weights, check_weights, misfit, weight_shapes
+from pyvimtrt.model.weights import Weights, check_weights, misfit
 
 KEY_OPTION = "--weights-key"
 
@@ -43,7 +43,7 @@ def as_weights_file(weights: str | Path | WeightsFile) -> WeightsFile:
     return weights if isinstance(weights, WeightsFile) else WeightsFile(Path(weights))
 
 
-def load_weights(config: VimConfig, source: str | Path | WeightsFile) -> Weights:
+def load_weights(config: ModelConfig, source: str | Path | WeightsFile) -> Weights:
     """Return the checked fp32 weights of a model from a checkpoint: the one set in it that fits, or the one that its key names.
 
     What was taken off its names or left out is said as a CheckpointNote. Raises ModelError where the file cannot be read without running code, no set fits
@@ -93,13 +93,11 @@ def read_content(path: Path) -> Any:
     return read_torch_file(path)
 
 
-def load_model(config: VimConfig, weights: Weights) -> VisionMamba:
+def load_model(config: ModelConfig, weights: Weights) -> Backbone:
     """Return the PyTorch model in evaluation mode with these weights."""
     import torch
 
-    from pyvimtrt.model.vim import VisionMamba
-
-    model = VisionMamba(config)
+    model = family_of(config).new_model(config)
     model.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in weights.items()})
     return model.eval()
 
@@ -113,7 +111,7 @@ def save_weights(model: torch.nn.Module, path: Path) -> None:
         temporary.write_bytes(data)
 
 
-def _choose(config: VimConfig, sets: list[WeightSet], file: WeightsFile) -> tuple[WeightSet, list[WeightSet]]:
+def _choose(config: ModelConfig, sets: list[WeightSet], file: WeightsFile) -> tuple[WeightSet, list[WeightSet]]:
     """Return the set to take, and all that fit."""
     candidates = sets
     if file.key is not None:
@@ -139,7 +137,7 @@ def _choose(config: VimConfig, sets: list[WeightSet], file: WeightsFile) -> tupl
     return first, fitting
 
 
-def _problem(config: VimConfig, found: WeightSet) -> str:
+def _problem(config: ModelConfig, found: WeightSet) -> str:
     """Return why a set of weights cannot be the model's, as the end of a sentence, or nothing."""
     if found.clash:
         return f"hold two tensors of the name {brief(found.clash, 80)}, with and without a wrapper's part; save one state dict"
@@ -156,7 +154,7 @@ def _problem(config: VimConfig, found: WeightSet) -> str:
     return ""
 
 
-def _distance(config: VimConfig, found: WeightSet) -> int:
+def _distance(config: ModelConfig, found: WeightSet) -> int:
     expected = weight_shapes(config)
     wrong = sum(found.tensors[name].shape != shape for name, shape in expected.items() if name in found.tensors)
     return len(expected.keys() ^ found.tensors.keys()) + wrong
@@ -223,7 +221,7 @@ from typing import TYPE_CHECKING  # noqa: E402
 if TYPE_CHECKING:
     import torch
 
-    from pyvimtrt.model.vim import VisionMamba
+    from pyvimtrt.families.backbone import Backbone
 
 __all__ = [
     "CheckpointNote",

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from pyvimtrt import zoo
-from pyvimtrt.model.config import DEMO_MODEL, VimConfig, parse_model
+from pyvimtrt.families import ModelConfig, parse_model
+from pyvimtrt.zoo import DEMO_MODEL
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -25,7 +26,7 @@ class Defaults:
     calibration: Path | None = None
 
 
-def model_defaults(config: VimConfig) -> Defaults:
+def model_defaults(config: ModelConfig) -> Defaults:
     """Return the defaults of a model: the bundled model's own, ImageNet's normalization for any other."""
     if config == parse_model(DEMO_MODEL):
         return Defaults(zoo.DEMO_MEAN, zoo.DEMO_STD, zoo.DEMO_LABELS, zoo.DEMO_WEIGHTS, zoo.DEMO_CALIBRATION)

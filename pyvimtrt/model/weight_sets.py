@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pyvimtrt.errors import brief
+from pyvimtrt.families.registry import FAMILIES
 from pyvimtrt.model.pickle_reader import Pairs, Record, as_tensor
 from pyvimtrt.model.stored_tensor import StoredTensor
 
@@ -30,7 +31,8 @@ WRAPPERS = (
     "_flat_param",
 )
 _ANY_WRAPPERS = rf"(?:(?:{'|'.join(WRAPPERS)})\.)*"
-_ANCHOR = re.compile(rf"^((?:.*?\.)?)patch_embed\.{_ANY_WRAPPERS}proj\.{_ANY_WRAPPERS}weight$")
+_ANCHORS = "|".join(rf"\.{_ANY_WRAPPERS}".join(family.anchor.split(".")) for family in FAMILIES.values())
+_ANCHOR = re.compile(rf"^((?:.*?\.)?)(?:{_ANCHORS})$")
 # What tools leave in a state dict that no result depends on: counters of profilers and of averages; losses and metrics of trainers.
 _NEUTRAL = re.compile(r"^(?:.*\.)?(?:total_ops|total_params|n_averaged|num_updates|decay)$|^(?:criterion|loss\w*|(?:train|val|valid|test)_\w+|\w*metrics?)\.")
 

@@ -19,8 +19,9 @@ import safetensors.numpy
 from pyvimtrt.data import statistics
 from pyvimtrt.data.statistics import Moments
 from pyvimtrt.errors import CalibrationError, brief
+from pyvimtrt.families import ModelConfig, describe
+from pyvimtrt.families.description import Activation, DepthwiseConv, Linear, Part, State, Table
 from pyvimtrt.files import atomic_output, hash_arrays
-from pyvimtrt.model.config import VimConfig
 from pyvimtrt.model.weights import Weights
 
 CACHE_FORMAT_VERSION = 1
@@ -88,48 +89,28 @@ class TableScales:
         return self.out_scale.astype(np.float64)[self.table_id]
 
 
-def expected_shapes(config: VimConfig) -> dict[str, tuple[int | None, ...]]:
+def expected_shapes(config: ModelConfig) -> dict[str, tuple[int | None, ...]]:
     """Return name and shape of every tensor of a cache; None is the number of tables.
 
     ``*.weight.scale`` steps of the weights per output channel (after the input's channel scales are folded in);
     ``*.scale_tok`` and ``*.scale_chan`` steps per token and per channel, of which the step is the product;
     ``*.bias`` corrections added to the layer's bias; ``*.state.*`` the hidden state's step s_L[t] and factors r_C[e], r_D[n].
     """
-    D, E, N, R, L = config.dim, config.inner, config.state, config.rank, config.tokens
-    shapes: dict[str, tuple[int | None, ...]] = {"patch_embed.weight.scale": (D,)}
-
-    def table(prefix: str) -> None:
-        shapes.update({f"{prefix}.{field}": (None,) for field in _TABLE_FIELDS[:3]})
-        shapes[f"{prefix}.table_id"] = (E,)
-
-    for i in range(config.depth):
-        p = f"layers.{i}."
-        shapes[p + "in_proj.input.scale_tok"], shapes[p + "in_proj.input.scale_chan"] = (L,), (D,)
-        shapes[p + "in_proj.weight.scale"], shapes[p + "in_proj.bias"] = (2 * E,), (2 * E,)
-        shapes[p + "conv.input.scale_chan"] = (E,)
-        table(p + "gate")
-        for direction in ("forward", "backward"):
-            q = f"{p}{direction}."
-            shapes[q + "conv.weight.scale"] = (E,)
-            table(q + "u")
-            shapes[q + "x_proj.weight.scale"], shapes[q + "x_proj.bias"] = (R + 2 * N,), (R + 2 * N,)
-            shapes[q + "x_proj.output.scale_tok"], shapes[q + "x_proj.output.scale_chan"] = (L,), (R + 2 * N,)
-            shapes[q + "dt_proj.weight.scale"], shapes[q + "dt_proj.bias"] = (E,), (E,)
-            table(q + "delta")
-            shapes[q + "state.scale_tok"], shapes[q + "state.scale_chan"], shapes[q + "state.scale_state"] = (L,), (E,), (N,)
-        shapes[p + "out_proj.input.scale_tok"], shapes[p + "out_proj.input.scale_chan"] = (L,), (E,)
-        shapes[p + "out_proj.weight.scale"], shapes[p + "out_proj.bias"] = (D,), (D,)
-    pooled = pooled_tokens(config)
-    shapes["head.input.scale_tok"], shapes["head.input.scale_chan"] = (pooled,), (D,)
-    if pooled > 1:
-        shapes["head.pool.scale_chan"] = (D,)
-    shapes["head.weight.scale"], shapes["head.bias"] = (config.classes,), (config.classes,)
-    return shapes
+    blocks = describe(config).blocks
+    return {f"{block.prefix}{part.name}.{end}": shape for block in blocks for part in block.parts for end, shape in _part_shapes(part).items()}
 
 
-def pooled_tokens(config: VimConfig) -> int:
-    """Return how many tokens reach the final norm: the class tokens, or all of them."""
-    return len(config.cls_positions) or config.tokens
+def _part_shapes(part: Part) -> dict[str, tuple[int | None, ...]]:
+    """Return the shapes of what a cache holds of a part, by the ends of their names."""
+    if isinstance(part, Activation):
+        return {**({"scale_tok": (part.tokens,)} if part.has_token_scale else {}), "scale_chan": (part.channels,)}
+    if isinstance(part, Table):
+        return {**dict.fromkeys(_TABLE_FIELDS[:3], (None,)), "table_id": (part.channels,)}
+    if isinstance(part, State):
+        return {"scale_tok": (part.tokens,), "scale_chan": (part.channels,), "scale_state": (part.states,)}
+    if isinstance(part, Linear):
+        return {"weight.scale": part.shape[:1], "bias": part.shape[:1]}
+    return {"weight.scale": (part.channels,) if isinstance(part, DepthwiseConv) else part.shape[:1]}
 
 
 def save_cache(cache: Cache, path: Path) -> None:
@@ -181,7 +162,7 @@ def _plausible(info: CacheInfo) -> bool:
     )
 
 
-def check_cache(cache: Cache, config: VimConfig, weights: Weights, source: str) -> None:
+def check_cache(cache: Cache, config: ModelConfig, weights: Weights, source: str) -> None:
     """Raise CalibrationError, saying what differs, where a cache does not belong to this model and these weights."""
     if cache.info.model != config.spec():
         raise CalibrationError(f"{source} was made for the model {brief(cache.info.model)}, not for {config.spec()}; calibrate this model")

@@ -15,18 +15,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyvimtrt.data.statistics import LOOKED_AT, moments
 from pyvimtrt.errors import CalibrationError
+from pyvimtrt.families import ModelConfig, describe
+from pyvimtrt.families.backbone import Backbone
+from pyvimtrt.families.description import Activation, Block, DepthwiseConv, ImageConv, Linear, State, Table
 from pyvimtrt.files import hash_arrays
 from pyvimtrt.model.checkpoint import load_model
-from pyvimtrt.model.config import VimConfig
 from pyvimtrt.model.scan import torch_scan
-from pyvimtrt.model.vim import DIRECTIONS, SUFFIX, Block, VisionMamba
 from pyvimtrt.model.weights import Weights
 from pyvimtrt.quantization import cosine, search
-from pyvimtrt.quantization.cache import Cache, CacheInfo, TableScales, pooled_tokens
+from pyvimtrt.quantization.cache import Cache, CacheInfo
 from pyvimtrt.quantization.kscale import F64, I64, cluster, group_max, power_of_two
 from pyvimtrt.quantization.observe import LayerRecord, StateStatistics, Statistics
 from pyvimtrt.quantization.recipes import Recipe
@@ -58,7 +59,7 @@ class Normalization:
 
 
 def calibrate(
-    config: VimConfig,
+    config: ModelConfig,
     weights: Weights,
     images: npt.NDArray[np.uint8],
     recipe: Recipe,
@@ -120,7 +121,7 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
-def _check(config: VimConfig, images: npt.NDArray[np.uint8], recipe: Recipe, normalization: Normalization) -> None:
+def _check(config: ModelConfig, images: npt.NDArray[np.uint8], recipe: Recipe, normalization: Normalization) -> None:
     shape = (config.channels, config.img, config.img)
     if images.ndim != 4 or images.shape[1:] != shape or images.dtype != np.uint8:
         raise CalibrationError(f"calibration images must be uint8 [N, {', '.join(map(str, shape))}], got {images.dtype} {list(images.shape)}")
@@ -132,40 +133,49 @@ def _check(config: VimConfig, images: npt.NDArray[np.uint8], recipe: Recipe, nor
         raise CalibrationError(f"mean and std need {config.channels} values, one per channel, got {len(normalization.mean)} and {len(normalization.std)}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Scales:
+    """Of a tensor [B, L, C] as found, before they are rounded for the cache: per token [L], where there are any, and per channel [C]."""
+
+    tok: F64 | None
+    chan: F64
+
+
 class _Calibrator:
+    """Goes through the blocks of a model's description and finds the scales of each part."""
+
     def __init__(
         self,
-        config: VimConfig,
-        model: VisionMamba,
+        config: ModelConfig,
+        model: Backbone,
         images: npt.NDArray[np.uint8],
         recipe: Recipe,
         normalization: Normalization,
         progress: Progress | None,
         device: torch.device,
     ) -> None:
-        self.config, self.model, self.images, self.recipe, self.normalization = config, model, images, recipe, normalization
+        self.description, self.model, self.images, self.recipe, self.normalization = describe(config), model, images, recipe, normalization
         self.device = device
         self.tensors: Tensors = {}
-        self.batch = max(1, min(len(images), BATCH_ELEMENTS // (config.tokens * config.inner)))
+        self._scales: dict[str, Scales] = {}  # of the block at hand, by tensor
+        states = [state for block in self.description.layers for state in block.states().values()]
+        self.batch = max(1, min(len(images), BATCH_ELEMENTS // max(s.tokens * s.channels for s in states)))
         self.samples = max(1, min(len(images), SAMPLE_ROWS // config.tokens))
-        state_elements = config.tokens * config.inner * config.state
+        state_elements = max(s.tokens * s.channels * s.states for s in states)
         self.state_samples = max(1, min(len(images), self.batch, STATE_SAMPLE_ELEMENTS // state_elements))
         self.starts = range(0, len(images), self.batch)
         self._progress, self._done = progress, 0
-        self._total = config.depth * (len(self.starts) + 1) + 1
+        self._total = len(self.description.layers) * (len(self.starts) + 1) + 1
 
     def run(self) -> Tensors:
-        weight = self.model.patch_embed.proj.weight.flatten(1) / torch.tensor(self.normalization.std).repeat_interleave(self.config.patch**2)
-        # The engine folds 1 / (255 std) into these weights before it quantizes them.
-        self._store("patch_embed.weight.scale", search.weight_steps(weight / 255.0, self.recipe.weight_per_channel))
+        self._block(self.description.stem, LayerRecord("stem", 0))  # weights alone: nothing of it is observed
         # The residual stream of all images stays in the host's memory, batches of it visit the device.
         hidden = torch.cat([self.model.embed(self.normalization.apply(self.images[s : s + self.batch])).cpu() for s in self.starts])
         residual: Tensor | None = None
-        for i, layer in enumerate(self.model.layers):
-            assert isinstance(layer, Block)
+        for i, (block, layer) in enumerate(zip(self.description.layers, self.model.layers, strict=True)):
             record = LayerRecord(f"layer {i}", self.samples)
-            hidden, residual = self._observe(layer, record, hidden, residual)
-            self._layer(f"layers.{i}.", layer, record)
+            hidden, residual = self._observe(block, layer, record, hidden, residual)
+            self._block(block, record)
             self._step()
         assert residual is not None
         self._head(hidden, residual)
@@ -180,18 +190,18 @@ class _Calibrator:
     def _store(self, name: str, values: F64) -> None:
         self.tensors[name] = np.maximum(values, SMALLEST_STEP).astype(np.float32) if "scale" in name else values.astype(np.float32)
 
-    def _observe(self, layer: Block, record: LayerRecord, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _observe(self, block: Block, layer: nn.Module, record: LayerRecord, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
         """Run all images through a layer under observation; the residual stream is updated in place."""
-        c = self.config
-        for direction in DIRECTIONS:
-            record.states[direction] = StateStatistics.empty(c.tokens, c.inner, c.state, self.state_samples, self.recipe.reparameterization == "published")
+        with_mean, states = self.recipe.reparameterization == "published", block.states()
+        for s in states.values():
+            record.states[s.name] = StateStatistics.empty(s.tokens, s.channels, s.states, self.state_samples, with_mean)
         out = torch.empty_like(hidden)
         new_residual = hidden if residual is None else residual
         for start in self.starts:
             rows = slice(start, start + self.batch)
 
             def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, reverse: bool, start: int = start) -> Tensor:
-                statistics = record.states[DIRECTIONS[int(reverse)]]
+                statistics = record.states[states[reverse].name]
                 return torch_scan(u, delta, A, B, C, D, reverse, on_state=lambda t, h: statistics.update(t, h, start))
 
             before = None if residual is None else residual[rows].to(self.device)
@@ -200,50 +210,127 @@ class _Calibrator:
             self._step()
         return out, new_residual
 
-    def _groups(self, magnitude: F64, name: str) -> I64:
-        return cluster(magnitude, self.recipe.clusters if name in self.recipe.token_wise else 1)
+    def _head(self, hidden: Tensor, residual: Tensor) -> None:
+        """Scales of the final norm's output, of pooling over several tokens, and of the classifier, searched on all images."""
+        record = LayerRecord("head", len(self.images))
+        tokens = (self.model.pooled(residual) + self.model.pooled(hidden)).to(self.device)
+        try:
+            self.model.features(tokens, record.tap)
+        except CalibrationError as error:
+            raise CalibrationError("the final norm is NaN or infinite for some image; check the weights, --mean and --std") from error
+        self._block(self.description.head, record)
+
+    def _block(self, block: Block, record: LayerRecord) -> None:
+        """Find and store the scales of a block's parts, from what was observed of its tensors."""
+        self._scales, p = {}, block.prefix
+        for part in block.parts:
+            name = p + part.name
+            if isinstance(part, ImageConv):
+                self._image_conv(name, self.model.get_parameter(p + part.weight))
+            elif isinstance(part, DepthwiseConv):
+                weight = self.model.get_parameter(p + part.weight)
+                self._store(f"{name}.weight.scale", search.weight_steps(weight[:, 0], self.recipe.weight_per_channel))
+            elif isinstance(part, Linear):
+                self._linear(p, part, record)
+            elif isinstance(part, Table):
+                self._table(name, part, record)
+            elif isinstance(part, State):
+                self._state(name, part, record)
+            elif part.fit != "reader":  # whose scales come with those of the layer that reads it
+                self._activation(name, part, record)
+
+    def _image_conv(self, name: str, weight: Tensor) -> None:
+        pixels = weight[0, 0].numel()
+        # The engine folds 1 / (255 std) into these weights before it quantizes them.
+        weight = weight.flatten(1) / torch.tensor(self.normalization.std).repeat_interleave(pixels)
+        self._store(f"{name}.weight.scale", search.weight_steps(weight / 255.0, self.recipe.weight_per_channel))
+
+    def _groups(self, magnitude: F64, role: str) -> I64:
+        return cluster(magnitude, self.recipe.clusters if role in self.recipe.token_wise else 1)
 
     def _token_steps(self, largest: F64, groups: I64) -> F64:
         """Return min-max steps per token, one per group."""
         return group_max(np.maximum(largest, SMALLEST_STEP), groups) / LEVELS
 
-    def _channel_steps(self, statistics: Statistics, name: str) -> tuple[F64, I64]:
-        """Return min-max steps per channel and their groups: a step per channel, or one step."""
-        groups = cluster(statistics.mean_per_channel(), "full" if name in self.recipe.channel_wise else 1)
-        return group_max(floored(statistics.max_per_channel()), groups) / LEVELS, groups
+    def _activation(self, name: str, part: Activation, record: LayerRecord) -> None:
+        statistics, sample = record.statistics[part.name], record.sample(part.name)
+        if part.fit == "cover":
+            scales = self._cover(part, statistics, sample)
+        elif part.fit == "shared":
+            scales = self._shared(statistics)
+        else:
+            scales = Scales(None, self._channel_steps(part, statistics, sample))
+        self._keep(name, part, scales)
 
-    def _weight(self, name: str, weight: Tensor, rows: Tensor) -> F64:
-        """Choose and store the steps of a weight [O, C] whose input's channel scales are folded in; rows [n, C] are its inputs."""
-        steps = search.weight_steps(weight, self.recipe.weight_per_channel)
+    def _keep(self, name: str, part: Activation, scales: Scales) -> None:
+        self._scales[part.name] = scales
+        self._store(f"{name}.scale_chan", scales.chan)
+        if scales.tok is not None:
+            self._store(f"{name}.scale_tok", scales.tok)
+
+    def _channel_steps(self, part: Activation, statistics: Statistics, sample: Tensor) -> F64:
+        """Return min-max steps per channel, or one step, clipped where the part's fit says so."""
+        groups = cluster(statistics.mean_per_channel(), "full" if part.role in self.recipe.channel_wise else 1)
+        steps = group_max(floored(statistics.max_per_channel()), groups) / LEVELS
+        if part.fit == "min_max":
+            return steps
         if self.recipe.search == "output_error":
-            steps = search.fit_weight(rows, weight, steps, self.recipe.weight_per_channel)
-        elif self.recipe.search == "cosine":
-            steps = cosine.weight_steps(rows, weight, steps)
-        self._store(f"{name}.weight.scale", steps)
+            return search.fit_channels(sample, np.ones(part.tokens), steps, groups)
+        if self.recipe.search == "cosine":
+            return steps * cosine.one_step_clip(sample.flatten(0, 1), float(steps[0]))
         return steps
 
-    def _bias(self, name: str, x: Tensor, x_steps: Tensor, weight: Tensor, weight_steps: F64, has_bias: bool = False) -> None:
-        corrects = self.recipe.bias_correction == "all" or (has_bias and self.recipe.bias_correction == "biased")
-        correction = search.output_bias(x, x_steps, weight, weight_steps) if corrects else np.zeros(len(weight))
-        self._store(f"{name}.bias", correction)
-
-    def _layer(self, p: str, layer: Block, record: LayerRecord) -> None:
-        mixer = layer.mixer
-        self._token_linear(p + "in_proj", "in_proj.input", record.statistics["in_proj.input"], record.sample("in_proj.input"), mixer.in_proj.weight)
-        self._token_linear(p + "out_proj", "out_proj.input", record.statistics["out_proj.input"], record.sample("out_proj.input"), mixer.out_proj.weight)
-        conv = record.statistics["conv.input"]
-        steps, groups = self._channel_steps(conv, "conv.input")
+    def _cover(self, part: Activation, statistics: Statistics, sample: Tensor) -> Scales:
+        """Return steps per token and per channel whose product is the step: a rank-1 cover of the largest magnitudes."""
+        largest, is_channel_wise = floored(array(statistics.largest)), part.role in self.recipe.channel_wise
+        chan = np.exp(np.log(largest).mean(axis=0)) if is_channel_wise else np.ones(largest.shape[1])
+        groups = self._groups(statistics.mean_per_token(), part.role)
+        tok = self._token_steps((largest / chan).max(axis=1), groups)
         if self.recipe.search == "output_error":
-            steps = search.fit_channels(record.sample("conv.input"), np.ones(self.config.tokens), steps, groups)
+            channel_groups = np.arange(len(chan)) if is_channel_wise else np.zeros(len(chan), np.int64)
+            chan = search.fit_channels(sample, tok, chan, channel_groups)
         elif self.recipe.search == "cosine":
-            steps = steps * cosine.one_step_clip(record.sample("conv.input").flatten(0, 1), float(steps[0]))
-        self._store(p + "conv.input.scale_chan", steps)
-        self._table(p + "gate", "gate", record, "gate.input", "gate", F.silu)
-        for direction in DIRECTIONS:
-            self._direction(f"{p}{direction}.", direction, layer, record)
+            tok = tok * cosine.one_step_clip(sample.flatten(0, 1), float(tok[0]))
+        return Scales(tok, chan)
 
-    def _token_linear(self, name: str, key: str, statistics: Statistics, sample: Tensor, weight: Tensor) -> None:
-        """Steps of a linear layer whose input [images, L, C] has steps per token, and per channel where factors fold for free."""
+    def _shared(self, statistics: Statistics) -> Scales:
+        """Return steps of a tensor whose tokens are summed as integers: all of them share one, channels have their own."""
+        largest = statistics.max_per_channel()
+        chan = floored(largest) if self.recipe.smoothing else np.ones(len(largest))
+        chan = chan / np.exp(np.log(chan).mean())
+        step = max(float((largest / chan).max()), SMALLEST_STEP) / LEVELS
+        return Scales(np.full(len(statistics.largest), step), chan)
+
+    def _linear(self, p: str, part: Linear, record: LayerRecord) -> None:
+        """Find the steps of a linear layer's weight and the correction of its bias, and the steps of its input where they come with them."""
+        name, weight = p + part.name, self.model.get_parameter(p + part.weight)
+        if isinstance(part.input, Activation) and part.input.fit == "reader":
+            x, tok, folded, weight_steps = self._read_tokens(p, part.input, weight, record)
+        else:
+            columns, scales = weight.shape[1], self._scales[part.input.name]
+            chan = tensor(scales.chan[:columns])
+            x, folded = record.sample(part.input.name)[..., :columns] / chan, weight * chan
+            tok = torch.ones(1) if scales.tok is None else tensor(scales.tok)[:, None]
+            weight_steps = self._weight_steps(folded, x.flatten(0, 1))
+        self._store(f"{name}.weight.scale", weight_steps)
+        corrects = self.recipe.bias_correction == "all" or (part.bias is not None and self.recipe.bias_correction == "biased")
+        self._store(f"{name}.bias", search.output_bias(x, tok, folded, weight_steps) if corrects else np.zeros(len(weight)))
+
+    def _weight_steps(self, weight: Tensor, rows: Tensor) -> F64:
+        """Return the steps of a weight [O, C] whose input's channel scales are folded in; rows [n, C] are its inputs."""
+        steps = search.weight_steps(weight, self.recipe.weight_per_channel)
+        if self.recipe.search == "output_error":
+            return search.fit_weight(rows, weight, steps, self.recipe.weight_per_channel)
+        if self.recipe.search == "cosine":
+            return cosine.weight_steps(rows, weight, steps)
+        return steps
+
+    def _read_tokens(self, p: str, part: Activation, weight: Tensor, record: LayerRecord) -> tuple[Tensor, Tensor, Tensor, F64]:
+        """Steps of a linear layer's input [images, L, C] per token, and per channel where factors fold for free, and of the weight that reads it.
+
+        Returns the sample without its channels' factors, its steps [L, 1], the weight with the factors, and the weight's steps.
+        """
+        statistics, sample = record.statistics[part.name], record.sample(part.name)
         channel = np.ones(weight.shape[1])
         if self.recipe.smoothing:
             activation, column = floored(statistics.max_per_channel()), floored(array(weight.abs().amax(dim=0)))
@@ -252,85 +339,47 @@ class _Calibrator:
         factors = tensor(channel)
         x, folded = sample / factors, weight * factors
         largest = array((statistics.largest / factors).amax(dim=1))
-        groups = self._groups(array((statistics.total / factors).mean(dim=1)), key)
+        groups = self._groups(array((statistics.total / factors).mean(dim=1)), part.role)
         steps = self._token_steps(largest, groups)
         weight_steps = search.weight_steps(folded, self.recipe.weight_per_channel)
         if self.recipe.search == "output_error":
             steps = search.fit_tokens(x, folded, steps, groups)
             weight_steps = search.fit_weight(x.flatten(0, 1), folded, weight_steps, self.recipe.weight_per_channel)
         elif self.recipe.search == "cosine":
-            if key in self.recipe.token_wise:
+            if part.role in self.recipe.token_wise:
                 steps = cosine.token_steps(x, steps, groups)
-            if key in self.recipe.power_of_two:
+            if part.role in self.recipe.power_of_two:
                 steps = power_of_two(steps)
             weight_steps = cosine.weight_steps(fake_quantize(x, tensor(steps)[:, None]).flatten(0, 1), folded, weight_steps)
-        self._store(f"{name}.input.scale_tok", steps)
-        self._store(f"{name}.input.scale_chan", channel)
-        self._store(f"{name}.weight.scale", weight_steps)
-        self._bias(name, x, tensor(steps)[:, None], folded, weight_steps, has_bias=name == "head")
+        self._keep(p + part.name, part, Scales(steps, channel))
+        return x, tensor(steps)[:, None], folded, weight_steps
 
-    def _table(
-        self, name: str, key: str, record: LayerRecord, tap_in: str, tap_out: str, function: search.Function, inverse: search.Function | None = None
-    ) -> TableScales:
-        before = record.statistics[tap_in]
-        rows = record.sample(tap_in).flatten(0, 1)
+    def _table(self, name: str, part: Table, record: LayerRecord) -> None:
+        before = record.statistics[part.argument]
+        rows = record.sample(part.argument).flatten(0, 1)
         rows = rows[:: max(1, len(rows) // TABLE_ROWS)]
-        magnitude = record.statistics[tap_out].mean_per_channel()
-        is_channel_wise, index_powers = key in self.recipe.channel_wise, key == "u" and "conv.output" in self.recipe.power_of_two
+        magnitude = record.statistics[part.name].mean_per_channel()
+        is_channel_wise, index_powers = part.role in self.recipe.channel_wise, part.argument_role in self.recipe.power_of_two
         scales = search.fit_tables(
-            rows, before.low_per_channel(), before.high_per_channel(), magnitude, function, inverse, self.recipe, is_channel_wise, index_powers
+            rows, before.low_per_channel(), before.high_per_channel(), magnitude, *_FUNCTIONS[part.function], self.recipe, is_channel_wise, index_powers
         )
         scales.write(self.tensors, name)
-        return scales
+        self._scales[part.name] = Scales(None, scales.out_scale_chan())
 
-    def _direction(self, q: str, direction: str, layer: Block, record: LayerRecord) -> None:
-        s, R, N = SUFFIX[direction], self.config.rank, self.config.state
-        conv, x_proj, dt_proj = (getattr(layer.mixer, f"{n}{s}") for n in ("conv1d", "x_proj", "dt_proj"))
-        self._store(q + "conv.weight.scale", search.weight_steps(conv.weight[:, 0], self.recipe.weight_per_channel))
-        u_scales = self._table(q + "u", "u", record, f"conv.output.{direction}", f"u.{direction}", F.silu)
-        u_step = tensor(u_scales.out_scale_chan())
-        u = record.sample(f"u.{direction}") / u_step
-        folded = x_proj.weight * u_step
-        weight_steps = self._weight(q + "x_proj", folded, u.flatten(0, 1))
-        self._bias(q + "x_proj", u, torch.ones(1), folded, weight_steps)
-
-        tok, chan = self._x_proj_output(record.statistics[f"x_proj.output.{direction}"], record.sample(f"x_proj.output.{direction}"))
-        self._store(q + "x_proj.output.scale_tok", tok)
-        self._store(q + "x_proj.output.scale_chan", chan)
-        dt = record.sample(f"x_proj.output.{direction}")[..., :R] / tensor(chan[:R])
-        folded = dt_proj.weight * tensor(chan[:R])
-        weight_steps = self._weight(q + "dt_proj", folded, dt.flatten(0, 1))
-        self._bias(q + "dt_proj", dt, tensor(tok)[:, None], folded, weight_steps, has_bias=True)
-        self._table(q + "delta", "delta", record, f"delta.input.{direction}", f"delta.{direction}", F.softplus, _inverse_softplus)
-        self._state(q + "state", record.states[direction], len(self.images), record.sample(f"x_proj.output.{direction}")[..., R + N :])
-
-    def _x_proj_output(self, statistics: Statistics, sample: Tensor) -> tuple[F64, F64]:
-        """Return steps per token and per channel whose product is the step: a rank-1 cover of the largest magnitudes."""
-        largest = floored(array(statistics.largest))
-        log = np.log(largest)
-        chan = np.exp(log.mean(axis=0)) if "x_proj.output" in self.recipe.channel_wise else np.ones(largest.shape[1])
-        groups = self._groups(statistics.mean_per_token(), "x_proj.output")
-        tok = self._token_steps((largest / chan).max(axis=1), groups)
-        if self.recipe.search == "output_error":
-            channel_groups = np.arange(len(chan)) if "x_proj.output" in self.recipe.channel_wise else np.zeros(len(chan), np.int64)
-            chan = search.fit_channels(sample, tok, chan, channel_groups)
-        elif self.recipe.search == "cosine":
-            tok = tok * cosine.one_step_clip(sample.flatten(0, 1), float(tok[0]))
-        return tok, chan
-
-    def _state(self, name: str, state: StateStatistics, images: int, c: Tensor) -> None:
-        """Steps and factors of the hidden state; c [images, L, N] is a sample of C, which reads it."""
+    def _state(self, name: str, part: State, record: LayerRecord) -> None:
+        state, first = record.states[part.name], part.reader_offset
+        c = record.sample(part.reader.name)[..., first : first + part.states]  # [images, L, N], C, which reads the state
         largest = state.largest.cpu().numpy()
         if self.recipe.reparameterization == "log_rank1":
             r_L, r_C, r_D = log_rank1_factors(largest)
         elif self.recipe.reparameterization == "published":
             assert state.total is not None
-            r_L, r_C, r_D = published_factors((state.total / images).cpu().numpy())
+            r_L, r_C, r_D = published_factors((state.total / len(self.images)).cpu().numpy())
         else:
             r_L, r_C, r_D = unit_factors(largest)
         scaled = floored(largest) / (r_L[:, None, None] * r_C[:, None] * r_D)
         per_token = scaled.max(axis=(1, 2))
-        groups = np.arange(len(per_token)) if "state" in self.recipe.token_wise else np.zeros(len(per_token), np.int64)
+        groups = np.arange(len(per_token)) if part.role in self.recipe.token_wise else np.zeros(len(per_token), np.int64)
         steps = self._token_steps(per_token, groups) * r_L
         if self.recipe.search == "output_error":
             steps = search.fit_state(state.samples, steps, r_C, r_D, array(c.square().mean(dim=(0, 1))), groups)
@@ -340,35 +389,11 @@ class _Calibrator:
         for suffix, values in (("tok", steps), ("chan", r_C), ("state", r_D)):
             self._store(f"{name}.scale_{suffix}", values)
 
-    def _head(self, hidden: Tensor, residual: Tensor) -> None:
-        """Steps of the final norm's output, of pooling over several tokens, and of the classifier."""
-        model, positions = self.model, list(self.config.cls_positions)
-        if positions:
-            hidden, residual = hidden[:, positions], residual[:, positions]
-        x = model.norm_f((residual + hidden).to(self.device))
-        if not bool(torch.isfinite(x).all()):
-            raise CalibrationError("the final norm is NaN or infinite for some image; check the weights, --mean and --std")
-        statistics = Statistics.of(x)
-        if pooled_tokens(self.config) == 1:
-            self._token_linear("head", "head.input", statistics, x, model.head.weight)
-            return
-        # Pooling sums tokens as integers, so all of them share one step; channels have their own.
-        chan = floored(statistics.max_per_channel()) if self.recipe.smoothing else np.ones(self.config.dim)
-        chan = chan / np.exp(np.log(chan).mean())
-        largest = float((statistics.max_per_channel() / chan).max())
-        self._store("head.input.scale_chan", chan)
-        self._store("head.input.scale_tok", np.full(pooled_tokens(self.config), max(largest, SMALLEST_STEP) / LEVELS))
-        pooled = x.mean(dim=1, keepdim=True)
-        pool, _ = self._channel_steps(Statistics.of(pooled), "head.input")
-        self._store("head.pool.scale_chan", pool)
-        step = tensor(pool)
-        folded = model.head.weight * step
-        weight_steps = self._weight("head", folded, (pooled / step).flatten(0, 1))
-        self._bias("head", pooled / step, torch.ones(1), folded, weight_steps, has_bias=True)
-
 
 def _inverse_softplus(y: Tensor) -> Tensor:
     return y + torch.log(-torch.expm1(-y))
 
+
+_FUNCTIONS: dict[str, tuple[search.Function, search.Function | None]] = {"silu": (F.silu, None), "softplus": (F.softplus, _inverse_softplus)}
 
 __all__ = ["Normalization", "calibrate"]

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from pyvimtrt.errors import CalibrationError
 
-# Names of the tensors that can have one step per token, and of those that can have one step per channel.
-TOKEN_TENSORS = ("in_proj.input", "x_proj.output", "out_proj.input", "state", "head.input")
-CHANNEL_TENSORS = ("in_proj.input", "conv.input", "u", "gate", "delta", "x_proj.output", "out_proj.input", "state", "head.input")
+# Roles of the tensors that can have one step per token, and of those that can have one step per channel, as `pyvimtrt.families` assigns them.
+TOKEN_TENSORS = ("norm.output", "scan.parameters", "scan.output", "state", "head.input")
+CHANNEL_TENSORS = ("norm.output", "conv.input", "u", "gate", "delta", "scan.parameters", "scan.output", "state", "head.input")
 
 FULL: Literal["full"] = "full"
 MAX_CLUSTERS = 4096
@@ -63,11 +63,11 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "paper",
             "as published: k-scaling with K = 4, powers of two where the paper has them, published reparameterization, cosine search",
-            token_wise=frozenset({"out_proj.input", "state"}),
+            token_wise=frozenset({"scan.output", "state"}),
             channel_wise=frozenset({"u", "gate", "delta"}),
             clusters=4,
             tables=4,
-            power_of_two=frozenset({"out_proj.input", "conv.output"}),
+            power_of_two=frozenset({"scan.output", "conv.output"}),
             reparameterization="published",
             search="cosine",
             bias_correction="biased",

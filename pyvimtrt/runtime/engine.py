@@ -14,8 +14,8 @@ import numpy.typing as npt
 from pyvimtrt.data.reader import ImageReader
 from pyvimtrt.defaults import TOPK
 from pyvimtrt.errors import DataError, NetworkError
+from pyvimtrt.families import ModelConfig
 from pyvimtrt.graph.network import PIXEL_ZERO, NetworkInfo
-from pyvimtrt.model.config import VimConfig
 
 if TYPE_CHECKING:
     from typing import Self  # from Python 3.11 on
@@ -40,7 +40,7 @@ class Engine(ABC):
     source: Path | None = None  # the file it was loaded from, by which it is pickled
     load_again: Callable[..., Engine] | None = None  # what loaded it: a function of (source, backend, info, settings)
 
-    def __init__(self, info: NetworkInfo, config: VimConfig) -> None:
+    def __init__(self, info: NetworkInfo, config: ModelConfig) -> None:
         self.info = info
         self.config = config
 
@@ -107,7 +107,7 @@ class Engine(ABC):
         return top_classes(logits, topk, self.info.labels)
 
 
-def as_uint8(images: npt.NDArray[Any], info: NetworkInfo, config: VimConfig) -> npt.NDArray[np.uint8]:
+def as_uint8(images: npt.NDArray[Any], info: NetworkInfo, config: ModelConfig) -> npt.NDArray[np.uint8]:
     """Return images [B, C, H, W] as the pixels a model takes: uint8 as they are, float32 in normalized units as rne((x * std + mean) * 255).
 
     Raises DataError for any other type or shape, and for values that are not finite.

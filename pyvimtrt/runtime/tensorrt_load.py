@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyvimtrt.errors import BackendError, ModelError, NetworkError, missing_extra
+from pyvimtrt.families import ModelConfig, parse_model
 from pyvimtrt.graph.network import INPUT_NAME, OUTPUT_NAME
-from pyvimtrt.model.config import VimConfig, parse_model
 from pyvimtrt.runtime.gpu import find_gpus
 from pyvimtrt.runtime.plan import PlanInfo
 from pyvimtrt.runtime.plugin_library import find_plugin_library
@@ -35,7 +35,7 @@ class Plan:
     logger: Any
     runtime: Any
     engine: Any
-    config: VimConfig
+    config: ModelConfig
 
 
 def check_machine(backend: str, device: int) -> None:
@@ -109,7 +109,7 @@ def _load_plugins(trt: Any, info: PlanInfo, logger: Any) -> None:
             raise BackendError(f"this process has loaded another plugin library than the one the engine was built with: use another process, or {_AGAIN}")
 
 
-def _check(trt: Any, engine: Any, info: PlanInfo, config: VimConfig) -> None:
+def _check(trt: Any, engine: Any, info: PlanInfo, config: ModelConfig) -> None:
     """Compare the engine's tensors with the description."""
     image, logits = (config.channels, config.img, config.img), (config.classes,)
     expected = {

@@ -20,8 +20,8 @@ from pyvimtrt.backends.base import MEASURED
 from pyvimtrt.backends.load import read_engine_info
 from pyvimtrt.backends.registry import choose
 from pyvimtrt.errors import VimTrtError
+from pyvimtrt.families import ModelConfig, parse_model
 from pyvimtrt.graph.network import NetworkInfo
-from pyvimtrt.model.config import VimConfig, parse_model
 from pyvimtrt.runtime.cpu import default_threads
 from pyvimtrt.serve.engine_process import SLOTS, EngineChangedError, EngineProcess
 from pyvimtrt.serve.metrics import ModelMetrics
@@ -109,7 +109,7 @@ class Batcher:
         self._state = file_state(path)
         self.info: NetworkInfo = read_engine_info(path)
         self.labels = tuple(map(encodable, self.info.labels))
-        self.config: VimConfig = parse_model(self.info.model)
+        self.config: ModelConfig = parse_model(self.info.model)
         self.backend = choose(path, settings.backend)
         self._own_batch = self.backend.batch(path)
         self.batch = self.capacity = self.crowded = 0

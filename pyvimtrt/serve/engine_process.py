@@ -17,7 +17,7 @@ from typing import Any
 
 import pyvimtrt
 from pyvimtrt.errors import BackendError
-from pyvimtrt.model.config import VimConfig
+from pyvimtrt.families import ModelConfig
 from pyvimtrt.serve.worker import FileState, Slots
 
 SLOTS = 2  # one batch runs while the next lies ready
@@ -40,7 +40,7 @@ class EngineProcess:
     ``state``: that of the engine's file that the process must find.
     """
 
-    def __init__(self, path: Path, backend: str, config: VimConfig, threads: int, state: FileState) -> None:
+    def __init__(self, path: Path, backend: str, config: ModelConfig, threads: int, state: FileState) -> None:
         self._path, self._backend, self._config, self._threads, self._state = path, backend, config, threads, state
         self.slots: Slots | None = None
         self.finished: Callable[[int, float, str | None], None] = _nothing

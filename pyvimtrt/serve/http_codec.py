@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from pyvimtrt.model.config import VimConfig
+from pyvimtrt.families import ModelConfig
 from pyvimtrt.serve.http_body import media_type, read_form
 from pyvimtrt.serve.image_files import kind_of_file
 from pyvimtrt.serve.json_text import parse_json
@@ -37,7 +37,7 @@ def is_heavy(headers: Mapping[str, str], body: bytes) -> bool:
     return json_length(headers, len(body)) > MAX_JSON_BYTES_IN_LOOP and body[:1] not in _NO_JSON
 
 
-def parse_body(headers: Mapping[str, str], body: bytes, topk: str | None, default_topk: int, config: VimConfig, most: int) -> Request:
+def parse_body(headers: Mapping[str, str], body: bytes, topk: str | None, default_topk: int, config: ModelConfig, most: int) -> Request:
     """Return the request of a body: JSON, with bytes behind it or not; one image file; or a form with at most ``most`` files.
 
     ``topk`` is that of the query. An image is told by its type, by its first bytes, or by a JSON part of no bytes, as in Triton's raw binary request. Raises
@@ -54,7 +54,7 @@ def parse_body(headers: Mapping[str, str], body: bytes, topk: str | None, defaul
     return parse_request(body, size, default_topk, config)
 
 
-def _images(files: list[bytes], topk: str | None, default_topk: int, config: VimConfig) -> Request:
+def _images(files: list[bytes], topk: str | None, default_topk: int, config: ModelConfig) -> Request:
     """Return the request of image files; all outputs are sent."""
     number = min(default_topk, config.classes)
     if topk is not None:  # 0 is refused, with what is expected
@@ -63,7 +63,7 @@ def _images(files: list[bytes], topk: str | None, default_topk: int, config: Vim
     return Request(Tensor("encoded", "BYTES", (len(files),), values=values), [WantedOutput(name) for name in OUTPUTS], number)
 
 
-def parse_request(body: bytes, json_bytes: int, default_topk: int, config: VimConfig) -> Request:
+def parse_request(body: bytes, json_bytes: int, default_topk: int, config: ModelConfig) -> Request:
     """Return the request of a body whose first ``json_bytes`` are JSON. Raises RequestError where it breaks the protocol."""
     view = memoryview(body)
     found = parse_json(body if json_bytes == len(body) else body[:json_bytes])

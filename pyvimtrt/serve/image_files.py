@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pyvimtrt.data.images import decode_image
 from pyvimtrt.errors import DataError, VimTrtError
-from pyvimtrt.model.config import VimConfig
+from pyvimtrt.families import ModelConfig
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 _TAKEN = ("JPEG", "PNG", "WebP")
@@ -54,7 +54,7 @@ def kind_of_file(content: bytes | memoryview) -> str | None:
     return next((kind for pattern, kind in _KINDS if pattern.match(head)), None)
 
 
-def decode(content: bytes | memoryview, config: VimConfig, name: str, max_pixels: int) -> npt.NDArray[np.uint8]:
+def decode(content: bytes | memoryview, config: ModelConfig, name: str, max_pixels: int) -> npt.NDArray[np.uint8]:
     """Return the pixels that a model takes of an image file. Raises ImageFileError with the reason where it cannot be read."""
     if not len(content):
         raise ImageFileError(f"{name} is empty: 0 bytes; send a JPEG, PNG or WebP file")

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from kserve import Model
 
 from pyvimtrt.errors import BackendError, VimTrtError
-from pyvimtrt.model.config import VimConfig
+from pyvimtrt.families import ModelConfig
 from pyvimtrt.serve.batcher import Batcher
 from pyvimtrt.serve.image_files import ImageFileError, decode
 from pyvimtrt.serve.metrics import Metrics, ModelMetrics
@@ -96,7 +96,7 @@ class VimModel(Model):
         return self.is_ready
 
     @property
-    def config(self) -> VimConfig:
+    def config(self) -> ModelConfig:
         """The configuration of the engine in service."""
         return self._service().config
 
@@ -196,7 +196,7 @@ class VimModel(Model):
             answer = await batcher.run(admission, images)
         return Answered(answer.logits, batcher.labels, answer.queue_seconds, answer.engine_seconds)
 
-    async def _decode(self, tensor: Tensor, config: VimConfig) -> npt.NDArray[np.uint8]:
+    async def _decode(self, tensor: Tensor, config: ModelConfig) -> npt.NDArray[np.uint8]:
         """Return the pixels of image files; one after another, so that a request of many leaves the threads to others in between."""
         loop = asyncio.get_running_loop()
         files = await loop.run_in_executor(self._threads.codec, read_files, tensor)

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pyvimtrt.errors import DataError, VimTrtError
+from pyvimtrt.families import ModelConfig
 from pyvimtrt.graph.network import NetworkInfo
-from pyvimtrt.model.config import VimConfig
 from pyvimtrt.runtime.engine import as_uint8, top_classes
 from pyvimtrt.serve.image_files import ImageFileError, from_base64
 
@@ -98,7 +98,7 @@ def pick_input(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0]
 
 
-def check_input(tensor: Tensor, config: VimConfig, most: int) -> int:
+def check_input(tensor: Tensor, config: ModelConfig, most: int) -> int:
     """Return the number of images of an input. Raises RequestError where its type, its shape or its number of bytes is wrong, or it has more than ``most``."""
     shape = tensor.shape
     if len(shape) > MAX_RANK:
@@ -138,7 +138,7 @@ def is_cheap(tensor: Tensor) -> bool:
     return tensor.raw is not None and tensor.datatype == "UINT8"
 
 
-def read_pixels(tensor: Tensor, info: NetworkInfo, config: VimConfig) -> npt.NDArray[np.uint8]:
+def read_pixels(tensor: Tensor, info: NetworkInfo, config: ModelConfig) -> npt.NDArray[np.uint8]:
     """Return uint8 images [B, C, H, W] of a checked input ``images``. Raises RequestError where its data cannot be used."""
     dtype = _DTYPES[tensor.datatype]
     if tensor.varints is not None:
@@ -232,7 +232,7 @@ def _split(data: memoryview, count: int) -> list[bytes | memoryview]:
     return found
 
 
-def check_outputs(outputs: Sequence[WantedOutput], topk: int, config: VimConfig) -> None:
+def check_outputs(outputs: Sequence[WantedOutput], topk: int, config: ModelConfig) -> None:
     """Raise RequestError for outputs that the model does not have or that are asked for twice, and numbers of classes it has not."""
     if len(outputs) > len(OUTPUTS) or len({output.name for output in outputs}) < len(outputs):
         raise RequestError(f"ask for each output once; the outputs are {', '.join(OUTPUTS)}")
@@ -252,7 +252,7 @@ def whole_number(value: Any, what: str) -> int:
     return value
 
 
-def read_parameters(parameters: Mapping[str, Any], default_topk: int, config: VimConfig) -> tuple[int, bool]:
+def read_parameters(parameters: Mapping[str, Any], default_topk: int, config: ModelConfig) -> tuple[int, bool]:
     """Return topk and binary_data_output of a request's parameters; others are for other servers."""
     topk = whole_number(parameters["topk"], "topk") if "topk" in parameters else min(default_topk, config.classes)
     return topk, parameters.get("binary_data_output") is True
@@ -284,7 +284,7 @@ def answer_tensors(request: Request, logits: npt.NDArray[np.float32], labels: Se
     return found
 
 
-def input_metadata(config: VimConfig) -> list[dict[str, Any]]:
+def input_metadata(config: ModelConfig) -> list[dict[str, Any]]:
     """Return the inputs as the protocol's metadata names them; a request gives one of the two."""
     return [
         {"name": "images", "datatype": "UINT8", "shape": [-1, config.channels, config.img, config.img]},
@@ -292,7 +292,7 @@ def input_metadata(config: VimConfig) -> list[dict[str, Any]]:
     ]
 
 
-def output_metadata(config: VimConfig) -> list[dict[str, Any]]:
+def output_metadata(config: ModelConfig) -> list[dict[str, Any]]:
     """Return the outputs as the protocol's metadata names them."""
     return [
         {"name": "logits", "datatype": "FP32", "shape": [-1, config.classes]},

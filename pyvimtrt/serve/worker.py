@@ -29,7 +29,7 @@ from pyvimtrt.backends.base import MEASURED
 from pyvimtrt.backends.load import load_engine
 from pyvimtrt.backends.registry import find
 from pyvimtrt.errors import NetworkError, VimTrtError
-from pyvimtrt.model.config import VimConfig
+from pyvimtrt.families import ModelConfig
 from pyvimtrt.runtime.engine import Engine
 
 ALIGNMENT = 4096
@@ -53,7 +53,7 @@ def file_state(path: Path) -> FileState:
 class Slots:
     """The memory of a worker: ``slots`` times images uint8 [batch, C, H, W] and logits float32 [batch, classes]."""
 
-    def __init__(self, descriptor: int, config: VimConfig, batch: int, slots: int) -> None:
+    def __init__(self, descriptor: int, config: ModelConfig, batch: int, slots: int) -> None:
         shape = (config.channels, config.img, config.img)
         image_bytes = batch * shape[0] * shape[1] * shape[2]
         offset = -(-image_bytes // ALIGNMENT) * ALIGNMENT

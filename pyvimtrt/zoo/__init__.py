@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
+DEMO_MODEL = "vim_demo_fashion_mnist"
 DEMO_WEIGHTS = FOLDER / "vim_demo_fashion_mnist.safetensors"
 DEMO_CALIBRATION = FOLDER / "vim_demo_fashion_mnist.calib.safetensors"
 DEMO_SAMPLES = FOLDER / "samples"

@@ -45,7 +45,7 @@ def images_of(name: str, count: int) -> npt.NDArray[np.uint8]:
         with np.load(ROOT / "tests" / "data" / "fashion_mnist_1000.npz") as data:
             images: npt.NDArray[np.uint8] = data["images"][:count]
         return images
-    from pyvimtrt.model.config import parse_model
+    from pyvimtrt.families import parse_model
 
     config = parse_model(name)
     shape = (count, config.channels, config.img, config.img)
@@ -56,11 +56,11 @@ def fp32_model(name: str):  # type: ignore[no-untyped-def]
     """Return the PyTorch model whose weights the network was made of."""
     import torch
 
-    from pyvimtrt.model.config import parse_model
-    from pyvimtrt.model.vim import VisionMamba
+    from pyvimtrt.families import family_of, parse_model
 
     torch.manual_seed(SEED)
-    return VisionMamba(parse_model(name)).eval()
+    config = parse_model(name)
+    return family_of(config).new_model(config).eval()
 
 
 def normalization(channels: int):  # type: ignore[no-untyped-def]
@@ -72,8 +72,9 @@ def normalization(channels: int):  # type: ignore[no-untyped-def]
 
 def _make(name: str, path: Path) -> None:
     """Calibrate the first layers and give their scales to all: what a layer costs does not depend on them, and a deep model takes seconds."""
+    from pyvimtrt.families import parse_model
+    from pyvimtrt.families.vim.config import VimConfig
     from pyvimtrt.graph.assemble import assemble, save_network
-    from pyvimtrt.model.config import parse_model
     from pyvimtrt.quantization.calibrate import calibrate
     from pyvimtrt.quantization.recipes import get_recipe
 
@@ -83,6 +84,7 @@ def _make(name: str, path: Path) -> None:
         pyvimtrt.build(output=path, backend="cpu")
         return
     config = parse_model(name)
+    assert isinstance(config, VimConfig)
     weights = {key: value.numpy() for key, value in fp32_model(name).state_dict().items()}
     shallow = replace(config, depth=min(config.depth, OBSERVED_LAYERS))
     kept = {key: value for key, value in weights.items() if not key.startswith("layers.") or int(key.split(".")[1]) < shallow.depth}

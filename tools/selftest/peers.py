@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from pyvimtrt.errors import BackendError, UsageError
+from pyvimtrt.families.backbone import Scan
+from pyvimtrt.families.vim.model import Block, VisionMamba
 from pyvimtrt.model.scan import selective_scan, torch_scan
-from pyvimtrt.model.vim import Block, Scan, VisionMamba
 from selftest.triton_scan import HAS_TRITON, NO_TRITON, triton_scan
 
 TOLERANCE = 2e-2  # of the logits' norm; fp16 through 24 layers stays well below
@@ -93,7 +94,7 @@ def run_layer(layer: Block, hidden: Tensor, residual: Tensor | None, scan: Scan 
 def forward(model: VisionMamba, images: Tensor, layer: Layer) -> Tensor:
     """Return model(images) to the bit, without the one thing in it that waits for the GPU and that no CUDA graph takes.
 
-    That is the list with which VisionMamba.pool indexes the class tokens: it becomes a tensor on the host, which is
+    That is the list with which VisionMamba.pooled indexes the class tokens: it becomes a tensor on the host, which is
     copied. Here they are sliced.
     """
     hidden, residual = model.embed(images), None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,20 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pyvimtrt.errors import ModelError
-from pyvimtrt.model.config import CONV_WIDTH, VimConfig
+from pyvimtrt.families.backbone import Backbone, Scan, Tap, no_tap
+from pyvimtrt.families.vim.config import CONV_WIDTH, VimConfig
+from pyvimtrt.families.vim.description import DIRECTIONS, Direction
 from pyvimtrt.model.scan import full_precision, selective_scan
-
-DIRECTIONS = ("forward", "backward")
-SUFFIX = {"forward": "", "backward": "_b"}  # of the module names: conv1d, conv1d_b, x_proj, x_proj_b, ...
-
-# A tap sees named tensors of a layer as they are computed, and returns what the layer goes on with: x = tap(name, x).
-Tap = Callable[[str, Tensor], Tensor]
-Scan = Callable[..., Tensor]
-
-
-def _no_tap(name: str, tensor: Tensor) -> Tensor:
-    """Leave a tensor as it is."""
-    return tensor
 
 
 class RMSNorm(nn.Module):
@@ -67,12 +56,12 @@ class BidirectionalMamba(nn.Module):
         self.rank, self.state = R, N
         self.in_proj = nn.Linear(config.dim, 2 * E, bias=False)
         for direction in DIRECTIONS:
-            s = SUFFIX[direction]
-            self.add_module(f"conv1d{s}", nn.Conv1d(E, E, CONV_WIDTH, groups=E, padding=CONV_WIDTH - 1))
-            self.add_module(f"x_proj{s}", nn.Linear(E, R + 2 * N, bias=False))
-            self.add_module(f"dt_proj{s}", self._dt_proj(R, E))
-            self.register_parameter(f"A{s}_log", nn.Parameter(torch.log(torch.arange(1, N + 1.0)).repeat(E, 1)))
-            self.register_parameter(f"D{s}", nn.Parameter(torch.ones(E)))
+            (conv1d, x_proj, dt_proj), (A_log, D) = direction.modules, direction.parameters
+            self.add_module(conv1d, nn.Conv1d(E, E, CONV_WIDTH, groups=E, padding=CONV_WIDTH - 1))
+            self.add_module(x_proj, nn.Linear(E, R + 2 * N, bias=False))
+            self.add_module(dt_proj, self._dt_proj(R, E))
+            self.register_parameter(A_log, nn.Parameter(torch.log(torch.arange(1, N + 1.0)).repeat(E, 1)))
+            self.register_parameter(D, nn.Parameter(torch.ones(E)))
         self.out_proj = nn.Linear(E, config.dim, bias=False)
 
     @staticmethod
@@ -85,7 +74,7 @@ class BidirectionalMamba(nn.Module):
             layer.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
         return layer
 
-    def forward(self, x: Tensor, tap: Tap = _no_tap, scan: Scan = selective_scan) -> Tensor:
+    def forward(self, x: Tensor, tap: Tap = no_tap, scan: Scan = selective_scan) -> Tensor:
         """[B, L, D] -> [B, L, D]. ``scan`` is called as scan(u, delta, A, B, C, D, reverse), in fp32 unless it has an attribute takes_halves."""
         x, z = self.in_proj(tap("in_proj.input", x)).chunk(2, dim=-1)
         x = tap("conv.input", x)
@@ -98,9 +87,10 @@ class BidirectionalMamba(nn.Module):
         result: Tensor = self.out_proj(tap("out_proj.input", merged * gate * 0.5))
         return tap("out_proj.output", result)
 
-    def _direction(self, x: Tensor, direction: str, tap: Tap, scan: Scan) -> Tensor:
-        s, length, reverse = SUFFIX[direction], x.shape[1], direction == "backward"
-        conv, x_proj, dt_proj = (getattr(self, f"{name}{s}") for name in ("conv1d", "x_proj", "dt_proj"))
+    def _direction(self, x: Tensor, direction: Direction, tap: Tap, scan: Scan) -> Tensor:
+        d, length, reverse = direction.name, x.shape[1], direction.reverse
+        conv, x_proj, dt_proj = (getattr(self, name) for name in direction.modules)
+        A_log, D = (getattr(self, name) for name in direction.parameters)
         # The depthwise convolution as four shifted products keeps [B, L, E]: nothing is transposed or flipped.
         weight = conv.weight[:, 0, :]
         padded = F.pad(x, (0, 0, 0, CONV_WIDTH - 1) if reverse else (0, 0, CONV_WIDTH - 1, 0))
@@ -108,19 +98,18 @@ class BidirectionalMamba(nn.Module):
         pre = conv.bias.expand_as(x)
         for shift, j in enumerate(taps):
             pre = torch.addcmul(pre, padded[:, shift : shift + length], weight[:, j])
-        u = tap(f"u.{direction}", F.silu(tap(f"conv.output.{direction}", pre)))
-        dbc: Tensor = tap(f"x_proj.output.{direction}", x_proj(u))
+        u = tap(f"{d}.u", F.silu(tap(f"{d}.conv.output", pre)))
+        dbc: Tensor = tap(f"{d}.x_proj.output", x_proj(u))
         dt, B, C = torch.split(dbc, [self.rank, self.state, self.state], dim=-1)
-        delta = tap(f"delta.{direction}", F.softplus(tap(f"delta.input.{direction}", dt_proj(dt))))
-        A = -torch.exp(getattr(self, f"A{s}_log").float())
-        D = getattr(self, f"D{s}")
+        delta = tap(f"{d}.delta", F.softplus(tap(f"{d}.delta.input", dt_proj(dt))))
+        A = -torch.exp(A_log.float())
         y: Tensor
         if getattr(scan, "takes_halves", False):  # a kernel that computes in fp32 whatever it reads
             y = scan(u, delta, A, B, C, D, reverse)
         else:
             with full_precision(u) as cast:
                 y = scan(cast(u), cast(delta), A, cast(B), cast(C), cast(D), reverse)
-        return tap(f"scan.output.{direction}", y.to(u.dtype))
+        return tap(f"{d}.scan.output", y.to(u.dtype))
 
 
 class DropPath(nn.Module):
@@ -149,12 +138,12 @@ class Block(nn.Module):
         self.norm = RMSNorm(config.dim, config.eps)
         self.mixer = BidirectionalMamba(config)
 
-    def forward(self, hidden: Tensor, residual: Tensor | None, tap: Tap = _no_tap, scan: Scan = selective_scan) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden: Tensor, residual: Tensor | None, tap: Tap = no_tap, scan: Scan = selective_scan) -> tuple[Tensor, Tensor]:
         residual = hidden if residual is None else residual + hidden
         return self.drop_path(self.mixer(self.norm(residual), tap, scan)), residual
 
 
-class VisionMamba(nn.Module):
+class VisionMamba(Backbone):
     """Vision Mamba: normalized images [B, channels, img, img] -> logits [B, classes].
 
     ``drop_rate`` (of the tokens' elements) and ``drop_path_rate`` (of the last layer's output, falling to 0 at the first) act in training, as in the
@@ -175,10 +164,8 @@ class VisionMamba(nn.Module):
         self.drop_rate, self.drop_path_rate = drop_rate, drop_path_rate
         self.grad_checkpointing = False
         self.patch_embed = PatchEmbed(config)
-        names = {"middle": ("cls_token",), "double": ("cls_token_head", "cls_token_tail"), "none": ()}[config.cls]
-        for name in names:
+        for name in config.cls_names:
             self.register_parameter(name, nn.Parameter(torch.zeros(1, 1, config.dim)))
-        self._cls_names = names
         self.pos_embed = nn.Parameter(torch.zeros(1, config.tokens, config.dim))
         self.pos_drop = nn.Dropout(drop_rate)
         last = max(1, config.depth - 1)
@@ -188,7 +175,7 @@ class VisionMamba(nn.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        for parameter in (self.pos_embed, *(getattr(self, name) for name in self._cls_names)):
+        for parameter in (self.pos_embed, *(getattr(self, name) for name in self.config.cls_names)):
             nn.init.trunc_normal_(parameter, std=0.02)
         self._initialize_head()
         with torch.no_grad():
@@ -224,7 +211,7 @@ class VisionMamba(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Return the parameters that optimizers should not decay, as the published training does."""
-        return {"pos_embed", *self._cls_names}
+        return {"pos_embed", *self.config.cls_names}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Compute layers again in the backward pass instead of keeping what they computed."""
@@ -240,19 +227,20 @@ class VisionMamba(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """Return the token sequence [B, L, D] with class tokens and position embedding."""
         x: Tensor = self.patch_embed(images)
-        for position, name in zip(self.config.cls_positions, self._cls_names, strict=True):
+        for position, name in zip(self.config.cls_positions, self.config.cls_names, strict=True):
             token = getattr(self, name).expand(x.shape[0], -1, -1)
             x = torch.cat((x[:, :position], token, x[:, position:]), dim=1)
         tokens: Tensor = self.pos_drop(x + self.pos_embed)
         return tokens
 
-    def pool(self, hidden: Tensor, residual: Tensor) -> Tensor:
-        """Return the features [B, D]: final norm, then the class token, or the mean of the pooled tokens."""
-        x = residual + hidden
-        if self.config.cls_positions:
-            x = x[:, list(self.config.cls_positions)]
-        normed: Tensor = self.norm_f(x)
-        return normed.mean(1)
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """Return the class tokens of tokens [B, L, D], or all of them where there is none."""
+        return tokens[:, list(self.config.cls_positions)] if self.config.cls_positions else tokens
+
+    def features(self, tokens: Tensor, tap: Tap = no_tap) -> Tensor:
+        """Return the features [B, D] of pooled tokens: final norm, then the mean over the tokens."""
+        normed = tap("head.input", self.norm_f(tokens))
+        return tap("head.pool", normed.mean(1, keepdim=True)).squeeze(1)
 
     def forward_features(self, images: Tensor, scan: Scan = selective_scan) -> Tensor:
         """Return the pooled features [B, D]."""
@@ -263,7 +251,7 @@ class VisionMamba(nn.Module):
             else:
                 hidden, residual = layer(hidden, residual, scan=scan)
         assert residual is not None
-        return self.pool(hidden, residual)
+        return self.features(self.pooled(residual + hidden))
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Return logits [B, classes] of pooled features [B, D], or with ``pre_logits`` the features."""

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import asdict, dataclass, fields
 
 from pyvimtrt.errors import ModelError
+from pyvimtrt.families.config import shown
+from pyvimtrt.zoo import DEMO_MODEL
 
 CONV_WIDTH = 4  # taps of the depthwise convolution, as in Mamba and in the numeric contract
 EXPAND = 2  # d_inner / d_model
 MAX_TOKENS = 65536  # a bound on memory asked for by a user's text or file, far above 1792 x 1792 pixels
 MAX_CHANNELS = 16  # of the image
 MAX_IMAGE = 8192  # pixels along one side
-SHOWN = 40  # characters of a value in a message
 MAX_WIDTH = 32768  # d_inner and inputs of a linear layer stay within the contract's int32 sums
 
-DEMO_MODEL = "vim_demo_fashion_mnist"
+# By the option cls, the class tokens' names in checkpoints, in the order of their positions.
+CLASS_TOKENS = {"middle": ("cls_token",), "double": ("cls_token_head", "cls_token_tail"), "none": ()}
 
 
 @dataclass(frozen=True)
@@ -46,21 +47,21 @@ class VimConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type == "int" and (not isinstance(value, int) or value < 1):
-                raise ModelError(f"model option {field.name} must be a whole number of at least 1, got {_shown(value)}")
-        if self.cls not in ("middle", "double", "none"):
-            raise ModelError(f"model option cls must be middle, double or none, got {_shown(self.cls)}")
+                raise ModelError(f"model option {field.name} must be a whole number of at least 1, got {shown(value)}")
+        if self.cls not in tuple(CLASS_TOKENS):
+            raise ModelError(f"model option cls must be middle, double or none, got {shown(self.cls)}")
         if self.state not in (8, 16):
-            raise ModelError(f"model option state must be 8 or 16 (the scan's kernels exist for these), got {_shown(self.state)}")
+            raise ModelError(f"model option state must be 8 or 16 (the scan's kernels exist for these), got {shown(self.state)}")
         if not (isinstance(self.eps, float) and 0.0 < self.eps < 1.0):
             raise ModelError(f"model option eps must lie between 0 and 1, got {self.eps!r}")
         if self.img > MAX_IMAGE or self.channels > MAX_CHANNELS:
-            raise ModelError(f"img may be at most {MAX_IMAGE} and channels at most {MAX_CHANNELS}, got {_shown(self.img)} and {_shown(self.channels)}")
+            raise ModelError(f"img may be at most {MAX_IMAGE} and channels at most {MAX_CHANNELS}, got {shown(self.img)} and {shown(self.channels)}")
         if self.patch > self.img:
-            raise ModelError(f"patch={_shown(self.patch)} is larger than the image, img={self.img}")
+            raise ModelError(f"patch={shown(self.patch)} is larger than the image, img={self.img}")
         if self.inner > MAX_WIDTH or self.channels * self.patch**2 > MAX_WIDTH:
             raise ModelError(f"the model is too wide: 2 * dim and channels * patch^2 may be at most {MAX_WIDTH}")
         if self.stride > MAX_IMAGE or self.rank > MAX_WIDTH:
-            raise ModelError(f"stride may be at most {MAX_IMAGE} and rank at most {MAX_WIDTH}, got {_shown(self.stride)} and {_shown(self.rank)}")
+            raise ModelError(f"stride may be at most {MAX_IMAGE} and rank at most {MAX_WIDTH}, got {shown(self.stride)} and {shown(self.rank)}")
         if self.tokens > MAX_TOKENS:
             raise ModelError(f"the model has {self.tokens} tokens; at most {MAX_TOKENS} are supported")
         if self.depth > 1024 or self.classes > 1_000_000:
@@ -85,6 +86,11 @@ class VimConfig:
     def cls_positions(self) -> tuple[int, ...]:
         """Positions of the class tokens in the sequence."""
         return {"middle": (self.patches // 2,), "double": (0, self.patches + 1), "none": ()}[self.cls]
+
+    @property
+    def cls_names(self) -> tuple[str, ...]:
+        """Names of the class tokens in checkpoints, in the order of their positions."""
+        return CLASS_TOKENS[self.cls]
 
     @property
     def tokens(self) -> int:
@@ -114,42 +120,3 @@ MODELS: dict[str, VimConfig] = {
     **_published(),
     DEMO_MODEL: VimConfig(img=28, patch=8, stride=4, dim=96, depth=6, classes=10, channels=1),
 }
-
-
-def parse_model(text: str) -> VimConfig:
-    """Return the configuration of a registered name or of a text ``vim:img=32,patch=4,dim=128,depth=8,classes=10,channels=3``.
-
-    Raises ModelError with the nearest registered names, or with the option that is wrong.
-    """
-    if not text.startswith("vim:"):
-        if text in MODELS:
-            return MODELS[text]
-        near = difflib.get_close_matches(text[: 4 * SHOWN], MODELS, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else "pyvimtrt models lists the names"
-        raise ModelError(f"unknown model {_shown(text)}; {hint} Any other size: vim:img=32,patch=4,dim=128,depth=8,classes=10,channels=3")
-    kinds = {field.name: field.type for field in fields(VimConfig)}
-    options: dict[str, int | str | float] = {}
-    for item in filter(None, text[len("vim:") :].split(",")):
-        key, separator, value = item.partition("=")
-        if key not in kinds or not separator:
-            raise ModelError(f"bad model option {_shown(item)} in {_shown(text)}; the options are {', '.join(f'{k}=..' for k in kinds)}")
-        if key in options:
-            raise ModelError(f"model option {key} is given twice in {_shown(text)}")
-        try:
-            options[key] = {"int": int, "float": float, "str": str}[str(kinds[key])](value)
-        except ValueError:
-            raise ModelError(f"model option {key} must be a number, got {_shown(value)}") from None
-    return VimConfig(**options)  # type: ignore[arg-type]
-
-
-def _shown(value: object) -> str:
-    """Return what a user gave, as it stands in a message: no longer than a line, whatever its length."""
-    if isinstance(value, int) and abs(value) >= 10**SHOWN:  # printing a longer one may be refused
-        return f"a number above {SHOWN} digits"
-    text = repr(value)
-    return text if len(text) <= 4 * SHOWN else text[: 2 * SHOWN] + "..." + text[-SHOWN:]
-
-
-def model_name(config: VimConfig) -> str:
-    """Return the registered name of a configuration, or its canonical text."""
-    return next((name for name, known in MODELS.items() if known == config), config.spec())
