@@ -1,23 +1,23 @@
-# For the tests: the CUDA kernels on a CPU (plugins/cuda_on_cpu), the Python module vimtrt_cuda_on_cpu.
+# For the tests: the CUDA kernels on a CPU (tests/cuda_on_cpu), the Python module vimtrt_cuda_on_cpu.
 include(cmake/TestModules.cmake)
 
-set(VIMTRT_KERNELS plugins/cuda_on_cpu/planted.cu tests/native/copies.cu tests/native/probes.cu)
+set(VIMTRT_KERNELS tests/cuda_on_cpu/planted.cu tests/native/copies.cu tests/native/probes.cu)
 foreach(operator IN LISTS VIMTRT_OPERATORS)
   list(APPEND VIMTRT_KERNELS plugins/${operator}/kernel.cu)
 endforeach()
 
 # Locals that are not initialized hold a pattern. Deep stacks meet their guard page. Kernels look at the same bytes as different types.
-# -fsanitize=thread calls plugins/cuda_on_cpu/watch.cpp at every access; its own library is not linked.
+# -fsanitize=thread calls tests/cuda_on_cpu/watch.cpp at every access; its own library is not linked.
 set(VIMTRT_KERNEL_OPTIONS -x c++ -fno-strict-aliasing -ftrivial-auto-var-init=pattern -fstack-clash-protection -Wno-unknown-pragmas --coverage)
 if(NOT VIMTRT_CUDA_ON_CPU_ASAN)
   list(APPEND VIMTRT_KERNEL_OPTIONS -fsanitize=thread)
 endif()
 set_source_files_properties(${VIMTRT_KERNELS} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "${VIMTRT_KERNEL_OPTIONS}")
 add_library(vimtrt_kernels_on_cpu STATIC
-  plugins/cuda_on_cpu/cuda_on_cpu.cpp
-  plugins/cuda_on_cpu/fiber.cpp
-  plugins/cuda_on_cpu/memory.cpp
-  plugins/cuda_on_cpu/watch.cpp
+  tests/cuda_on_cpu/cuda_on_cpu.cpp
+  tests/cuda_on_cpu/fiber.cpp
+  tests/cuda_on_cpu/memory.cpp
+  tests/cuda_on_cpu/watch.cpp
   tests/native/device_double.cpp
   ${VIMTRT_KERNELS}
 )

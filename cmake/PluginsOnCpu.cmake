@@ -1,4 +1,4 @@
-# For the tests: the plugin library on the CPU double of CUDA (plugins/cuda_on_cpu). vimtrt_plugins_on_cpu is a Python module that plays TensorRT's part,
+# For the tests: the plugin library on the CPU double of CUDA (tests/cuda_on_cpu). vimtrt_plugins_on_cpu is a Python module that plays TensorRT's part,
 # vimtrt_fuzz_plugins a program that gives plugins what no TensorRT would, under AddressSanitizer and UndefinedBehaviorSanitizer.
 include(cmake/TensorRTHeaders.cmake)
 
@@ -22,11 +22,11 @@ target_link_options(vimtrt_plugins_on_cpu PRIVATE --coverage)
 
 # The kernels, the double and the plugins once more, under the sanitizers.
 add_executable(vimtrt_fuzz_plugins
-  plugins/cuda_on_cpu/fuzz_plugins.cpp
-  plugins/cuda_on_cpu/cuda_on_cpu.cpp
-  plugins/cuda_on_cpu/fiber.cpp
-  plugins/cuda_on_cpu/memory.cpp
-  plugins/cuda_on_cpu/watch.cpp
+  tests/cuda_on_cpu/fuzz_plugins.cpp
+  tests/cuda_on_cpu/cuda_on_cpu.cpp
+  tests/cuda_on_cpu/fiber.cpp
+  tests/cuda_on_cpu/memory.cpp
+  tests/cuda_on_cpu/watch.cpp
   ${VIMTRT_PLUGIN_SOURCES}
 )
 set(VIMTRT_SANITIZERS -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)

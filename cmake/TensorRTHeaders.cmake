@@ -1,7 +1,7 @@
 # vimtrt_find_tensorrt_headers(RESULT PROBLEM): the folder with NvInferRuntime.h, or an empty RESULT and what is wrong in PROBLEM.
 #
 # Looked for in TENSORRT_INCLUDE_DIR, in TENSORRT_ROOT, where Debian's and JetPack's packages put it, in the wheel VIMTRT_HEADERS_WHEEL, and at last on PyPI: the
-# wheel of kernel-lens carries NVIDIA's own headers of TensorRT 10.14.1 (Apache-2.0). The variables may stand in the environment. The virtual tables that a plugin meets are the same up to TensorRT 11 (plugins/common/plugin.h).
+# wheel of kernel-lens carries NVIDIA's own headers of TensorRT 10.14.1 (Apache-2.0). The variables may stand in the environment. The virtual tables that a plugin meets are the same up to TensorRT 11 (plugins/bindings/plugin.h).
 set(VIMTRT_HEADERS_PACKAGE "kernel-lens==2.0.1")
 set(VIMTRT_HEADERS_SHA256 "07cc714e8b5e7f34b672f7c7fad93febe7c747be5837ba276b1527370134ffe0")
 

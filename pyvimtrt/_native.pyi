@@ -1,4 +1,4 @@
-"""The native CPU engine: a list of operators over values, run on the CPU (plugins/python).
+"""The native CPU engine: a list of operators over values, run on the CPU (plugins/executor).
 
 A value is a batch of activations, dense, dimension 0 being the batch; ids come from `add_value`. Operators are in
 docs/numerics.md; arrays are C-contiguous and copied. Every complaint is a ValueError.

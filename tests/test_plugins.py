@@ -405,7 +405,7 @@ def test_there_are_three_capabilities_and_no_more():
 
 def test_random_fields_and_tensors_neither_crash_nor_leak():
     program = world(DOUBLE).folder / "vimtrt_fuzz_plugins"
-    assert program.exists(), f"{program} is not there: see plugins/cuda_on_cpu/README.md for the build"
+    assert program.exists(), f"{program} is not there: see tests/cuda_on_cpu/README.md for the build"
     result = subprocess.run([program, str(FUZZ_ROUNDS)], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     counts = dict(re.findall(r"(\w+) (\d+)", result.stdout))

@@ -1,4 +1,4 @@
-// Every CUDA construct that the kernels use, under one name on a GPU and on the CPU double (plugins/cuda_on_cpu). A kernel.cu includes this
+// Every CUDA construct that the kernels use, under one name on a GPU and on the CPU double (tests/cuda_on_cpu). A kernel.cu includes this
 // file and nothing else of CUDA, so the same file compiles with nvcc and, with VIMTRT_CUDA_ON_CPU defined, with g++.
 //
 //   VIMTRT_KERNEL void scale_kernel(const float* x, float* y, int n) {
@@ -20,7 +20,7 @@
 #include "plugins/common/stream.h"
 
 #ifdef VIMTRT_CUDA_ON_CPU
-#include "plugins/cuda_on_cpu/cuda_on_cpu.h"
+#include "tests/cuda_on_cpu/cuda_on_cpu.h"
 #else
 
 #include <cuda_runtime.h>

@@ -2,7 +2,7 @@
 #include <chrono>
 #include <cstring>
 
-#include "plugins/cuda_on_cpu/control.h"
+#include "tests/cuda_on_cpu/control.h"
 #include "tests/native/device.h"
 
 namespace vimtrt {

@@ -23,7 +23,7 @@
 #include "tests/native/probes.h"
 #include "tests/native/python_device.h"
 #ifdef VIMTRT_CUDA_ON_CPU
-#include "plugins/cuda_on_cpu/planted.h"
+#include "tests/cuda_on_cpu/planted.h"
 #endif
 
 namespace nb = nanobind;

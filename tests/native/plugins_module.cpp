@@ -21,7 +21,7 @@
 #include <utility>
 #include <vector>
 
-#include "plugins/common/plugin.h"
+#include "plugins/bindings/plugin.h"
 #include "tests/native/copies.h"
 #include "tests/native/device.h"
 #include "tests/native/python_device.h"

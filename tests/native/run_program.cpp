@@ -15,8 +15,8 @@
 #include <string>
 #include <vector>
 
+#include "plugins/executor/program.h"
 #include "plugins/operators.h"
-#include "plugins/python/program.h"
 
 using namespace vimtrt;
 

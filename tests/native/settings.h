@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "plugins/cuda_on_cpu/control.h"
+#include "tests/cuda_on_cpu/control.h"
 
 namespace vimtrt {
 namespace test {

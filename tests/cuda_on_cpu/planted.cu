@@ -2,7 +2,7 @@
 #include <cstdint>
 #include <stdexcept>
 
-#include "plugins/cuda_on_cpu/planted.h"
+#include "tests/cuda_on_cpu/planted.h"
 
 namespace vimtrt {
 namespace planted {

@@ -14,8 +14,8 @@
 #include <string>
 #include <vector>
 
-#include "plugins/common/plugin.h"
-#include "plugins/cuda_on_cpu/control.h"
+#include "plugins/bindings/plugin.h"
+#include "tests/cuda_on_cpu/control.h"
 
 extern "C" nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count);
 extern "C" void vimtrt_plugins_last_error(char* text, size_t size);

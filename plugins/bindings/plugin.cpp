@@ -1,4 +1,4 @@
-#include "plugins/common/plugin.h"
+#include "plugins/bindings/plugin.h"
 
 #include <cstring>
 #include <mutex>

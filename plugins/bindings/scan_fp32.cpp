@@ -1,4 +1,4 @@
-#include "plugins/python/scan_fp32.h"
+#include "plugins/bindings/scan_fp32.h"
 
 #include <cstring>
 #include <vector>

@@ -3,8 +3,8 @@
 
 #include <string>
 
-#include "plugins/cuda_on_cpu/fiber.h"
-#include "plugins/cuda_on_cpu/memory.h"
+#include "tests/cuda_on_cpu/fiber.h"
+#include "tests/cuda_on_cpu/memory.h"
 
 namespace vimtrt {
 namespace cuda_on_cpu {

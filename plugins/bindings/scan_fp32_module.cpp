@@ -4,7 +4,7 @@
 
 #include <stdexcept>
 
-#include "plugins/python/scan_fp32.h"
+#include "plugins/bindings/scan_fp32.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

@@ -1,4 +1,4 @@
-#include "plugins/python/copy_cpu.h"
+#include "plugins/executor/copy_cpu.h"
 
 #include <cstring>
 

@@ -1,4 +1,4 @@
-#include "plugins/python/rates.h"
+#include "plugins/bindings/rates.h"
 
 #include <algorithm>
 #include <chrono>

@@ -1,7 +1,7 @@
 // libvimtrt_plugins.so: what TensorRT looks up in a plugin library (IPluginRegistry::loadLibrary), and two functions for builders.
 #include <memory>
 
-#include "plugins/common/plugin.h"
+#include "plugins/bindings/plugin.h"
 #include "plugins/operators.h"
 
 #define VIMTRT_EXPORT extern "C" __attribute__((visibility("default")))

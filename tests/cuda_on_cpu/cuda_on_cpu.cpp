@@ -1,4 +1,4 @@
-#include "plugins/cuda_on_cpu/cuda_on_cpu.h"
+#include "tests/cuda_on_cpu/cuda_on_cpu.h"
 
 #include <dlfcn.h>
 #include <signal.h>
@@ -12,11 +12,11 @@
 #include <string>
 #include <vector>
 
-#include "plugins/cuda_on_cpu/control.h"
-#include "plugins/cuda_on_cpu/fiber.h"
-#include "plugins/cuda_on_cpu/memory.h"
-#include "plugins/cuda_on_cpu/scheduler.h"
-#include "plugins/cuda_on_cpu/watch.h"
+#include "tests/cuda_on_cpu/control.h"
+#include "tests/cuda_on_cpu/fiber.h"
+#include "tests/cuda_on_cpu/memory.h"
+#include "tests/cuda_on_cpu/scheduler.h"
+#include "tests/cuda_on_cpu/watch.h"
 
 #if defined(__x86_64__)
 #include <ucontext.h>

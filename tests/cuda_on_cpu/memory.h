@@ -6,7 +6,7 @@
 #include <memory>
 #include <string>
 
-#include "plugins/cuda_on_cpu/control.h"
+#include "tests/cuda_on_cpu/control.h"
 
 namespace vimtrt {
 namespace cuda_on_cpu {

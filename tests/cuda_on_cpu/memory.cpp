@@ -1,4 +1,4 @@
-#include "plugins/cuda_on_cpu/memory.h"
+#include "tests/cuda_on_cpu/memory.h"
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -11,7 +11,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "plugins/cuda_on_cpu/watch.h"
+#include "tests/cuda_on_cpu/watch.h"
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>

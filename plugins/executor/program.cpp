@@ -1,4 +1,4 @@
-#include "plugins/python/program.h"
+#include "plugins/executor/program.h"
 
 #include <sys/mman.h>
 
@@ -15,8 +15,8 @@
 
 #include "plugins/common/cpu_operator.h"
 #include "plugins/common/threads.h"
+#include "plugins/executor/copy_cpu.h"
 #include "plugins/operators.h"
-#include "plugins/python/copy_cpu.h"
 
 namespace vimtrt {
 namespace {

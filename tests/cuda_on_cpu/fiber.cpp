@@ -1,4 +1,4 @@
-#include "plugins/cuda_on_cpu/fiber.h"
+#include "tests/cuda_on_cpu/fiber.h"
 
 #include <sys/mman.h>
 #include <unistd.h>

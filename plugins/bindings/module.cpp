@@ -15,10 +15,10 @@
 #include <variant>
 #include <vector>
 
+#include "plugins/bindings/rates.h"
 #include "plugins/common/isa.h"
+#include "plugins/executor/program.h"
 #include "plugins/operators.h"
-#include "plugins/python/program.h"
-#include "plugins/python/rates.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

@@ -1,11 +1,11 @@
-#include "plugins/cuda_on_cpu/watch.h"
+#include "tests/cuda_on_cpu/watch.h"
 
 #include <string>
 
-#include "plugins/cuda_on_cpu/control.h"
-#include "plugins/cuda_on_cpu/cuda_on_cpu.h"
-#include "plugins/cuda_on_cpu/memory.h"
-#include "plugins/cuda_on_cpu/scheduler.h"
+#include "tests/cuda_on_cpu/control.h"
+#include "tests/cuda_on_cpu/cuda_on_cpu.h"
+#include "tests/cuda_on_cpu/memory.h"
+#include "tests/cuda_on_cpu/scheduler.h"
 
 namespace vimtrt {
 namespace cuda_on_cpu {
