@@ -1,9 +1,8 @@
 // BidirectionalScan, 8 channels in the lanes of a ymm register; 16 registers do not hold 16 states, which stay in the first-level cache.
 #include <immintrin.h>
 
-#include "plugins/bidirectional_scan/cpu.h"
+#include "plugins/bidirectional_scan/cpu_driver.h"
 #include "plugins/common/numerics.h"
-#include "plugins/common/threads.h"
 
 namespace vimtrt {
 namespace {
@@ -112,65 +111,33 @@ inline void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, 
   }
 }
 
-template <int N, bool kStateInt8, class Sink>
-inline void scan_block(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, int lanes, const float* packed,
-                       const float* bcf, const Sink& sink) {
-  if (packed[(N + 3) * kLanes] != 0.0f) {
-    scan_tokens<N, kStateInt8, true>(p, d, image, first_channel, lanes, packed, bcf, sink);
-  } else {
-    scan_tokens<N, kStateInt8, false>(p, d, image, first_channel, lanes, packed, bcf, sink);
+struct Avx2 {
+  static constexpr int kLanes = vimtrt::kLanes;
+  using Vector = __m256;
+  using Lanes = int;
+  static Lanes lanes(int64_t left) { return left >= kLanes ? kLanes : static_cast<int>(left); }
+  static Vector load(const float* source) { return _mm256_load_ps(source); }
+  static void store(float* target, Vector v) { _mm256_store_ps(target, v); }
+  static Vector broadcast(float x) { return _mm256_set1_ps(x); }
+  static Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
+  static Vector multiply(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
+  static Vector load_s8(const int8_t* source, Lanes lanes) { return vimtrt::load_s8(source, lanes); }
+  static void store_quantized(int8_t* target, Lanes lanes, Vector v) { store_s8(target, lanes, quantized(v)); }
+  static void prefetch(const int8_t* address) { (void)address; }
+
+  template <int N>
+  static void scale_bc(const BidirectionalScanParams& p, int64_t image, float* bcf) {
+    vimtrt::scale_bc<N>(p, image, bcf);
   }
-}
-
-template <int N, bool kStateInt8>
-void run_items(const BidirectionalScanParams& p, const float* packed, float* scratch, Pieces<RangeCut>& pieces) {
-  const int64_t L = p.tokens, E = p.channels;
-  const int64_t blocks = (E + kLanes - 1) / kLanes;
-  float* bcf = scratch;
-  float* y_forward = scratch + L * (2 * 2 * N);
-  int64_t scaled_image = -1;
-  for (WorkRange range; pieces.next(range);) {
-    const int64_t item = range.begin, image = item / blocks;
-    const int first_channel = static_cast<int>(item % blocks) * kLanes;
-    if (image != scaled_image) {
-      scale_bc<N>(p, image, bcf);
-      scaled_image = image;
-    }
-    const int lanes = E - first_channel >= kLanes ? kLanes : static_cast<int>(E - first_channel);
-    const float* block = packed + (item % blocks) * kLanes * bidirectional_scan_block_rows(N);
-    scan_block<N, kStateInt8>(p, 0, image, first_channel, lanes, block, bcf,
-                              [&](int t, __m256 y) { _mm256_store_ps(y_forward + static_cast<int64_t>(t) * kLanes, y); });
-
-    const int8_t* gate = p.gate + image * L * p.gate_stride + first_channel;
-    int8_t* out = p.y + image * L * E + first_channel;
-    const __m256 gate_scale = _mm256_load_ps(block + 2 * bidirectional_scan_direction_rows(N) * kLanes);
-    scan_block<N, kStateInt8>(p, 1, image, first_channel, lanes, block + bidirectional_scan_direction_rows(N) * kLanes, bcf + L * (2 * N),
-                              [&](int t, __m256 y) {
-                                const __m256 y_both = _mm256_add_ps(_mm256_load_ps(y_forward + static_cast<int64_t>(t) * kLanes), y);
-                                const __m256 o = _mm256_mul_ps(y_both, _mm256_mul_ps(load_s8(gate + t * p.gate_stride, lanes), gate_scale));
-                                store_s8(out + t * E, lanes, quantized(_mm256_mul_ps(o, _mm256_set1_ps(p.out_inv_scale_tok[t]))));
-                              });
+  template <int N, bool kStateInt8, bool kBounded, class Sink>
+  static void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, Lanes lanes, const float* packed,
+                          const float* bcf, const Sink& sink) {
+    vimtrt::scan_tokens<N, kStateInt8, kBounded>(p, d, image, first_channel, lanes, packed, bcf, sink);
   }
-}
-
-size_t packed_bytes(const BidirectionalScanParams& p) { return bidirectional_scan_packed_bytes(p, kLanes); }
-
-void pack(const BidirectionalScanParams& p, void* packed) { bidirectional_scan_pack(p, kLanes, static_cast<float*>(packed)); }
-
-size_t scratch_bytes(const BidirectionalScanParams& p, int threads) { return bidirectional_scan_worker_scratch_bytes(p, kLanes) * threads; }
-
-void run(const BidirectionalScanParams& p, const void* packed, void* scratch, int threads) {
-  const auto items = p.states == 16 ? (p.state_int8 ? run_items<16, true> : run_items<16, false>)
-                                    : (p.state_int8 ? run_items<8, true> : run_items<8, false>);
-  const size_t worker_bytes = bidirectional_scan_worker_scratch_bytes(p, kLanes);
-  const int64_t blocks = (static_cast<int64_t>(p.channels) + kLanes - 1) / kLanes;
-  run_workers(threads, RangeCut(p.batch * blocks, 1), [&](int worker, auto& pieces) {
-    items(p, static_cast<const float*>(packed), reinterpret_cast<float*>(static_cast<char*>(scratch) + worker * worker_bytes), pieces);
-  });
-}
+};
 
 }  // namespace
 
-const CpuKernels<BidirectionalScanParams> kBidirectionalScanAvx2 = {packed_bytes, pack, scratch_bytes, run};
+const CpuKernels<BidirectionalScanParams> kBidirectionalScanAvx2 = kScanKernels<Avx2>;
 
 }  // namespace vimtrt

@@ -1,5 +1,5 @@
 // BidirectionalScan, 16 channels in the lanes of a zmm register and the N states of a block in N registers.
-#include "plugins/bidirectional_scan/cpu.h"
+#include "plugins/bidirectional_scan/cpu_driver.h"
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12's own intrinsics
@@ -7,7 +7,6 @@
 #pragma GCC diagnostic pop
 
 #include "plugins/common/numerics.h"
-#include "plugins/common/threads.h"
 #include "plugins/common/unroll.h"
 
 namespace vimtrt {
@@ -169,70 +168,35 @@ inline void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, 
   }
 }
 
-template <int N, bool kStateInt8, class Sink>
-inline void scan_block(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, __mmask16 mask, const float* packed,
-                       const float* bcf, const Sink& sink) {
-  if (packed[(N + 3) * kLanes] != 0.0f) {
-    scan_tokens<N, kStateInt8, true>(p, d, image, first_channel, mask, packed, bcf, sink);
-  } else {
-    scan_tokens<N, kStateInt8, false>(p, d, image, first_channel, mask, packed, bcf, sink);
+struct Avx512 {
+  static constexpr int kLanes = vimtrt::kLanes;
+  using Vector = __m512;
+  using Lanes = __mmask16;
+  static Lanes lanes(int64_t left) { return static_cast<__mmask16>(left >= kLanes ? 0xffff : (1 << left) - 1); }
+  static Vector load(const float* source) { return _mm512_load_ps(source); }
+  static void store(float* target, Vector v) { _mm512_store_ps(target, v); }
+  static Vector broadcast(float x) { return _mm512_set1_ps(x); }
+  static Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
+  static Vector multiply(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
+  static Vector load_s8(const int8_t* source, Lanes lanes) { return vimtrt::load_s8(lanes, source); }
+  static void store_quantized(int8_t* target, Lanes lanes, Vector v) {
+    _mm_mask_storeu_epi8(target, lanes, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(quantized(v))));
   }
-}
+  static void prefetch(const int8_t* address) { _mm_prefetch(address, _MM_HINT_T0); }
 
-template <int N, bool kStateInt8>
-void run_items(const BidirectionalScanParams& p, const float* packed, float* scratch, Pieces<RangeCut>& pieces) {
-  const int64_t L = p.tokens, E = p.channels;
-  const int64_t blocks = (E + kLanes - 1) / kLanes;
-  float* bcf = scratch;
-  float* y_forward = scratch + L * (2 * 2 * N);
-  int64_t scaled_image = -1;
-  for (WorkRange range; pieces.next(range);) {
-    const int64_t item = range.begin, image = item / blocks;
-    const int first_channel = static_cast<int>(item % blocks) * kLanes;
-    if (image != scaled_image) {
-      scale_bc<N>(p, image, bcf);
-      scaled_image = image;
-    }
-    const int64_t left = E - first_channel;
-    const __mmask16 mask = static_cast<__mmask16>(left >= kLanes ? 0xffff : (1 << left) - 1);
-    const float* block = packed + (item % blocks) * kLanes * bidirectional_scan_block_rows(N);
-    scan_block<N, kStateInt8>(p, 0, image, first_channel, mask, block, bcf,
-                              [&](int t, __m512 y) { _mm512_store_ps(y_forward + static_cast<int64_t>(t) * kLanes, y); });
-
-    const int8_t* gate = p.gate + image * L * p.gate_stride + first_channel;
-    int8_t* out = p.y + image * L * E + first_channel;
-    const __m512 gate_scale = _mm512_load_ps(block + 2 * bidirectional_scan_direction_rows(N) * kLanes);
-    scan_block<N, kStateInt8>(p, 1, image, first_channel, mask, block + bidirectional_scan_direction_rows(N) * kLanes, bcf + L * (2 * N),
-                              [&](int t, __m512 y) {
-                                const int64_t ahead = t >= kPrefetch ? t - kPrefetch : t;
-                                _mm_prefetch(gate + ahead * p.gate_stride, _MM_HINT_T0);
-                                _mm_prefetch(out + ahead * E, _MM_HINT_T0);
-                                const __m512 y_both = _mm512_add_ps(_mm512_load_ps(y_forward + static_cast<int64_t>(t) * kLanes), y);
-                                const __m512 o = _mm512_mul_ps(y_both, _mm512_mul_ps(load_s8(mask, gate + t * p.gate_stride), gate_scale));
-                                const __m512 q = quantized(_mm512_mul_ps(o, _mm512_set1_ps(p.out_inv_scale_tok[t])));
-                                _mm_mask_storeu_epi8(out + t * E, mask, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(q)));
-                              });
+  template <int N>
+  static void scale_bc(const BidirectionalScanParams& p, int64_t image, float* bcf) {
+    vimtrt::scale_bc<N>(p, image, bcf);
   }
-}
-
-size_t packed_bytes(const BidirectionalScanParams& p) { return bidirectional_scan_packed_bytes(p, kLanes); }
-
-void pack(const BidirectionalScanParams& p, void* packed) { bidirectional_scan_pack(p, kLanes, static_cast<float*>(packed)); }
-
-size_t scratch_bytes(const BidirectionalScanParams& p, int threads) { return bidirectional_scan_worker_scratch_bytes(p, kLanes) * threads; }
-
-void run(const BidirectionalScanParams& p, const void* packed, void* scratch, int threads) {
-  const auto items = p.states == 16 ? (p.state_int8 ? run_items<16, true> : run_items<16, false>)
-                                    : (p.state_int8 ? run_items<8, true> : run_items<8, false>);
-  const size_t worker_bytes = bidirectional_scan_worker_scratch_bytes(p, kLanes);
-  const int64_t blocks = (static_cast<int64_t>(p.channels) + kLanes - 1) / kLanes;
-  run_workers(threads, RangeCut(p.batch * blocks, 1), [&](int worker, auto& pieces) {
-    items(p, static_cast<const float*>(packed), reinterpret_cast<float*>(static_cast<char*>(scratch) + worker * worker_bytes), pieces);
-  });
-}
+  template <int N, bool kStateInt8, bool kBounded, class Sink>
+  static void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, Lanes lanes, const float* packed,
+                          const float* bcf, const Sink& sink) {
+    vimtrt::scan_tokens<N, kStateInt8, kBounded>(p, d, image, first_channel, lanes, packed, bcf, sink);
+  }
+};
 
 }  // namespace
 
-const CpuKernels<BidirectionalScanParams> kBidirectionalScanAvx512 = {packed_bytes, pack, scratch_bytes, run};
+const CpuKernels<BidirectionalScanParams> kBidirectionalScanAvx512 = kScanKernels<Avx512>;
 
 }  // namespace vimtrt

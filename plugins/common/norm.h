@@ -1,7 +1,6 @@
 // What the norms share in plain C++: the contract's 32 partial sums. Internal linkage, as in threads.h.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
 namespace vimtrt {
@@ -20,7 +19,7 @@ constexpr int64_t kPieceRows = 16;  // that a thread takes at a time: some micro
 
 // 1 / sqrt(sum / features + epsilon)
 [[maybe_unused]] float inverse_root_of(float sum, int32_t features, float epsilon) {
-  return 1.0f / std::sqrt(sum / static_cast<float>(features) + epsilon);
+  return 1.0f / __builtin_sqrtf(sum / static_cast<float>(features) + epsilon);
 }
 
 }  // namespace

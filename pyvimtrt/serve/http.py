@@ -309,6 +309,7 @@ class Http:
             return await asyncio.get_running_loop().run_in_executor(self.state.threads.decode, unpack, body, coding, limit)
         finally:
             self._body_bytes -= limit
+            self.state.trimmer.received(limit)  # however small the body came, and whether or not it could be unpacked
 
     async def metadata(self) -> dict[str, Any]:
         """The server's name, version and extensions."""
