@@ -20,6 +20,7 @@ from worlds import DOUBLE, settings
 from worlds import world as world_of
 
 from pyvimtrt.errors import BackendError
+from pyvimtrt.graph.operators import OPERATORS
 from pyvimtrt.runtime.plan import sidecar
 from pyvimtrt.runtime.plugin_library import LIBRARY_VARIABLE
 
@@ -111,10 +112,10 @@ def test_the_dry_run_walks_every_part(tmp_path: Path):
 
 # Each fault is one in a kernel, and is found by the part that is there for it.
 PLANTED = {
-    "a wrong mma fragment": ("kscaled_linear", "cuda::mma_s8_m16n8k32(sums[i][j], a[i], left)", "cuda::mma_s8_m16n8k32(sums[i][j], a[i], right)"),
-    "a missing wait": ("bidirectional_scan", "cuda::wait_copies<0>();", ""),
-    "an output one too far": ("add_rms_norm_quant", "if (first < p.features) *", "if (first <= p.features) *"),
-    "an offset that is not aligned": ("quant_conv1d_silu", "width_of(address(p.x) | ", "width_of("),
+    "a wrong mma fragment": ("kscaled_linear/kernel.cu", "cuda::mma_s8_m16n8k32(sums[i][j], a[i], left)", "cuda::mma_s8_m16n8k32(sums[i][j], a[i], right)"),
+    "a missing wait": ("bidirectional_scan/kernel.cu", "cuda::wait_copies<0>();", ""),
+    "an output one too far": ("common/norm_cuda.h", "if (first < features) *", "if (first <= features) *"),
+    "an offset that is not aligned": ("quant_conv1d_silu/kernel.cu", "width_of(address(p.x) | ", "width_of("),
 }  # fmt: skip
 FOUND = {
     "a wrong mma fragment": ("operators", "KScaledLinear base", r"differ, first at"),
@@ -128,13 +129,15 @@ FOUND = {
 def report_of_faults(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The report of a dry run on kernels with all the faults of PLANTED, one in each operator."""
     tree, folder = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("report")
-    for name in ("plugins", "cmake", "tests/native"):
+    for name in ("plugins", "cmake", "tests/native", "tests/cuda_on_cpu"):
         shutil.copytree(ROOT / name, tree / name)
     shutil.copy(ROOT / "CMakeLists.txt", tree)
-    for operator, right, wrong in PLANTED.values():
-        path = tree / "plugins" / operator / "kernel.cu"
+    (tree / "pyvimtrt").mkdir()
+    shutil.copy(ROOT / "pyvimtrt" / "__init__.py", tree / "pyvimtrt")  # the version
+    for file, right, wrong in PLANTED.values():
+        path = tree / "plugins" / file
         source = path.read_text()
-        assert right in source, f"{operator}: the line that the fault is planted in has changed"
+        assert right in source, f"{file}: the line that the fault is planted in has changed"
         path.write_text(source.replace(right, wrong))
     ninja = Path(sys.executable).with_name("ninja")
     subprocess.run(
@@ -413,7 +416,7 @@ def test_the_comparison_of_right_outputs_passes_and_of_one_wrong_bit_fails():
         got = run_node(double, case.op, case.node.attributes, list(case.inputs.values()), constant, settings(double.plugins))
         outputs |= {f"{i}.{name}": array.copy() for name, array in zip(case.outputs, got, strict=True)}
     found = tensorrt.compare_cases(bases, outputs)
-    assert found["ok"] and found["cases"] == 4 and found["values"] == sum(a.size for a in outputs.values()) and found["different"] == {}
+    assert found["ok"] and found["cases"] == len(OPERATORS) and found["values"] == sum(a.size for a in outputs.values()) and found["different"] == {}
     outputs["2.y"].view(np.uint8).reshape(-1)[7] ^= 1
     found = tensorrt.compare_cases(bases, outputs)
     assert not found["ok"] and found["different"] == {f"{list(bases)[2]}, y": 1}

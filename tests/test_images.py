@@ -22,6 +22,12 @@ from pyvimtrt.families.vim.config import VimConfig
 COLOUR = VimConfig(img=8, patch=4, dim=16, depth=1, classes=3, channels=3)
 
 
+@pytest.fixture(autouse=True)
+def pillows_own_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the process's, and another test may have raised it."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1024 * 1024 * 1024 // 4 // 3)
+
+
 def test_right_size_is_taken_pixel_by_pixel(tmp_path: Path, tiny_config: VimConfig, tiny_images: npt.NDArray[np.uint8]) -> None:
     Image.fromarray(tiny_images[0, 0]).save(tmp_path / "a.png")
     image = load_image(tmp_path / "a.png", tiny_config)

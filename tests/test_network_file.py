@@ -71,7 +71,7 @@ def test_every_operator_writes_all_its_attributes_and_names_its_plugin():
             assert attributes.keys() == {*OPERATORS[node.op_type].attributes, "plugin_version", "plugin_namespace"}
             assert attributes["plugin_version"] == b"1" and attributes["plugin_namespace"] == b"vimtrt"
             seen.add(node.op_type)
-    assert seen == set(OPERATORS)
+    assert seen == set(OPERATORS) - {"AddLayerNormQuant"}, "no layer of Vim has one"
 
 
 def test_no_constant_is_stored_that_no_node_reads():

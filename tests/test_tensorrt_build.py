@@ -137,7 +137,7 @@ def set_output_type(model: onnx.ModelProto) -> None:
     next(a for a in head.attribute if a.name == "out_type").s = b"int8"
 
 
-@pytest.mark.parametrize("change, sentence", [(set_type, "expected int8, got float32"), (set_field, "must be one of int8, fp32")])
+@pytest.mark.parametrize("change, sentence", [(set_type, "expected int8, got float32"), (set_field, "must be int8 or fp32")])
 def test_a_bad_network_is_refused_before_tensorrt_sees_it(change: Callable[[onnx.ModelProto], None], sentence: str, network_file: Path, tmp_path: Path):
     with pytest.raises(NetworkError, match=sentence):
         build_plan(damaged(network_file, tmp_path, change), tmp_path / "x.engine", RTX)
@@ -266,7 +266,7 @@ def test_the_library_loads_in_a_registry_and_makes_every_plugin_of_the_network(p
     assert result.returncode == 0, result.stderr
     made = json.loads(result.stdout)
     assert made == [[op, len(OPERATORS[op].attributes), True, True] for op, *_ in nodes]
-    assert {op for op, *_ in nodes} == set(OPERATORS)
+    assert {op for op, *_ in nodes} == set(OPERATORS) - {"AddLayerNormQuant"}, "no layer of Vim has one"
 
 
 def registry_nodes() -> list[list[Any]]:
@@ -283,7 +283,7 @@ def registry_nodes() -> list[list[Any]]:
 def test_every_node_says_all_of_its_attributes():
     """The parser passes what a node has, and a creator's default could differ from what the assembler meant."""
     nodes = registry_nodes()
-    assert {op for op, *_ in nodes} == set(OPERATORS)
+    assert {op for op, *_ in nodes} == set(OPERATORS) - {"AddLayerNormQuant"}, "no layer of Vim has one"
     for op, _, _, attributes in nodes:
         assert OPERATORS[op].attributes.keys() <= attributes.keys(), op
 
