@@ -25,8 +25,8 @@ from rich.table import Table
 _CHILD = """
 import hashlib, sys, time
 import numpy as np
-from pyvimtrt.backends.load import load_engine
-engine = load_engine(sys.argv[1], int(sys.argv[2]))
+import pyvimtrt
+engine = pyvimtrt.load_engine(sys.argv[1], threads=int(sys.argv[2]))
 c = engine.config
 for line in sys.stdin:
     count = int(line)
