@@ -370,6 +370,7 @@ def test_what_hangs_when_the_time_to_drain_is_over_gets_an_answer(tmp_path: Path
         for thread in threads:
             thread.start()
         wait_for(lambda: served.metric("pyvimtrt_queue_images", model="m") > 8)
+        time.sleep(0.5)  # the last of them too: who comes while the server ends is told so, in other words
         assert served.stop() == 0
         for thread in threads:
             thread.join()

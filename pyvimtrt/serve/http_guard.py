@@ -163,12 +163,16 @@ def guarded_protocol(connections: int, header_timeout: float, door: Door) -> typ
             super().on_message_begin()
             self._unset_keepalive_if_required()  # uvicorn does so once for all that is received together
             self._in_headers, self._pending, self._between, self._header_bytes = True, True, False, 0
+            self._trailers = 0
             self._open = False
             self._begun += 1
             self._arm()
 
         def on_header(self, name: bytes, value: bytes) -> None:
-            if not self._in_headers:  # the trailers of a body in chunks, which nobody reads and nothing bounds
+            if not self._in_headers:  # the trailers of a body in chunks, which nobody reads
+                self._trailers += 1
+                if self._trailers > MOST_HEADERS:
+                    self._stop(BadRequestError(f"a request may have {MOST_HEADERS} trailers", TOO_LONG[0]))
                 return
             if len(self.headers) >= MOST_HEADERS:
                 self._stop(BadRequestError(f"a request may have {MOST_HEADERS} headers", TOO_LONG[0]))
