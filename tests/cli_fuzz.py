@@ -59,7 +59,7 @@ class Ground:
 
     @property
     def work(self) -> Path:
-        return self.folder / "work"
+        return self.folder / "made"
 
     def state(self) -> dict[str, tuple[Any, ...]]:
         """Return what tells one state of all inputs from another."""
@@ -74,7 +74,7 @@ def prepare(folder: Path, weights: Path, cache: Path, engine: Path) -> Ground:
     """Fill a new folder."""
     inputs = folder / "inputs"
     inputs.mkdir(parents=True)
-    (folder / "work").mkdir()
+    (folder / "made").mkdir()
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (6, 1, 8, 8), dtype=np.uint8)
     names = "w.safetensors c.safetensors e.onnx labels.txt data.npz a.png photos shard.tar recipe.toml"
@@ -89,7 +89,7 @@ def prepare(folder: Path, weights: Path, cache: Path, engine: Path) -> Ground:
         Image.fromarray(pixels[i, 0]).save(good["photos"] / label / "a.png")
     with tarfile.open(good["shard.tar"], "w") as tar:
         tar.add(good["a.png"], "a.png")
-    good["recipe.toml"].write_text(f'model = "{TINY}"\nweights = "w.safetensors"\ncalibration = "c.safetensors"\noutput = "../work/r.onnx"\nbackend = "cpu"\n')
+    good["recipe.toml"].write_text(f'model = "{TINY}"\nweights = "w.safetensors"\ncalibration = "c.safetensors"\noutput = "../made/r.onnx"\nbackend = "cpu"\n')
     ground = Ground(folder, good, [*_odd_files(inputs, rng)])
     ground.odd += good.values()
     return ground
@@ -259,13 +259,13 @@ class Fuzzer:
         """Return the bytes of a recipe."""
         pick = self.random
         values = {"model": json.dumps(TINY), "weights": '"w.safetensors"', "calibration": '"c.safetensors"'}
-        values["output"] = f'"../work/r{pick.randrange(10**6)}.onnx"'
+        values["output"] = f'"../made/r{pick.randrange(10**6)}.onnx"'
         extra = {"labels": '["a", "b", "c"]', "backend": '"cpu"', "mean": "0.449", "std": "[0.226]", "batch": "[1, 2, 3]"}
         extra |= {"workspace_mib": "64", "separate_plugins": "false"}
         values |= {key: value for key, value in extra.items() if pick.random() < 0.3}
         table = {"images": '"data.npz"', "count": "3", "recipe": '"naive"', "k": '"full"', "state": '"int8"', "without": '""', "seed": "1"}
         if pick.random() < 0.25:
-            values["calibration"] = f'"../work/c{pick.randrange(10**6)}.safetensors"'
+            values["calibration"] = f'"../made/c{pick.randrange(10**6)}.safetensors"'
             values |= {f"calibrate.{key}": value for key, value in table.items() if key == "images" or pick.random() < 0.3}
         for _ in range(pick.choice([0, 1, 1, 1, 2, 3])):
             key = pick.choice([*values, "timing_cache", "sources", "calibrate", "colour", "calibrate.size"])

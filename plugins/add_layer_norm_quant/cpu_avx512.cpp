@@ -2,7 +2,6 @@
 #include "plugins/add_layer_norm_quant/cpu.h"
 #include "plugins/common/norm.h"
 #include "plugins/common/norm_avx512.h"
-#include "plugins/common/threads.h"
 
 namespace vimtrt {
 namespace {
@@ -60,13 +59,7 @@ void normalize_row(const AddLayerNormQuantParams& p, int64_t row) {
   each(scale, scale);
 }
 
-void run(const AddLayerNormQuantParams& p, const void*, void*, int threads) {
-  run_workers(threads, RangeCut(p.rows, kPieceRows), [&](int, auto& pieces) {
-    for (WorkRange rows; pieces.next(rows);) {
-      for (int64_t row = rows.begin; row < rows.end; ++row) normalize_row(p, row);
-    }
-  });
-}
+void run(const AddLayerNormQuantParams& p, const void*, void*, int threads) { run_rows<normalize_row>(p, threads); }
 
 }  // namespace
 

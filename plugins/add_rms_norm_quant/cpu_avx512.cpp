@@ -2,7 +2,6 @@
 #include "plugins/add_rms_norm_quant/cpu.h"
 #include "plugins/common/norm.h"
 #include "plugins/common/norm_avx512.h"
-#include "plugins/common/threads.h"
 
 namespace vimtrt {
 namespace {
@@ -45,13 +44,7 @@ void normalize_row(const AddRmsNormQuantParams& p, int64_t row) {
   if (i < p.features) scale(i, lanes(p.features - i));
 }
 
-void run(const AddRmsNormQuantParams& p, const void*, void*, int threads) {
-  run_workers(threads, RangeCut(p.rows, kPieceRows), [&](int, auto& pieces) {
-    for (WorkRange rows; pieces.next(rows);) {
-      for (int64_t row = rows.begin; row < rows.end; ++row) normalize_row(p, row);
-    }
-  });
-}
+void run(const AddRmsNormQuantParams& p, const void*, void*, int threads) { run_rows<normalize_row>(p, threads); }
 
 }  // namespace
 

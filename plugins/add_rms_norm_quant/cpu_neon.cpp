@@ -6,7 +6,6 @@
 #include "plugins/add_rms_norm_quant/cpu.h"
 #include "plugins/common/norm.h"
 #include "plugins/common/numerics.h"
-#include "plugins/common/threads.h"
 
 namespace vimtrt {
 namespace {
@@ -49,13 +48,7 @@ void normalize_row(const AddRmsNormQuantParams& p, int64_t row) {
   for (; i < p.features; ++i) y[i] = quantize_s8(((out[i] * k) * p.gain[i]) * inv_scale);
 }
 
-void run(const AddRmsNormQuantParams& p, const void*, void*, int threads) {
-  run_workers(threads, RangeCut(p.rows, kPieceRows), [&](int, auto& pieces) {
-    for (WorkRange rows; pieces.next(rows);) {
-      for (int64_t row = rows.begin; row < rows.end; ++row) normalize_row(p, row);
-    }
-  });
-}
+void run(const AddRmsNormQuantParams& p, const void*, void*, int threads) { run_rows<normalize_row>(p, threads); }
 
 }  // namespace
 

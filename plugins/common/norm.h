@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "plugins/common/threads.h"
+
 namespace vimtrt {
 namespace {
 
@@ -20,6 +22,16 @@ constexpr int64_t kPieceRows = 16;  // that a thread takes at a time: some micro
 // 1 / sqrt(sum / features + epsilon)
 [[maybe_unused]] float inverse_root_of(float sum, int32_t features, float epsilon) {
   return 1.0f / __builtin_sqrtf(sum / static_cast<float>(features) + epsilon);
+}
+
+// Calls normalize_row(params, row) for every row; a template's argument, so that it is inlined.
+template <auto normalize_row, class Params>
+void run_rows(const Params& params, int threads) {
+  run_workers(threads, RangeCut(params.rows, kPieceRows), [&](int, auto& pieces) {
+    for (WorkRange rows; pieces.next(rows);) {
+      for (int64_t row = rows.begin; row < rows.end; ++row) normalize_row(params, row);
+    }
+  });
 }
 
 }  // namespace

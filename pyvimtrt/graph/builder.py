@@ -60,7 +60,7 @@ class GraphBuilder:
         return y
 
     def operator(self, op: str, name: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> None:
-        """Add one of the four operators with all its attributes written out."""
+        """Add an operator with all its attributes written out."""
         settings = {**OPERATORS[op].attributes, **attributes, **PLUGIN_ATTRIBUTES}
         self.nodes.append(helper.make_node(op, inputs, outputs, name=name, domain=DOMAIN, **settings))
 

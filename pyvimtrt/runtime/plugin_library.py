@@ -1,4 +1,4 @@
-"""Where libvimtrt_plugins.so is: the CUDA kernels of the four operators as TensorRT plugins."""
+"""Where libvimtrt_plugins.so is: the CUDA kernels of the operators as TensorRT plugins."""
 
 from __future__ import annotations
 

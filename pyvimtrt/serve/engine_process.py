@@ -25,7 +25,6 @@ START_SECONDS = 600.0  # to load an engine: a large plan on a busy GPU is slow
 END_SECONDS = 2.0  # that a worker is given to end by itself
 HUNG_SECONDS = 20.0  # of one batch, before the worker counts as hung; or, where that is longer,
 HUNG_BATCHES = 20.0  # this many times what a batch takes
-SPIN_COUNT = "5000"  # turns that an idle OpenMP thread waits awake: with more, it takes the cores from the other processes of the server
 _WORKER = "import sys; sys.path.insert(0, sys.argv.pop(1)); from pyvimtrt.serve.worker import main; main()"
 log = logging.getLogger("pyvimtrt.serve")
 
@@ -81,7 +80,7 @@ class EngineProcess:
                     pass_fds=(theirs.fileno(), self._memory),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    env={"GOMP_SPINCOUNT": SPIN_COUNT, **os.environ, "PYTHONSAFEPATH": "1"},  # the installed package, whatever the working directory holds
+                    env={**os.environ, "PYTHONSAFEPATH": "1"},  # the installed package, whatever the working directory holds
                 )
                 ours.setblocking(False)
                 self._reader, self._writer = await asyncio.open_connection(sock=ours)
