@@ -1,6 +1,7 @@
 """The two worlds that CUDA kernels and plugins run in for the tests: the CPU double, and a GPU. Needs NumPy and the package alone.
 
-A world has the modules of tests/native: ``kernels`` (one function for each operator) and ``plugins`` (TensorRT's part, memory, streams, graphs).
+A world has the modules of tests/native: ``kernels`` (``run_operator``, and probes of what kernels are made of) and
+``plugins`` (TensorRT's part, memory, streams, graphs).
 """
 
 from __future__ import annotations

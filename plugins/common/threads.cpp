@@ -27,8 +27,8 @@ constexpr std::chrono::microseconds kSpin{50};
 // owner did not come to the operator before either.
 constexpr std::chrono::microseconds kGrace{2};
 
-// How long a thread computes before it gives way: less than the shortest time slice that Linux gives two threads that share a processor
-// (2.8 ms, and 4 ms where its clock ticks 250 times a second). With a processor of its own it goes on at once.
+// How long a thread computes before it gives way: a little less than a time slice of a Linux whose clock ticks 250 times a second. Of 0.7,
+// 1.3, 2 and 3 ms it is the best beside a busy process (docs/performance.md). With a processor of its own a thread goes on at once.
 constexpr std::chrono::microseconds kTurn{2000};
 
 // A piece never takes so long: the thread has been without a processor, and has just got one.
