@@ -5,8 +5,8 @@
     logits = engine.run(images)              # uint8 [B, C, H, W] -> float32 [B, classes]
     predictions = engine.classify(["a.png"])
 
-The other calls are `load_model`, `calibrate` and `build`; each imports what it needs when it is called, so importing the
-package loads neither torch nor tensorrt.
+The other calls are `load_model`, `calibrate` and `build`; each imports what it needs when it is called, so importing
+the package loads neither torch nor tensorrt.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Engine", "WeightsFile", "__version__", "build", "calibrate", "load_engine", "load_model"]
 
-# Read by OpenMP when it loads, here and in torch. Waiting threads give up their core soon: with the default, calls on a machine whose cores are
-# busy with something else take many times longer, because workers spin through whole time slices. A value the user set stays.
+# Read by OpenMP when it loads, here and in torch. Waiting threads give up their core soon: with the default, calls on a
+# machine whose cores are busy with something else take many times longer, because workers spin through whole time
+# slices. A value the user set stays.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 _LAZY = {

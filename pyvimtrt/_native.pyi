@@ -14,13 +14,16 @@ def available_isas() -> list[str]:
     """Instruction sets that can run here, best first: "amx", "avx512", "avxvnni", "avx2", "generic"."""
 
 def measure_rates(isa: str) -> tuple[float, float]:
-    """int8 multiply-adds and fp32 operations a second of one thread, operands in registers; 0: the instruction set has no such instruction."""
+    """int8 multiply-adds and fp32 operations a second of one thread, operands in registers; 0: the instruction set has
+    no such instruction.
+    """
 
 def operators() -> list[dict[str, Any]]:
     """Every operator's definition (plugins/<operator>/op.cpp).
 
-    Keys: name, stem, inputs and outputs as (name, type or the attribute that gives it, shape in letters, activation, constant or
-    either), attributes with their defaults, choices of texts, optional (the trailing inputs that may be absent).
+    Keys: name, stem, inputs and outputs as (name, type or the attribute that gives it, shape in letters, activation,
+    constant or either), attributes with their defaults, choices of texts, optional (the trailing inputs that may be
+    absent).
     """
 
 def check_node(
@@ -30,7 +33,8 @@ def check_node(
 ) -> list[tuple[str, list[int]]]:
     """Types and shapes of the outputs of a node.
 
-    Inputs are activations as (type, shape, the batch being 0), or constants. ValueError says what breaks the definition.
+    Inputs are activations as (type, shape, the batch being 0), or constants. ValueError says what breaks the
+    definition.
     """
 
 class Program:
@@ -47,7 +51,8 @@ class Program:
     ) -> None:
         """Add a node of an operator.
 
-        Inputs in the order of its definition: an activation as (value, type, shape of one sample), or a constant, which is copied.
+        Inputs in the order of its definition: an activation as (value, type, shape of one sample), or a constant, which
+        is copied.
         """
 
     def add_copy(
@@ -61,7 +66,9 @@ class Program:
         src_strides: Sequence[int],
         src_offset: int = 0,
     ) -> None:
-        """y, dense of `shape`, from any strided view of x: Transpose, Slice, flip. Strides and offset in elements, all of one sample."""
+        """y, dense of `shape`, from any strided view of x: Transpose, Slice, flip. Strides and offset in elements, all
+        of one sample.
+        """
 
     def add_gather(
         self,
@@ -82,7 +89,9 @@ class Program:
     def run(self, batch: int, inputs: Sequence[NDArray[np.generic]], outputs: Sequence[NDArray[np.generic]]) -> None:
         """Read `batch` samples of every input, write every output. The GIL is released; concurrent calls take turns."""
 
-    def run_timed(self, batch: int, inputs: Sequence[NDArray[np.generic]], outputs: Sequence[NDArray[np.generic]]) -> list[float]:
+    def run_timed(
+        self, batch: int, inputs: Sequence[NDArray[np.generic]], outputs: Sequence[NDArray[np.generic]]
+    ) -> list[float]:
         """Run, and return the seconds of every step."""
 
     def value_bytes(self, value: int) -> int:

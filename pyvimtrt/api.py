@@ -31,14 +31,20 @@ if TYPE_CHECKING:
 WeightsSource = str | Path | WeightsFile
 
 
-def per_channel(values: Sequence[float] | None, default: tuple[float, ...], channels: int, what: str) -> tuple[float, ...]:
-    """Return one number per channel from a user's one or more numbers. Raises ModelError for any other count or bad values."""
+def per_channel(
+    values: Sequence[float] | None, default: tuple[float, ...], channels: int, what: str
+) -> tuple[float, ...]:
+    """Return one number per channel from a user's one or more numbers. Raises ModelError for any other count or bad
+    values.
+    """
     if not values:
         return default
     if len(values) not in (1, channels):
         raise ModelError(f"{what} takes one number or {channels}, one per channel of the model; got {len(values)}")
     if not all(np.isfinite(v) for v in values) or (what == "std" and min(values) <= 0):
-        raise ModelError(f"{what} must be finite{' and positive' if what == 'std' else ''}, got {', '.join(map(str, values))}")
+        raise ModelError(
+            f"{what} must be finite{' and positive' if what == 'std' else ''}, got {', '.join(map(str, values))}"
+        )
     return tuple(float(v) for v in values) * (channels if len(values) == 1 else 1)
 
 
@@ -53,14 +59,17 @@ def resolve_weights(config: ModelConfig, weights: WeightsSource | None) -> Weigh
 
 
 def keyed_weights(weights: str | Path | None, key: str | None) -> WeightsFile | None:
-    """Return a checkpoint with the set of weights to take from it, as two options of a command give them. Raises UsageError for a key without a file."""
+    """Return a checkpoint with the set of weights to take from it, as two options of a command give them. Raises
+    UsageError for a key without a file.
+    """
     if weights is None and key is not None:
         raise UsageError("a key of weights (--weights-key) goes with a checkpoint (--weights)")
     return None if weights is None else WeightsFile(Path(weights), key)
 
 
 def load_model(model: str, weights: WeightsSource | None = None) -> Backbone:
-    """Return the fp32 PyTorch model in evaluation mode, by name or ``vim:...`` text, with a checkpoint or the bundled weights.
+    """Return the fp32 PyTorch model in evaluation mode, by name or ``vim:...`` text, with a checkpoint or the bundled
+    weights.
 
     ``WeightsFile(path, key)`` chooses one of several sets of weights in a checkpoint.
     """
@@ -90,8 +99,9 @@ def calibrate(
 ) -> Cache:
     """Return the calibration cache of a model for uint8 images [N, C, H, W], and write it to ``output`` where given.
 
-    ``without`` names steps of the recipe to leave out. ``progress(done, total)`` is called after every step. ``device`` is PyTorch's: cpu, cuda, cuda:1, or
-    auto, a GPU where there is one. Raises VimTrtError for anything a user can cause.
+    ``without`` names steps of the recipe to leave out. ``progress(done, total)`` is called after every step. ``device``
+    is PyTorch's: cpu, cuda, cuda:1, or auto, a GPU where there is one. Raises VimTrtError for anything a user can
+    cause.
     """
     config = parse_model(model)
     settings = get_recipe(recipe, k, state, without)
@@ -105,7 +115,10 @@ def calibrate(
         raise missing_extra("torch", "torch", "calibration") from error
     if output is not None:
         check_writable(Path(output), CACHE_SUFFIXES)
-    normalization = Normalization(per_channel(mean, defaults.mean, config.channels, "mean"), per_channel(std, defaults.std, config.channels, "std"))
+    normalization = Normalization(
+        per_channel(mean, defaults.mean, config.channels, "mean"),
+        per_channel(std, defaults.std, config.channels, "std"),
+    )
     loaded = load_weights(config, resolve_weights(config, weights))
     cache = run(config, loaded, images, settings, normalization, seed, progress, device)
     if output is not None:
@@ -120,12 +133,16 @@ def _path_of(weights: WeightsSource | None) -> Path | None:
 def check_engine_output(output: Path, backend: Backend, inputs: Iterable[Path | None] = ()) -> None:
     """Raise now for an engine that could not be written to ``output``, or would replace what it must not.
 
-    ``inputs`` are the files that the engine is built from. Raises OutputError, UsageError for a suffix of another backend.
+    ``inputs`` are the files that the engine is built from. Raises OutputError, UsageError for a suffix of another
+    backend.
     """
     inputs = list(inputs)
     check_writable(output, inputs=inputs)
     if output.suffix != backend.file.suffix:
-        raise UsageError(f"an engine of the backend {backend.name} is a file {backend.file.suffix}, got {output}; rename it, or choose with --backend")
+        raise UsageError(
+            f"an engine of the backend {backend.name} is a file {backend.file.suffix}, got {output}; rename it, or "
+            "choose with --backend"
+        )
     backend.check_output(output, inputs)
 
 
@@ -143,31 +160,43 @@ def build(
 ) -> Path:
     """Build an int8 engine and return its path. Without arguments: the bundled model's engine in ``engines/``.
 
-    The cache must belong to the model and the weights; ``mean`` and ``std``, where given, must be those it was made with. ``options`` are those of a
-    TensorRT engine. Raises VimTrtError for anything a user can cause; nothing half-written is left.
+    The cache must belong to the model and the weights; ``mean`` and ``std``, where given, must be those it was made
+    with. ``options`` are those of a TensorRT engine. Raises VimTrtError for anything a user can cause; nothing
+    half-written is left.
     """
     chosen, config = choose_to_build(backend), parse_model(model)
     output = Path(output) if output is not None else Path("engines") / f"{DEMO_MODEL}{chosen.file.suffix}"
-    check_engine_output(output, chosen, filter(None, (_path_of(weights), None if calibration is None else Path(calibration))))
+    check_engine_output(
+        output, chosen, filter(None, (_path_of(weights), None if calibration is None else Path(calibration)))
+    )
     defaults = model_defaults(config)
     weights_path = resolve_weights(config, weights)
     cache_path = Path(calibration) if calibration is not None else defaults.calibration
     if cache_path is None:
-        raise ModelError(f"the model {config.spec()} has no bundled calibration cache; make one with pyvimtrt calibrate and give it with --calib")
+        raise ModelError(
+            f"the model {config.spec()} has no bundled calibration cache; make one with pyvimtrt calibrate and give "
+            "it with --calib"
+        )
     loaded = load_weights(config, weights_path)
     cache = load_cache(cache_path)
     check_cache(cache, config, loaded, str(cache_path))
     for what, values in (("mean", mean), ("std", std)):
         made_with = getattr(cache.info, what)
         if values and not np.allclose(per_channel(values, made_with, config.channels, what), made_with, rtol=1e-6):
-            raise ModelError(f"{cache_path} was made with {what} {', '.join(map(str, made_with))}; calibrate again to change it")
+            raise ModelError(
+                f"{cache_path} was made with {what} {', '.join(map(str, made_with))}; calibrate again to change it"
+            )
     if labels and len(labels) != config.classes:
         raise ModelError(f"the model has {config.classes} classes, but {len(labels)} labels were given")
     try:
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what is not finite is found by the network's check
+        with np.errstate(
+            over="ignore", invalid="ignore", divide="ignore"
+        ):  # what is not finite is found by the network's check
             network = assemble(config, loaded, cache, tuple(labels) or defaults.labels)
     except NetworkError as error:
-        raise CalibrationError(f"no network can be made of {cache_path} ({brief(error)}); run pyvimtrt calibrate again") from error
+        raise CalibrationError(
+            f"no network can be made of {cache_path} ({brief(error)}); run pyvimtrt calibrate again"
+        ) from error
     chosen.build(partial(save_network, network), output, options)
     return output
 

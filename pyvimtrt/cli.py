@@ -57,16 +57,33 @@ class _App(typer.Typer):
 app = _App(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
-Backend = Annotated[str, typer.Option(help="What runs the engine, one of those that doctor lists; default: the best that can run the file here.")]
+Backend = Annotated[
+    str,
+    typer.Option(
+        help="What runs the engine, one of those that doctor lists; default: the best that can run the file here."
+    ),
+]
 Threads = Annotated[int | None, typer.Option(min=1, max=MAX_THREADS, help="Threads; all cores by default.")]
 Weights = Annotated[Path | None, typer.Option(help="Checkpoint, .safetensors or .pth; default: the bundled one.")]
-WeightsKey = Annotated[str | None, typer.Option(metavar="KEY", help="Which set of weights to take where several in the checkpoint fit, such as model_ema.")]
+WeightsKey = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY", help="Which set of weights to take where several in the checkpoint fit, such as model_ema."
+    ),
+]
 Mean = Annotated[str | None, typer.Option(help="Mean of pixels in 0..1: one number, or one per channel: 0.5,0.4,0.4")]
-Strict = Annotated[bool, typer.Option("--strict", help="End at the first image that cannot be read, instead of leaving it out.")]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="End at the first image that cannot be read, instead of leaving it out.")
+]
 MaxPixels = Annotated[int | None, typer.Option(min=1, help="Most pixels of an image file; default: 64 million.")]
 ClassOrder = Annotated[
     str | None,
-    typer.Option(help="What class folders are: labels, numbers, or text, sorted as torchvision does; default: the first that fits."),
+    typer.Option(
+        help=(
+            "What class folders are: labels, numbers, or text, sorted as torchvision does; "
+            "default: the first that fits."
+        )
+    ),
 ]
 Std = Annotated[str | None, typer.Option(help="Standard deviation of pixels: one number, or one per channel.")]
 
@@ -79,7 +96,9 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
     debug: Annotated[bool, typer.Option(DEBUG, help="Show the traceback of an error.")] = False,
 ) -> None:
     """Vision Mamba in int8.
@@ -106,13 +125,23 @@ def build(
         str | None,
         typer.Option("-b", "--batch", metavar="MIN,OPT,MAX", help="Batches of a GPU engine; a CPU engine takes any."),
     ] = None,
-    workspace: Annotated[int | None, typer.Option(metavar="MIB", min=1, help="Memory limit of a GPU engine's intermediate results.")] = None,
-    timing_cache: Annotated[Path | None, typer.Option(help="File of TensorRT's kernel timings, read and written back.")] = None,
-    separate_plugins: Annotated[bool, typer.Option("--separate-plugins", help="Keep the plugin library out of a GPU engine.")] = False,
-    labels: Annotated[Path | None, typer.Option(help="File with the label of each class: one a line, or a class index in JSON.")] = None,
+    workspace: Annotated[
+        int | None, typer.Option(metavar="MIB", min=1, help="Memory limit of a GPU engine's intermediate results.")
+    ] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="File of TensorRT's kernel timings, read and written back.")
+    ] = None,
+    separate_plugins: Annotated[
+        bool, typer.Option("--separate-plugins", help="Keep the plugin library out of a GPU engine.")
+    ] = False,
+    labels: Annotated[
+        Path | None, typer.Option(help="File with the label of each class: one a line, or a class index in JSON.")
+    ] = None,
     mean: Mean = None,
     std: Std = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Engine file; default: engines/MODEL.onnx or .engine")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Engine file; default: engines/MODEL.onnx or .engine")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Build an int8 engine from weights and a calibration cache.
@@ -159,22 +188,30 @@ def build(
 
 @app.command()
 def calibrate(
-    model: Annotated[str, typer.Argument(help="Registered name, or vim:img=32,patch=4,dim=128,depth=8,classes=10,channels=3")],
+    model: Annotated[
+        str, typer.Argument(help="Registered name, or vim:img=32,patch=4,dim=128,depth=8,classes=10,channels=3")
+    ],
     images: Annotated[Path, typer.Option(help="Folder of images (with or without class folders), or .npz.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Cache file to write, .safetensors.")],
     weights: Weights = None,
     weights_key: WeightsKey = None,
     count: Annotated[int, typer.Option(min=1, help="Images drawn at random.")] = defaults.CALIBRATION_IMAGES,
     recipe: Annotated[str, typer.Option(help="default, paper or naive.")] = defaults.RECIPE,
-    k: Annotated[str | None, typer.Option(help="Clusters of tokens, such as 4, or full; default: the recipe's.")] = None,
+    k: Annotated[
+        str | None, typer.Option(help="Clusters of tokens, such as 4, or full; default: the recipe's.")
+    ] = None,
     state: Annotated[str | None, typer.Option(help="Type of the hidden state, int8 or fp32.")] = None,
-    without: Annotated[str | None, typer.Option(metavar="STEP,..", help="Leave out steps of the recipe, such as smoothing,search.")] = None,
+    without: Annotated[
+        str | None, typer.Option(metavar="STEP,..", help="Leave out steps of the recipe, such as smoothing,search.")
+    ] = None,
     mean: Mean = None,
     std: Std = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Picks the images; same seed, same cache.")] = 0,
     strict: Strict = False,
     max_pixels: MaxPixels = None,
-    device: Annotated[str, typer.Option(help="Where to calibrate: auto, a GPU where PyTorch has one; cpu; cuda; cuda:1.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="Where to calibrate: auto, a GPU where PyTorch has one; cpu; cuda; cuda:1.")
+    ] = "auto",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -262,17 +299,32 @@ def infer(
     print_warnings(reader.warnings())
     rows = list(zip(paths, found, strict=True))
     if as_json:
-        entries = [{"image": str(path), "backend": loaded.backend, "predictions": [dataclasses.asdict(p) for p in predictions]} for path, predictions in rows]
-        print_json([entry if entry["predictions"] else {**entry, "error": reader.reason(path)} for entry, path in zip(entries, paths, strict=True)])
+        entries = [
+            {"image": str(path), "backend": loaded.backend, "predictions": [dataclasses.asdict(p) for p in predictions]}
+            for path, predictions in rows
+        ]
+        print_json(
+            [
+                entry if entry["predictions"] else {**entry, "error": reader.reason(path)}
+                for entry, path in zip(entries, paths, strict=True)
+            ]
+        )
     else:
-        print_predictions([str(path) for path, predictions in rows if predictions], [predictions for predictions in found if predictions])
+        print_predictions(
+            [str(path) for path, predictions in rows if predictions],
+            [predictions for predictions in found if predictions],
+        )
         print(f"backend: {loaded.backend}")
 
 
 @app.command("eval")
 def evaluate(
-    engine_or_model: Annotated[str, typer.Argument(metavar="ENGINE|MODEL", help="Engine file, or a model run in fp32.")],
-    data: Annotated[Path, typer.Argument(help="Folder with a folder per class, .npz of images and labels, or Fashion-MNIST.")],
+    engine_or_model: Annotated[
+        str, typer.Argument(metavar="ENGINE|MODEL", help="Engine file, or a model run in fp32.")
+    ],
+    data: Annotated[
+        Path, typer.Argument(help="Folder with a folder per class, .npz of images and labels, or Fashion-MNIST.")
+    ],
     weights: Weights = None,
     weights_key: WeightsKey = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first images.")] = None,
@@ -335,11 +387,18 @@ def compare(
     data: Annotated[Path, typer.Option(help="Images, with or without labels: a folder, an .npz, or Fashion-MNIST.")],
     weights: Weights = None,
     weights_key: WeightsKey = None,
-    calib: Annotated[Path | None, typer.Option(help="Cache the engine was built from, for what costs how much; default: the bundled one.")] = None,
+    calib: Annotated[
+        Path | None,
+        typer.Option(help="Cache the engine was built from, for what costs how much; default: the bundled one."),
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="HTML file for the report with plots.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first images.")] = None,
-    attribution: Annotated[str, typer.Option(help="What to measure the cost of: kinds, tensors (every single one), or none.")] = defaults.ATTRIBUTION,
-    attribution_images: Annotated[int, typer.Option(min=1, help="Images that costs are measured on.")] = defaults.ATTRIBUTION_IMAGES,
+    attribution: Annotated[
+        str, typer.Option(help="What to measure the cost of: kinds, tensors (every single one), or none.")
+    ] = defaults.ATTRIBUTION,
+    attribution_images: Annotated[
+        int, typer.Option(min=1, help="Images that costs are measured on.")
+    ] = defaults.ATTRIBUTION_IMAGES,
     batch: Annotated[int, typer.Option(min=1, help="Images run at a time.")] = defaults.BATCH,
     backend: Backend = defaults.AUTO,
     threads: Threads = None,
@@ -348,12 +407,14 @@ def compare(
     class_order: ClassOrder = None,
     as_json: Json = False,
 ) -> None:
-    """Compare an engine with the fp32 model on the same images: accuracy, and where it is lost. Needs the extras torch and compare.
+    """Compare an engine with the fp32 model on the same images: accuracy, and where it is lost. Needs the extras torch
+    and compare.
 
     \b
     Examples:
       pyvimtrt compare engines/vim_demo_fashion_mnist.onnx --data /usr/share/datasets/fashion-mnist --report report.html
-      pyvimtrt compare vim_t.onnx --weights vim_t.pth --calib vim_t.calib.safetensors --data val/ --limit 1000 --attribution tensors
+      pyvimtrt compare vim_t.onnx --weights vim_t.pth --calib vim_t.calib.safetensors --data val/ --limit 1000
+      --attribution tensors
     """
     from pyvimtrt.api import keyed_weights
     from pyvimtrt.cli_output import print_comparison, print_json, print_warnings, progress_bars
@@ -368,7 +429,17 @@ def compare(
         except ImportError as error:
             raise missing_extra(error.name or "matplotlib", "compare", "the report") from error
         check_report(report, [engine, data, weights, calib])
-    settings = Settings(limit, batch, threads, attribution, attribution_images, strict=strict, max_pixels=max_pixels, class_order=class_order, backend=backend)
+    settings = Settings(
+        limit,
+        batch,
+        threads,
+        attribution,
+        attribution_images,
+        strict=strict,
+        max_pixels=max_pixels,
+        class_order=class_order,
+        backend=backend,
+    )
     with progress_bars() as progress:
         found = run(engine, data, keyed_weights(weights, weights_key), calib, settings, progress)
     print_warnings(found.warnings)
@@ -380,21 +451,30 @@ def compare(
 @app.command()
 def bench(
     engine: Annotated[Path, typer.Argument(help="Engine file made by pyvimtrt build.")],
-    vs: Annotated[str | None, typer.Option("--vs", metavar="PEER,..", help="Runtimes to measure beside it: all, or some of the names below.")] = None,
+    vs: Annotated[
+        str | None,
+        typer.Option("--vs", metavar="PEER,..", help="Runtimes to measure beside it: all, or some of the names below."),
+    ] = None,
     weights: Weights = None,
     weights_key: WeightsKey = None,
     batch: Annotated[int, typer.Option(min=1, max=4096, help="Images of one run.")] = defaults.BENCH_BATCH,
     backend: Backend = defaults.AUTO,
-    threads: Annotated[str | None, typer.Option(metavar="N,..", help="Numbers of threads to try for each peer; default: 1 and all cores.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, max=1_000_000, help="Runs of each peer, taking turns.")] = defaults.BENCH_ROUNDS,
+    threads: Annotated[
+        str | None,
+        typer.Option(metavar="N,..", help="Numbers of threads to try for each peer; default: 1 and all cores."),
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Runs of each peer, taking turns.")
+    ] = defaults.BENCH_ROUNDS,
     plot: Annotated[Path | None, typer.Option(help="File for a picture, .svg, .png or .pdf.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure an engine's speed, beside other runtimes in the same run, and against what the machine can do.
 
     \b
-    Peers: torch-loop, torch, torch-compile, onnxruntime, onnxruntime-int8, openvino, openvino-int8. Each runs in a process of its own, is checked for
-    the right answer first, and is timed at its best number of threads. They need the extras torch and bench.
+    Peers: torch-loop, torch, torch-compile, onnxruntime, onnxruntime-int8, openvino, openvino-int8. Each runs in a
+    process of its own, is checked for the right answer first, and is timed at its best number of threads. They need the
+    extras torch and bench.
 
     \b
     Examples:
@@ -422,36 +502,81 @@ def bench(
 
 @app.command()
 def serve(
-    engines: Annotated[list[str], typer.Argument(metavar="ENGINE...", help="Engine files, or NAME=ENGINE; the file's name is the model's.")],
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens the server to others.")] = defaults.HOST,
+    engines: Annotated[
+        list[str],
+        typer.Argument(metavar="ENGINE...", help="Engine files, or NAME=ENGINE; the file's name is the model's."),
+    ],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 opens the server to others.")
+    ] = defaults.HOST,
     port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP port; 0 takes a free one.")] = defaults.PORT,
-    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC port; 0 takes a free one.")] = defaults.GRPC_PORT,
-    batch: Annotated[int | None, typer.Option(min=1, max=1024, help="Images run at a time; default: the best, measured at start.")] = None,
-    deadline_ms: Annotated[float, typer.Option(min=0, max=60_000, help="How long an idle engine waits for more images.")] = defaults.DEADLINE_MS,
+    grpc_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="gRPC port; 0 takes a free one.")
+    ] = defaults.GRPC_PORT,
+    batch: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Images run at a time; default: the best, measured at start.")
+    ] = None,
+    deadline_ms: Annotated[
+        float, typer.Option(min=0, max=60_000, help="How long an idle engine waits for more images.")
+    ] = defaults.DEADLINE_MS,
     queue: Annotated[
         int | None,
-        typer.Option(min=1, max=MAX_COUNT, help="Images that may wait, beyond which requests are refused; default: a batch for each worker, or 10 ms of work."),
+        typer.Option(
+            min=1,
+            max=MAX_COUNT,
+            help=(
+                "Images that may wait, beyond which requests are refused; default: a batch for "
+                "each worker, or 10 ms of work."
+            ),
+        ),
     ] = None,
     backend: Backend = defaults.AUTO,
-    workers: Annotated[int | None, typer.Option(min=1, max=64, help="Processes of each engine; default: one for each core, at most 4; on a GPU 1.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, max=MAX_THREADS, help="Cores that the batches of an engine share; default: all.")] = None,
-    api_key: Annotated[list[str] | None, typer.Option(envvar="PYVIMTRT_API_KEY", help="Key that clients must send; may be given more than once.")] = None,
-    api_key_file: Annotated[Path | None, typer.Option(help="File of such keys, one a line; read again on SIGHUP.")] = None,
-    max_body: Annotated[int, typer.Option(metavar="MIB", min=1, max=1 << 20, help="Largest request.")] = defaults.BODY_MIB,
-    max_pixels: Annotated[int, typer.Option(min=1, max=MAX_COUNT, help="Most pixels of an encoded image.")] = defaults.IMAGE_PIXELS,
-    max_connections: Annotated[int, typer.Option(min=1, max=1_000_000, help="HTTP connections, and gRPC calls, at a time.")] = defaults.CONNECTIONS,
-    timeout: Annotated[float, typer.Option(min=0.001, max=MAX_SECONDS, help="Seconds from a request to its answer.")] = defaults.REQUEST_SECONDS,
-    header_timeout: Annotated[float, typer.Option(min=0.001, max=MAX_SECONDS, help="Seconds for the headers of a request.")] = defaults.HEADER_SECONDS,
-    drain: Annotated[float, typer.Option(min=0, max=MAX_SECONDS, help="Seconds that SIGTERM leaves to answer what was accepted.")] = defaults.DRAIN_SECONDS,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=64, help="Processes of each engine; default: one for each core, at most 4; on a GPU 1."
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, max=MAX_THREADS, help="Cores that the batches of an engine share; default: all."),
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(envvar="PYVIMTRT_API_KEY", help="Key that clients must send; may be given more than once."),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File of such keys, one a line; read again on SIGHUP.")
+    ] = None,
+    max_body: Annotated[
+        int, typer.Option(metavar="MIB", min=1, max=1 << 20, help="Largest request.")
+    ] = defaults.BODY_MIB,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, max=MAX_COUNT, help="Most pixels of an encoded image.")
+    ] = defaults.IMAGE_PIXELS,
+    max_connections: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="HTTP connections, and gRPC calls, at a time.")
+    ] = defaults.CONNECTIONS,
+    timeout: Annotated[
+        float, typer.Option(min=0.001, max=MAX_SECONDS, help="Seconds from a request to its answer.")
+    ] = defaults.REQUEST_SECONDS,
+    header_timeout: Annotated[
+        float, typer.Option(min=0.001, max=MAX_SECONDS, help="Seconds for the headers of a request.")
+    ] = defaults.HEADER_SECONDS,
+    drain: Annotated[
+        float, typer.Option(min=0, max=MAX_SECONDS, help="Seconds that SIGTERM leaves to answer what was accepted.")
+    ] = defaults.DRAIN_SECONDS,
     model_control: Annotated[bool, typer.Option(help="Let clients reload and unload models.")] = True,
     page: Annotated[bool, typer.Option(help="Show a page for people at /.")] = True,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = defaults.LOG_LEVEL,
     as_json: Json = False,
 ) -> None:
-    """Serve engines over the Open Inference Protocol, HTTP and gRPC, for clients of KServe and Triton. Needs the extra serve.
+    """Serve engines over the Open Inference Protocol, HTTP and gRPC, for clients of KServe and Triton. Needs the extra
+    serve.
 
     \b
-    Stops on SIGTERM or Ctrl+C once what was accepted is answered; SIGHUP reloads engines and keys. Logs are JSON on stderr, metrics are at /metrics.
+    Stops on SIGTERM or Ctrl+C once what was accepted is answered; SIGHUP reloads engines and keys. Logs are JSON on
+    stderr, metrics are at /metrics.
 
     \b
     Examples:
@@ -464,7 +589,12 @@ def serve(
 
     if log_level not in ("debug", "info", "warning", "error"):
         raise UsageError(f"--log-level is debug, info, warning or error; got {log_level!r}")
-    for option, seconds in (("--deadline-ms", deadline_ms), ("--timeout", timeout), ("--header-timeout", header_timeout), ("--drain", drain)):
+    for option, seconds in (
+        ("--deadline-ms", deadline_ms),
+        ("--timeout", timeout),
+        ("--header-timeout", header_timeout),
+        ("--drain", drain),
+    ):
         if math.isnan(seconds):  # which lies within any bounds
             raise UsageError(f"{option} takes a number, got {seconds}")
     settings = ServeSettings(
@@ -495,17 +625,36 @@ def serve(
 @app.command()
 def score(
     engine: Annotated[Path, typer.Argument(help="Engine file made by pyvimtrt build.")],
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Folder of images, of .tar shards or of .parquet files, or one such file.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT", help="Folder of images, of .tar shards or of .parquet files, or one such file."
+        ),
+    ],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder for the results, Parquet files.")],
     topk: Annotated[int, typer.Option(min=1, help="Classes kept for each image.")] = defaults.TOPK,
-    column: Annotated[str | None, typer.Option(help="Column of Parquet files that holds the images, or their paths.")] = None,
-    max_pixels: MaxPixels = None,
-    use_ray: Annotated[bool, typer.Option("--ray", help="Run on a Ray cluster, one engine for each worker. Needs the extra ray.")] = False,
-    ray_address: Annotated[
-        str | None, typer.Option(help="Which cluster: its address, auto for RAY_ADDRESS or one running here (the default), local for one of its own.")
+    column: Annotated[
+        str | None, typer.Option(help="Column of Parquet files that holds the images, or their paths.")
     ] = None,
-    cpus_per_worker: Annotated[int | None, typer.Option(min=1, max=MAX_THREADS, help="Cores of each of the cluster's workers; default: 1.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, max=1_000_000, help="Workers of the cluster; default: as many as fit.")] = None,
+    max_pixels: MaxPixels = None,
+    use_ray: Annotated[
+        bool, typer.Option("--ray", help="Run on a Ray cluster, one engine for each worker. Needs the extra ray.")
+    ] = False,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "Which cluster: its address, auto for RAY_ADDRESS or one running here (the "
+                "default), local for one of its own."
+            )
+        ),
+    ] = None,
+    cpus_per_worker: Annotated[
+        int | None, typer.Option(min=1, max=MAX_THREADS, help="Cores of each of the cluster's workers; default: 1.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=1_000_000, help="Workers of the cluster; default: as many as fit.")
+    ] = None,
     backend: Backend = defaults.AUTO,
     threads: Threads = None,
     as_json: Json = False,
@@ -513,8 +662,8 @@ def score(
     """Classify any number of images into Parquet files. Run again, it goes on where it was cut off.
 
     \b
-    Columns: image, class, label, probability, classes and probabilities (the best, in order), error where an image cannot be read.
-    On a cluster INPUT and OUTPUT lie on a file system that all its machines share.
+    Columns: image, class, label, probability, classes and probabilities (the best, in order), error where an image
+    cannot be read. On a cluster INPUT and OUTPUT lie on a file system that all its machines share.
 
     \b
     Examples:
@@ -527,8 +676,20 @@ def score(
 
     if ray_address and not use_ray:
         raise UsageError("--ray-address names a cluster; give --ray with it")
-    settings = ScoreSettings(topk, column, threads, (ray_address or "auto") if use_ray else None, cpus_per_worker, workers, max_pixels, backend)
-    with contextlib.redirect_stdout(sys.stderr), progress_bar("scoring") as progress:  # Ray tells on stdout of workers that were lost
+    settings = ScoreSettings(
+        topk,
+        column,
+        threads,
+        (ray_address or "auto") if use_ray else None,
+        cpus_per_worker,
+        workers,
+        max_pixels,
+        backend,
+    )
+    with (
+        contextlib.redirect_stdout(sys.stderr),
+        progress_bar("scoring") as progress,
+    ):  # Ray tells on stdout of workers that were lost
         found = run(engine, source, output, settings, progress)
     if found.errors:
         print_warnings([f"{found.errors} of {found.images} images could not be read; the column error says why"])
@@ -541,16 +702,21 @@ app.add_typer(export_app, name="export")
 
 @export_app.command("onnx")
 def export_onnx(
-    model: Annotated[str, typer.Argument(help="Registered name, or vim:img=32,patch=4,dim=128,depth=8,classes=10,channels=3")],
+    model: Annotated[
+        str, typer.Argument(help="Registered name, or vim:img=32,patch=4,dim=128,depth=8,classes=10,channels=3")
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write, .onnx.")],
     weights: Weights = None,
     weights_key: WeightsKey = None,
-    labels: Annotated[Path | None, typer.Option(help="File with the label of each class: one a line, or a class index in JSON.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="File with the label of each class: one a line, or a class index in JSON.")
+    ] = None,
     mean: Mean = None,
     std: Std = None,
     as_json: Json = False,
 ) -> None:
-    """Write the fp32 model as plain ONNX, for any runtime. Input: normalized fp32 images [batch, C, H, W]; output: logits.
+    """Write the fp32 model as plain ONNX, for any runtime. Input: normalized fp32 images [batch, C, H, W]; output:
+    logits.
 
     \b
     Example:
@@ -563,7 +729,14 @@ def export_onnx(
     from pyvimtrt.files import check_writable
 
     check_writable(output, inputs=[labels, weights])
-    export_model(model, keyed_weights(weights, weights_key), output, _numbers("--mean", mean), _numbers("--std", std), read_labels(labels) if labels else None)
+    export_model(
+        model,
+        keyed_weights(weights, weights_key),
+        output,
+        _numbers("--mean", mean),
+        _numbers("--std", std),
+        read_labels(labels) if labels else None,
+    )
     result = {"file": str(output), "bytes": output.stat().st_size}
     (print_json if as_json else print_fields)(result)
 
@@ -573,12 +746,21 @@ def export_kserve(
     engine: Annotated[Path, typer.Argument(help="Engine file made by pyvimtrt build.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to make.")],
     name: Annotated[str | None, typer.Option(help="Name of the service and the model; default: the file's.")] = None,
-    image: Annotated[str | None, typer.Option(help="Name of the image to build, such as registry.example/vim:1; default: the service's, version 1.")] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the image to build, such as registry.example/vim:1; default: the service's, version 1."
+        ),
+    ] = None,
     namespace: Annotated[str, typer.Option(help="Namespace of the service.")] = "",
     cpu: Annotated[int, typer.Option(min=1, max=MAX_THREADS, help="Cores of each replica.")] = defaults.REPLICA_CPUS,
     memory: Annotated[str, typer.Option(help="Memory of each replica; default: 2Gi, 8Gi for a GPU engine.")] = "",
-    gpus: Annotated[int, typer.Option(min=1, max=1024, help="GPUs of each replica of a GPU engine.")] = defaults.REPLICA_GPUS,
-    min_replicas: Annotated[int, typer.Option(min=0, max=1_000_000, help="Fewest replicas; 0 for GPU engines alone.")] = defaults.MIN_REPLICAS,
+    gpus: Annotated[
+        int, typer.Option(min=1, max=1024, help="GPUs of each replica of a GPU engine.")
+    ] = defaults.REPLICA_GPUS,
+    min_replicas: Annotated[
+        int, typer.Option(min=0, max=1_000_000, help="Fewest replicas; 0 for GPU engines alone.")
+    ] = defaults.MIN_REPLICAS,
     max_replicas: Annotated[int, typer.Option(min=1, max=1_000_000, help="Most replicas.")] = defaults.MAX_REPLICAS,
     key_secret: Annotated[str, typer.Option(help="Secret whose entry api-keys holds the API keys, one a line.")] = "",
     as_json: Json = False,
@@ -610,13 +792,21 @@ def export_kserve(
     if as_json:
         print_json({"files": files})
     else:
-        print_fields({"files": files, "image": f"docker build -t {deployment.image} {output}", "start": f"kubectl apply -f {files[0]}"})
+        print_fields(
+            {
+                "files": files,
+                "image": f"docker build -t {deployment.image} {output}",
+                "start": f"kubectl apply -f {files[0]}",
+            }
+        )
 
 
 @export_app.command("triton")
 def export_triton(
     engine: Annotated[Path, typer.Argument(help="Plan made by pyvimtrt build --backend tensorrt.")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to make, the model repository.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to make, the model repository.")
+    ],
     name: Annotated[str, typer.Option(help="Name of the model; default: the file's.")] = "",
     instances: Annotated[int, typer.Option(min=1, max=1024, help="Instances on each GPU.")] = defaults.TRITON_INSTANCES,
     as_json: Json = False,
@@ -639,8 +829,11 @@ def export_triton(
 
 
 @app.command()
-def inspect(file: Annotated[Path, typer.Argument(help="Engine, calibration cache or checkpoint.")], as_json: Json = False) -> None:
-    """Show what is in a file: an engine (.onnx, .engine), a calibration cache, or a checkpoint with its sets of weights.
+def inspect(
+    file: Annotated[Path, typer.Argument(help="Engine, calibration cache or checkpoint.")], as_json: Json = False
+) -> None:
+    """Show what is in a file: an engine (.onnx, .engine), a calibration cache, or a checkpoint with its sets of
+    weights.
 
     \b
     Example:
@@ -667,7 +860,9 @@ def models(as_json: Json = False) -> None:
     if as_json:
         print_json(rows)
     else:
-        print_table("", list(rows[0]), [["yes" if v is True else "" if v is False else v for v in row.values()] for row in rows])
+        print_table(
+            "", list(rows[0]), [["yes" if v is True else "" if v is False else v for v in row.values()] for row in rows]
+        )
 
 
 @app.command()

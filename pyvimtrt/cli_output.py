@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -35,7 +43,9 @@ def print_json_line(value: Any) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table under its title; numbers to the right. Values are plain text, whatever brackets or escapes a file's name holds."""
+    """Print a table under its title; numbers to the right. Values are plain text, whatever brackets or escapes a file's
+    name holds.
+    """
     if title:  # not as the table's own title, which would be folded to the table's width
         Console().print(Text(printable(title), style="bold"), soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD)
@@ -71,9 +81,20 @@ def print_bench(found: Bench) -> None:
     for p in found.peers:
         if p.problem is None:
             times = [f"{ms:.4g}" for ms in (p.median_ms, p.p10_ms, p.p90_ms)]
-            rest = [f"{p.images_per_second:.4g}", f"{p.memory_bytes / 1e6:.0f}", f"{p.load_s:.2f}", f"{p.cosine:.4f}", f"{p.ratio:.2f}"]
+            rest = [
+                f"{p.images_per_second:.4g}",
+                f"{p.memory_bytes / 1e6:.0f}",
+                f"{p.load_s:.2f}",
+                f"{p.cosine:.4f}",
+                f"{p.ratio:.2f}",
+            ]
             rows.append([p.peer, p.threads, *times, *rest])
-    print_table(f"{found.model}, backend {found.backend}, batch {found.batch}, {found.isa}, {found.cores} cores, {found.rounds} rounds", columns, rows)
+    print_table(
+        f"{found.model}, backend {found.backend}, batch {found.batch}, {found.isa}, {found.cores} cores, "
+        f"{found.rounds} rounds",
+        columns,
+        rows,
+    )
     for peer in found.peers:
         if peer.problem is not None:
             Console().print(Text(printable(f"{peer.peer}: {peer.problem}")), soft_wrap=True)
@@ -89,7 +110,11 @@ def print_bench(found: Bench) -> None:
         for o in found.operators
     ]
     if operators:
-        print_table("where its time goes, on one thread", ("operator", "ms", "share", "a second", "of the measured limit"), operators)
+        print_table(
+            "where its time goes, on one thread",
+            ("operator", "ms", "share", "a second", "of the measured limit"),
+            operators,
+        )
 
 
 def print_served(found: Mapping[str, Any]) -> None:
@@ -106,7 +131,10 @@ def print_file(description: Mapping[str, Any]) -> None:
     if "operators" in description:
         print_table("", ("operator", "nodes"), list(description["operators"].items()))
     if "sets" in description:
-        sets = [(found["key"], found["tensors"], found["parameters"], ", ".join(found["types"]), ", ".join(found["fits"])) for found in description["sets"]]
+        sets = [
+            (found["key"], found["tensors"], found["parameters"], ", ".join(found["types"]), ", ".join(found["fits"]))
+            for found in description["sets"]
+        ]
         print_table("", ("weights key", "tensors", "parameters", "types", "fits"), sets)
     if "steps" in description:
         rows = [(name, f"{s['min']:.6g}", f"{s['max']:.6g}") for name, s in description["steps"].items()]
@@ -121,7 +149,10 @@ def print_doctor(found: Mapping[str, Any]) -> None:
     for part in ("cpu", "gpu", "bundled_model"):
         fields.update({f"{part}: {k}": v for k, v in found[part].items()})
     print_fields(fields)
-    rows = [(name, package["version"] or "missing", package["purpose"], package.get("install", "")) for name, package in found["packages"].items()]
+    rows = [
+        (name, package["version"] or "missing", package["purpose"], package.get("install", ""))
+        for name, package in found["packages"].items()
+    ]
     print_table("", ("package", "version", "for", "to install"), rows)
 
 
@@ -136,20 +167,40 @@ def print_comparison(report: Report) -> None:
             "top-5, fp32": _percent(found.original_top5),
             "top-5, int8": _percent(found.top5),
         }
-    fields |= {"same class": _percent(found.agreement), "cosine of logits": f"{found.cosine:.5f}", "signal to noise": f"{found.snr_db:.1f} dB"}
+    fields |= {
+        "same class": _percent(found.agreement),
+        "cosine of logits": f"{found.cosine:.5f}",
+        "signal to noise": f"{found.snr_db:.1f} dB",
+    }
     print_fields(fields)
     if report.attribution is not None:
         _print_attribution(report.attribution)
 
 
 def _print_attribution(found: Attribution) -> None:
-    for group, title in (("kind", "cost by tensor, of all layers"), ("layer", "cost by layer"), ("tensor", "cost by single tensor")):
-        costs = sorted((cost for cost in found.costs if cost.group == group), key=lambda cost: cost.alone.snr_db)[:COSTS_SHOWN]
+    for group, title in (
+        ("kind", "cost by tensor, of all layers"),
+        ("layer", "cost by layer"),
+        ("tensor", "cost by single tensor"),
+    ):
+        costs = sorted((cost for cost in found.costs if cost.group == group), key=lambda cost: cost.alone.snr_db)[
+            :COSTS_SHOWN
+        ]
         rows = [
-            (cost.name, f"{cost.alone.snr_db:.1f}", f"{cost.alone.agreement:.2%}", f"{cost.without.snr_db - found.everything.snr_db:+.1f}") for cost in costs
+            (
+                cost.name,
+                f"{cost.alone.snr_db:.1f}",
+                f"{cost.alone.agreement:.2%}",
+                f"{cost.without.snr_db - found.everything.snr_db:+.1f}",
+            )
+            for cost in costs
         ]
         if rows:
-            print_table(f"{title} ({found.images} images)", ("tensor", "alone, dB", "alone, same class", "left out, dB gained"), rows)
+            print_table(
+                f"{title} ({found.images} images)",
+                ("tensor", "alone, dB", "alone, same class", "left out, dB gained"),
+                rows,
+            )
 
 
 def _percent(fraction: float | None) -> str:
@@ -176,7 +227,13 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 @contextlib.contextmanager
 def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
     """Yield a function (title, done, total) that shows a bar for every title, as `progress_bar` does."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     tasks: dict[str, TaskID] = {}
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
 

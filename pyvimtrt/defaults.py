@@ -1,4 +1,6 @@
-"""What commands and Python calls do where nothing else is said. Imports nothing, as the help of the commands needs it."""
+"""What commands and Python calls do where nothing else is said. Imports nothing, as the help of the commands needs
+it.
+"""
 
 AUTO = "auto"  # the best backend that can run the file here
 TOPK = 5  # classes of an image

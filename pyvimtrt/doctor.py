@@ -66,7 +66,9 @@ def _cpu() -> dict[str, Any]:
         "native_module": native_module() is not None,
         "threads": default_threads(),
         "cores": os.cpu_count(),
-        "environment": {name: os.environ[name] for name in (ISA_VARIABLE, "OMP_NUM_THREADS", "GOMP_SPINCOUNT") if name in os.environ},
+        "environment": {
+            name: os.environ[name] for name in (ISA_VARIABLE, "OMP_NUM_THREADS", "GOMP_SPINCOUNT") if name in os.environ
+        },
     }
     try:
         found["isa"] = choose_isa()

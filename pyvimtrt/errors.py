@@ -50,11 +50,15 @@ def _harmless(text: str) -> str:
 
 
 def brief(text: object, length: int = 160) -> str:
-    """Return what a file or a library says as part of a sentence: one line that a terminal may show, and no longer than ``length``."""
+    """Return what a file or a library says as part of a sentence: one line that a terminal may show, and no longer than
+    ``length``.
+    """
     line = _harmless(" ".join(str(text)[: 8 * length].split()))
     return line if len(line) <= length else line[: length - 3] + "..."
 
 
 def missing_extra(package: str, extra: str, purpose: str) -> BackendError:
     """Return the error for an optional package that is not installed."""
-    return BackendError(f"{purpose} needs the package {package}, which is not installed; run: pip install 'pyvimtrt[{extra}]'")
+    return BackendError(
+        f"{purpose} needs the package {package}, which is not installed; run: pip install 'pyvimtrt[{extra}]'"
+    )

@@ -82,7 +82,9 @@ def evaluate(
             raise UsageError("an engine holds its weights, mean and std; --weights, --mean and --std go with a MODEL")
         engine = load_engine(engine_or_model, threads, backend)
         dataset = open_dataset(data, engine.config, labels=engine.info.labels, reader=reader, class_order=class_order)
-        found = measure(engine.run, dataset, str(data), limit, batch, progress, Likeness(engine.info.calibration_statistics))
+        found = measure(
+            engine.run, dataset, str(data), limit, batch, progress, Likeness(engine.info.calibration_statistics)
+        )
         return replace(found, backend=engine.backend)
     if backend != AUTO:
         raise UsageError(f"{engine_or_model} is a model, which PyTorch runs; --backend goes with an engine file")
@@ -135,7 +137,9 @@ def measure(
     ``likeness`` compares the images with the engine's calibration images.
     """
     if dataset.labels is None:
-        raise DataError(f"{source} has no labels; give a folder with a folder per class, or an .npz with images and labels")
+        raise DataError(
+            f"{source} has no labels; give a folder with a folder per class, or an .npz with images and labels"
+        )
     total = min(len(dataset), limit or len(dataset))
     first = among = done = 0
     seconds = 0.0

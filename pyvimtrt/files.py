@@ -34,7 +34,9 @@ def atomic_output(path: Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".tmp")
         os.close(handle)
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}; check that its folder exists and is writable") from error
+        raise OutputError(
+            f"cannot write {path}: {error.strerror}; check that its folder exists and is writable"
+        ) from error
     temporary = Path(name)
     try:
         yield temporary
@@ -54,8 +56,8 @@ def check_writable(
 ) -> None:
     """Raise now for an output that could not be written, or would replace what it must not, before long work is spent.
 
-    ``suffixes``: how its name may end. ``inputs``: files that the same command reads. ``made_here``: replace nothing but
-    what a command of this package wrote. Raises OutputError, UsageError for a wrong suffix.
+    ``suffixes``: how its name may end. ``inputs``: files that the same command reads. ``made_here``: replace nothing
+    but what a command of this package wrote. Raises OutputError, UsageError for a wrong suffix.
     """
     _check_replaceable(path)
     if not os.path.isdir(path.parent):  # noqa: PTH112, Path's own raises where a folder above is locked

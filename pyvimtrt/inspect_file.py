@@ -44,7 +44,10 @@ def describe(path: Path) -> dict[str, Any]:
         return _calibration(path)
     foreign = describe_foreign(path)
     if foreign is not None:
-        raise DataError(f"{path} is neither an engine (.onnx, .engine), a calibration cache (.safetensors) nor a checkpoint: it {foreign}")
+        raise DataError(
+            f"{path} is neither an engine (.onnx, .engine), a calibration cache (.safetensors) nor a checkpoint: it "
+            f"{foreign}"
+        )
     return _checkpoint(path)
 
 
@@ -68,7 +71,10 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         return known | _weights(sets[0])
     inside = {found.keys[0] for found in sets if found.keys}
     beside = [key for key in top_keys(content) if key not in inside]
-    return known | {"beside them": beside, "sets": [{"key": brief(found.name, 80), **_weights(found)} for found in sets[:MAX_SETS]]}
+    return known | {
+        "beside them": beside,
+        "sets": [{"key": brief(found.name, 80), **_weights(found)} for found in sets[:MAX_SETS]],
+    }
 
 
 def _weights(found: WeightSet) -> dict[str, Any]:

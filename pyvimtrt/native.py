@@ -22,5 +22,7 @@ def require_native() -> Any:
     """Return the module ``pyvimtrt._native``, or raise BackendError with the way to build it."""
     module = native_module()
     if module is None:
-        raise BackendError("the CPU engine is not built; run 'pip install .' in a checkout on a machine with g++ and cmake")
+        raise BackendError(
+            "the CPU engine is not built; run 'pip install .' in a checkout on a machine with g++ and cmake"
+        )
     return module

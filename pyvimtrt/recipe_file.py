@@ -29,8 +29,8 @@ ENGINES = Path("engines")
 MAX_RECIPE_BYTES = 1 << 20
 MAX_KEY_PARTS = 8  # of a dotted key: a recipe's have two, and tomllib's time grows with the square of their number
 MAX_WHOLE = 2**63  # whole numbers of TOML lie below
-# Texts and comments of TOML, which may hold what looks like a key. One without an end hides the rest, as the parser refuses
-# it there.
+# Texts and comments of TOML, which may hold what looks like a key. One without an end hides the rest, as the parser
+# refuses it there.
 _TEXT = re.compile(
     r'"""(?:[^\\]|\\.)*?(?:"""|\\?\Z)|' r"'''.*?(?:'''|\Z)|" r'"(?:[^"\\\n]|\\.)*"?|' r"'[^'\n]*'?|#[^\n]*",
     re.DOTALL,
@@ -77,7 +77,12 @@ class EngineRecipe:
 
     def plan_options(self) -> api.PlanOptions:
         """Return what is said of a TensorRT engine. Raises UsageError where it makes no sense."""
-        chosen = {"batch": self.batch, "workspace_mib": self.workspace_mib, "timing_cache": self.timing_cache, "separate_plugins": self.separate_plugins}
+        chosen = {
+            "batch": self.batch,
+            "workspace_mib": self.workspace_mib,
+            "timing_cache": self.timing_cache,
+            "separate_plugins": self.separate_plugins,
+        }
         given: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
         return api.PlanOptions(**given)
 
@@ -150,7 +155,9 @@ def default_output(model: str, suffix: str) -> Path:
     return ENGINES / (model + suffix)
 
 
-def _calibrate(recipe: EngineRecipe, plan: CalibrationPlan, output: Path, progress: Progress | None, warn: Warn | None) -> None:
+def _calibrate(
+    recipe: EngineRecipe, plan: CalibrationPlan, output: Path, progress: Progress | None, warn: Warn | None
+) -> None:
     from pyvimtrt.data.datasets import sample_images
     from pyvimtrt.data.reader import ImageReader
     from pyvimtrt.quantization.recipes import parse_without

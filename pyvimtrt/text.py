@@ -5,7 +5,9 @@ from __future__ import annotations
 import unicodedata
 
 _LINES = frozenset({"Zl", "Zp"})
-_DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # they turn what follows round
+_DIRECTIONS = frozenset(
+    "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+)  # they turn what follows round
 
 
 def encodable(text: str) -> str:
@@ -16,12 +18,16 @@ def encodable(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text that a terminal shows and does not obey: what controls, breaks or turns a line stands there as its escape."""
+    """Return a text that a terminal shows and does not obey: what controls, breaks or turns a line stands there as its
+    escape.
+    """
     if text.isprintable():
         return text
     return "".join(_shown(letter) for letter in text)
 
 
 def _shown(letter: str) -> str:
-    harmless = letter.isprintable() or (unicodedata.category(letter) not in ("Cc", "Cs", *_LINES) and letter not in _DIRECTIONS)
+    harmless = letter.isprintable() or (
+        unicodedata.category(letter) not in ("Cc", "Cs", *_LINES) and letter not in _DIRECTIONS
+    )
     return letter if harmless else letter.encode("unicode_escape").decode()

@@ -54,7 +54,9 @@ def tiny_images(tiny_config: VimConfig) -> npt.NDArray[np.uint8]:
 
 
 @pytest.fixture(scope="session")
-def tiny_cache_file(tmp_path_factory: pytest.TempPathFactory, tiny_weights_file: Path, tiny_images: npt.NDArray[np.uint8]) -> Path:
+def tiny_cache_file(
+    tmp_path_factory: pytest.TempPathFactory, tiny_weights_file: Path, tiny_images: npt.NDArray[np.uint8]
+) -> Path:
     """Its calibration cache of the default recipe."""
     path = tmp_path_factory.mktemp("tiny_cache") / "tiny.calib.safetensors"
     pyvimtrt.calibrate(TINY, tiny_weights_file, tiny_images, output=path)

@@ -1,11 +1,13 @@
-"""What each means of quantization is worth: calibrate with it left out, run the int8 engine, compare with the fp32 model on the same images.
+"""What each means of quantization is worth: calibrate with it left out, run the int8 engine, compare with the fp32
+model on the same images.
 
-    python tools/ablation.py                                                  # the demo model, 10,000 test images of Fashion-MNIST
-    python tools/ablation.py vim_tiny_patch16_224 --weights vim_t.pth --calibration train/ --data val/ --limit 5000 --csv table.csv
-    python tools/ablation.py --only "default" --only "default, state fp32"    # some rows
+    python tools/ablation.py                                                  # the demo model, 10,000 test images of
+    Fashion-MNIST python tools/ablation.py vim_tiny_patch16_224 --weights vim_t.pth --calibration train/ --data val/
+    --limit 5000 --csv table.csv python tools/ablation.py --only "default" --only "default, state fp32"    # some rows
 
-Prints a Markdown table; --markdown and --csv write files. Differences of top-1 come with their 95 % interval; agreement, cosine and signal-to-noise ratio see
-smaller changes. Every row has the same calibration images (--count, --seed). Needs the extra ``torch``; a row of the demo model takes some ten seconds.
+Prints a Markdown table; --markdown and --csv write files. Differences of top-1 come with their 95 % interval;
+agreement, cosine and signal-to-noise ratio see smaller changes. Every row has the same calibration images (--count,
+--seed). Needs the extra ``torch``; a row of the demo model takes some ten seconds.
 """
 
 from __future__ import annotations
@@ -67,13 +69,19 @@ def run(classify: Classifier, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.f
 
 def markdown(rows: dict[str, Comparison]) -> str:
     """Return the table; percent, points and decibels."""
-    lines = ["| recipe | top-1, % | against fp32, points | 95 % interval | agreement, % | cosine | signal to noise, dB |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| recipe | top-1, % | against fp32, points | 95 % interval | agreement, % | cosine | signal to noise, dB |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, row in rows.items():
         top1 = difference = interval = ""
         if row.top1 is not None and row.difference is not None and row.low is not None and row.high is not None:
             top1, difference = f"{100 * row.top1:.2f}", f"{100 * row.difference:+.2f}"
             interval = f"{100 * row.low:+.2f} .. {100 * row.high:+.2f}"
-        lines.append(f"| {name} | {top1} | {difference} | {interval} | {100 * row.agreement:.2f} | {row.cosine:.5f} | {row.snr_db:.1f} |")
+        lines.append(
+            f"| {name} | {top1} | {difference} | {interval} | {100 * row.agreement:.2f} | {row.cosine:.5f} | "
+            f"{row.snr_db:.1f} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -94,7 +102,10 @@ def measure(config: VimConfig, options: argparse.Namespace) -> dict[str, Compari
     if unknown:
         raise VimTrtError(f"there is no row {unknown[0]!r}; the rows are {'; '.join(known)}")
     defaults = model_defaults(config)
-    mean, std = api.per_channel(options.mean, defaults.mean, config.channels, "mean"), api.per_channel(options.std, defaults.std, config.channels, "std")
+    mean, std = (
+        api.per_channel(options.mean, defaults.mean, config.channels, "mean"),
+        api.per_channel(options.std, defaults.std, config.channels, "std"),
+    )
     weights = load_weights(config, api.resolve_weights(config, options.weights))
     calibration = sample_images(options.calibration, config, options.count, options.seed)
     dataset = open_dataset(options.data, config, labels=defaults.labels)
@@ -113,16 +124,28 @@ def measure(config: VimConfig, options: argparse.Namespace) -> dict[str, Compari
 def main() -> int:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", default=DEMO_MODEL, help="a registered name or vim:img=28,patch=4,... (default: the demo model)")
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default=DEMO_MODEL,
+        help="a registered name or vim:img=28,patch=4,... (default: the demo model)",
+    )
     parser.add_argument("--weights", type=Path, help="checkpoint; default: the bundled one")
-    parser.add_argument("--calibration", type=Path, default=FASHION_MNIST_PACKAGE, help="calibration images (of Fashion-MNIST's folder, the training ones)")
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        default=FASHION_MNIST_PACKAGE,
+        help="calibration images (of Fashion-MNIST's folder, the training ones)",
+    )
     parser.add_argument("--data", type=Path, default=FASHION_MNIST_PACKAGE, help="images to compare on")
     parser.add_argument("--count", type=int, default=256, help="calibration images")
     parser.add_argument("--limit", type=int, help="compare on the first images only")
     parser.add_argument("--seed", type=int, default=0, help="picks the calibration images")
     parser.add_argument("--mean", type=float, nargs="+", help="of pixels in 0..1; default: the model's own")
     parser.add_argument("--std", type=float, nargs="+")
-    parser.add_argument("--only", action="append", default=[], metavar="ROW", help="a row of the table; may be repeated")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="ROW", help="a row of the table; may be repeated"
+    )
     parser.add_argument("--markdown", type=Path, help="file for the table")
     parser.add_argument("--csv", type=Path, help="file for the table with all digits")
     options = parser.parse_args()
@@ -131,7 +154,9 @@ def main() -> int:
             check_writable(file, inputs=[options.weights, options.calibration, options.data])
         config = parse_model(options.model)
         if not isinstance(config, VimConfig):
-            raise ModelError(f"{options.model} is no Vim, whose recipes are taken apart here; name one, such as {DEMO_MODEL}")
+            raise ModelError(
+                f"{options.model} is no Vim, whose recipes are taken apart here; name one, such as {DEMO_MODEL}"
+            )
         rows = measure(config, options)
         text = f"{markdown(rows)}\n{next(iter(rows.values())).images:,} images; calibrated with {options.count} (seed {options.seed}).\n"
         for file, content in ((options.markdown, text), (options.csv, comma_separated(rows))):

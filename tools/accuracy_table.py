@@ -1,9 +1,11 @@
-"""Measure the demo model over all 10,000 test images of Fashion-MNIST, in fp32 and with every recipe, and print the README's table.
+"""Measure the demo model over all 10,000 test images of Fashion-MNIST, in fp32 and with every recipe, and print the
+README's table.
 
     python tools/accuracy_table.py             # print it
     python tools/accuracy_table.py --write     # and put it into README.md
 
-Needs the extra ``torch`` and the files of Fashion-MNIST (Debian package dataset-fashion-mnist, or --data DIR). Takes some minutes.
+Needs the extra ``torch`` and the files of Fashion-MNIST (Debian package dataset-fashion-mnist, or --data DIR). Takes
+some minutes.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ CALIBRATION_IMAGES = 256
 
 
 def measure(data: Path) -> dict[str, Accuracy]:
-    """Return the accuracy of the fp32 model and of an engine for each recipe, calibrated as `pyvimtrt calibrate` does by default."""
+    """Return the accuracy of the fp32 model and of an engine for each recipe, calibrated as `pyvimtrt calibrate` does
+    by default.
+    """
     images = sample_images(data, parse_model(DEMO_MODEL), CALIBRATION_IMAGES, seed=0)
     found = {"fp32": evaluate(DEMO_MODEL, data)}
     with tempfile.TemporaryDirectory() as folder:

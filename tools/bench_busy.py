@@ -3,9 +3,10 @@
     python tools/bench_busy.py vim_t.onnx
     python tools/bench_busy.py vim_t.onnx --install before=OLD_FOLDER --install after=NEW_FOLDER --batch 1,16 --json
 
-Every row is a batch size with or without busy processes; its columns are numbers of threads, for each copy of the package. All of a row
-take turns, a run each, so that what else the machine does meets all of them; medians. The logits are compared first. A busy process is a
-Python loop that computes; the kernel decides where it runs. OLD_FOLDER holds a folder ``pyvimtrt``, such as ``pip install --target`` makes.
+Every row is a batch size with or without busy processes; its columns are numbers of threads, for each copy of the
+package. All of a row take turns, a run each, so that what else the machine does meets all of them; medians. The logits
+are compared first. A busy process is a Python loop that computes; the kernel decides where it runs. OLD_FOLDER holds a
+folder ``pyvimtrt``, such as ``pip install --target`` makes.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class Runner:
     def __init__(self, engine: str, threads: int, folder: str | None) -> None:
         environment = {**os.environ, "PYTHONSAFEPATH": "1"} | ({"PYTHONPATH": folder} if folder else {})
         command = [sys.executable, "-c", _CHILD, engine, str(threads)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
 
     def run(self, batch: int) -> tuple[float, str]:
         """Run a batch; return its seconds and a digest of the logits."""
@@ -85,11 +88,19 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engine", help="CPU engine, .onnx")
-    parser.add_argument("--install", action="append", default=[], metavar="LABEL=FOLDER", help="a copy of the package; default: this one")
+    parser.add_argument(
+        "--install",
+        action="append",
+        default=[],
+        metavar="LABEL=FOLDER",
+        help="a copy of the package; default: this one",
+    )
     parser.add_argument("--batch", type=numbers, default=[1, 16], help="batch sizes (default: 1,16)")
     parser.add_argument("--threads", type=numbers, default=[1, 2], help="numbers of threads (default: 1,2)")
     parser.add_argument("--busy", type=numbers, default=[0, 1], help="numbers of busy processes (default: 0,1)")
-    parser.add_argument("--rounds", type=int, default=100, help="runs of batch 1; larger batches fewer, at least 15 (default: 100)")
+    parser.add_argument(
+        "--rounds", type=int, default=100, help="runs of batch 1; larger batches fewer, at least 15 (default: 100)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON on stdout, and nothing else")
     options = parser.parse_args()
     installs: dict[str, str | None] = dict(item.split("=", 1) for item in options.install) or {"": None}
@@ -103,14 +114,18 @@ def main() -> None:
         for batch in options.batch:
             for busy in options.busy:
                 found = measure(runners, batch, busy, max(15, options.rounds // batch))
-                rows.append({"batch": batch, "busy processes": busy, **{name: round(value, 2) for name, value in found.items()}})
+                rows.append(
+                    {"batch": batch, "busy processes": busy, **{name: round(value, 2) for name, value in found.items()}}
+                )
     finally:
         for runner in runners.values():
             runner.process.kill()
     if options.json:
         print(json.dumps(rows, indent=1))
         return
-    table = Table("batch", "busy processes", *runners, title=f"Milliseconds of a batch, medians in turns ({os.cpu_count()} cores)")
+    table = Table(
+        "batch", "busy processes", *runners, title=f"Milliseconds of a batch, medians in turns ({os.cpu_count()} cores)"
+    )
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
     Console().print(table)

@@ -3,10 +3,11 @@
     python tools/digests.py > before.json      # on the old code
     python tools/digests.py --compare before.json      # on the new: says what differs
 
-Models: the bundled one, and nine small ones with random weights, together everything a Vision Mamba's configuration can ask for. Recipes:
-all, with int8 and fp32 states. Of each the SHA-256 of the calibration cache, of the network, and of its logits on the CPU; of each model
-that of its fp32 export. Caches come from floating point sums: compare on one machine, with one version of PyTorch. Needs the extra
-``torch``.
+Models: the bundled one, and nine small ones with random weights, together everything a Vision Mamba's configuration can
+ask for. Recipes:
+all, with int8 and fp32 states. Of each the SHA-256 of the calibration cache, of the network, and of its logits on the
+CPU; of each model that of its fp32 export. Caches come from floating point sums: compare on one machine, with one
+version of PyTorch. Needs the extra ``torch``.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "deep": {"depth": 2},
     "wide": {"dim": 40, "classes": 67},
 }
-MODELS = {name: "vim:" + ",".join(f"{key}={value}" for key, value in {**BASE, **change}.items()) for name, change in CHANGES.items()}
+MODELS = {
+    name: "vim:" + ",".join(f"{key}={value}" for key, value in {**BASE, **change}.items())
+    for name, change in CHANGES.items()
+}
 
 
 def sha256(data: bytes) -> str:
@@ -56,7 +60,9 @@ def digests(name: str, model: str, folder: Path) -> dict[str, str]:
     import torch
 
     config = parse_model(model)
-    images = np.random.default_rng(1).integers(0, 256, (IMAGES, config.channels, config.img, config.img), dtype=np.uint8)
+    images = np.random.default_rng(1).integers(
+        0, 256, (IMAGES, config.channels, config.img, config.img), dtype=np.uint8
+    )
     weights: Path | None = None
     if model != DEMO_MODEL:
         torch.manual_seed(0)

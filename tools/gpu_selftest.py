@@ -1,18 +1,22 @@
-"""First contact with a GPU: is everything right, bit by bit, and how fast is it. Offline, with CUDA alone; one folder holds the answer.
+"""First contact with a GPU: is everything right, bit by bit, and how fast is it. Offline, with CUDA alone; one folder
+holds the answer.
 
     python tools/gpu_selftest.py                                     # everything, in under 8 minutes
     python tools/gpu_selftest.py --only build,operators,plugins      # equality alone
     python tools/gpu_selftest.py --only speed --models vim_tiny_patch16_224 --batches 1,32
-    python tools/gpu_selftest.py --device double                     # the same path without a GPU, on the CPU double: a dry run
+    python tools/gpu_selftest.py --device double                     # the same path without a GPU, on the CPU double: a
+    dry run
 
-It takes a checkout, Python 3.10 or newer with numpy, onnx, safetensors, pillow, typer, rich, nanobind and torch, and cmake, a C++ compiler and nvcc.
-TensorRT is not needed; its headers are, for all that runs plugins: where there is no network, give TENSORRT_INCLUDE_DIR or --headers.
+It takes a checkout, Python 3.10 or newer with numpy, onnx, safetensors, pillow, typer, rich, nanobind and torch, and
+cmake, a C++ compiler and nvcc.
+TensorRT is not needed; its headers are, for all that runs plugins: where there is no network, give TENSORRT_INCLUDE_DIR
+or --headers.
 
 Parts, each in a process of its own, the report written after each:
   machine    GPU, driver, clocks, programs, packages
   build      the CPU engine, which says what is right, and the tests' modules for this GPU's architecture
-  operators  every case of every kernel against the NumPy reference: canaries, poisons, least alignment; cuda.h's calls against NumPy
-  plugins    every case through every call that TensorRT makes of a plugin
+  operators  every case of every kernel against the NumPy reference: canaries, poisons, least alignment; cuda.h's calls
+  against NumPy plugins    every case through every call that TensorRT makes of a plugin
   network    the demo model and Vims with random weights, node by node, against the CPU engine, batches 1 to 128
   graphs     cases and networks inside CUDA graphs, replayed, and on two streams at once
   sanitizer  compute-sanitizer's memcheck, racecheck, initcheck and synccheck
@@ -39,7 +43,16 @@ from selftest import gpu, report
 from selftest.build import environment
 from selftest.options import BATCHES, DEVICES, MODELS, PARTS, ROOT, Options, Part
 
-SECONDS = {"machine": 60, "build": 900, "operators": 600, "plugins": 600, "network": 900, "graphs": 600, "sanitizer": 600, "tensorrt": 1200}
+SECONDS = {
+    "machine": 60,
+    "build": 900,
+    "operators": 600,
+    "plugins": 600,
+    "network": 900,
+    "graphs": 600,
+    "sanitizer": 600,
+    "tensorrt": 1200,
+}
 WITHOUT_GPU = ("machine", "build")  # parts that need no driver
 TAIL = 2000  # characters of a log in the report, where a part ended without a word
 
@@ -47,17 +60,49 @@ TAIL = 2000  # characters of a log in the report, where a part ended without a w
 def arguments(argv: Sequence[str] | None = None) -> tuple[Options, tuple[str, ...]]:
     """Return the options and the parts to run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=DEVICES, default="device", help="a GPU, or the CPU double: small sizes, no measurement (default: device)")
+    parser.add_argument(
+        "--device",
+        choices=DEVICES,
+        default="device",
+        help="a GPU, or the CPU double: small sizes, no measurement (default: device)",
+    )
     parser.add_argument("--only", default=",".join(PARTS), help=f"parts to run, of {','.join(PARTS)}")
-    parser.add_argument("--report", type=Path, default=Path("gpu_report"), help="folder of the report, plots and logs (default: gpu_report)")
-    parser.add_argument("--build", type=Path, help="folder of what is built (default: build/device, or build/tests for the double)")
-    parser.add_argument("--models", default=",".join(MODELS), help="models of the parts network and speed, names or vim:key=value,.. split by ;")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        default=Path("gpu_report"),
+        help="folder of the report, plots and logs (default: gpu_report)",
+    )
+    parser.add_argument(
+        "--build", type=Path, help="folder of what is built (default: build/device, or build/tests for the double)"
+    )
+    parser.add_argument(
+        "--models",
+        default=",".join(MODELS),
+        help="models of the parts network and speed, names or vim:key=value,.. split by ;",
+    )
     parser.add_argument("--batches", default=",".join(map(str, BATCHES)), help="batches of the part speed")
     parser.add_argument("--peers", default="", help="who is measured beside the engine (default: all that can run)")
-    parser.add_argument("--minutes", type=float, default=4.0, help="time for the peers; what does not fit is left out and named (default: 4)")
-    parser.add_argument("--backend", choices=("tensorrt", "tensorrt-rtx"), action="append", help="of the part tensorrt (default: all installed)")
-    parser.add_argument("--architecture", default="", help="to compile for, such as 90; where there is no GPU, machine and build then run (default: the GPU's)")
-    parser.add_argument("--headers", default="", help="TensorRT's headers: their folder, or the wheel kernel_lens-2.0.1 that holds them")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=4.0,
+        help="time for the peers; what does not fit is left out and named (default: 4)",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=("tensorrt", "tensorrt-rtx"),
+        action="append",
+        help="of the part tensorrt (default: all installed)",
+    )
+    parser.add_argument(
+        "--architecture",
+        default="",
+        help="to compile for, such as 90; where there is no GPU, machine and build then run (default: the GPU's)",
+    )
+    parser.add_argument(
+        "--headers", default="", help="TensorRT's headers: their folder, or the wheel kernel_lens-2.0.1 that holds them"
+    )
     given = parser.parse_args(argv)
     parts = tuple(given.only.split(","))
     for name in parts:
@@ -94,12 +139,20 @@ def run_part(options: Options, name: str) -> Part:
     result, log = options.folder / f"{name}.json", options.folder / "logs" / f"{name}.log"
     for old in (result, options.folder / f"state_{name}.json", options.folder / f"{name}_partial.json"):
         old.unlink(missing_ok=True)
-    command = [sys.executable, str(Path(__file__).with_name("selftest") / "child.py"), name, str(options.folder / "options.json"), str(result)]
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("selftest") / "child.py"),
+        name,
+        str(options.folder / "options.json"),
+        str(result),
+    ]
     limit = SECONDS.get(name, 60 * options.minutes + 900)
     start = time.perf_counter()
     with log.open("w", encoding="utf-8") as file:
         try:
-            code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment(options), check=False, timeout=limit).returncode
+            code = subprocess.run(
+                command, stdout=file, stderr=subprocess.STDOUT, env=environment(options), check=False, timeout=limit
+            ).returncode
             ended = f"ended with code {code}"
         except subprocess.TimeoutExpired:
             ended = f"was stopped after {limit:.0f} s"
@@ -137,7 +190,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     (options.folder / "options.json").unlink(missing_ok=True)
     if problem is not None:
         print(
-            f"error: this test needs an NVIDIA GPU ({problem}); without one, --device double walks the same path on a CPU, and tools/test.sh "
+            f"error: this test needs an NVIDIA GPU ({problem}); without one, --device double walks the same path on a "
+            "CPU, and tools/test.sh "
             "proves the same code",
             file=sys.stderr,
         )

@@ -1,7 +1,7 @@
 """Line coverage of the CUDA kernels and plugins under the tests: what gcov counted in the build of the CPU double.
 
 python tools/kernel_coverage.py --reset                      # before the tests
-pytest tests/test_cuda_on_cpu.py tests/test_plugins.py
+pytest tests/kernels/test_cuda_on_cpu.py tests/kernels/test_plugins.py
 python tools/kernel_coverage.py                              # exit code 1 where a file lies below the least
 """
 
@@ -49,8 +49,12 @@ def count_lines(build: Path) -> dict[Path, dict[int, int]]:
 def main() -> int:
     """Print a table and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--build", type=Path, default=ROOT / "build" / "tests", help="folder of the build (default: build/tests)")
-    parser.add_argument("--least", type=float, default=LEAST, help=f"percent of the lines that must run (default: {LEAST:g})")
+    parser.add_argument(
+        "--build", type=Path, default=ROOT / "build" / "tests", help="folder of the build (default: build/tests)"
+    )
+    parser.add_argument(
+        "--least", type=float, default=LEAST, help=f"percent of the lines that must run (default: {LEAST:g})"
+    )
     parser.add_argument("--reset", action="store_true", help="forget what was counted so far")
     options = parser.parse_args()
     if options.reset:
@@ -69,9 +73,15 @@ def main() -> int:
         share = 100.0 * (len(lines) - len(missed)) / len(lines) if lines else 0.0
         if share < options.least:
             low.append(path)
-        print(f"{path.relative_to(ROOT)!s:45} {len(lines):6} {len(lines) - len(missed):6} {share:6.1f}  {', '.join(map(str, missed))}")
+        print(
+            f"{path.relative_to(ROOT)!s:45} {len(lines):6} {len(lines) - len(missed):6} {share:6.1f}  "
+            f"{', '.join(map(str, missed))}"
+        )
     if low:
-        print(f"error: under {options.least:g} %: {', '.join(str(path.relative_to(ROOT)) for path in low)}", file=sys.stderr)
+        print(
+            f"error: under {options.least:g} %: {', '.join(str(path.relative_to(ROOT)) for path in low)}",
+            file=sys.stderr,
+        )
     return 1 if low else 0
 
 

@@ -4,9 +4,10 @@
     python tools/kernel_resources.py kernel.o other.so DIR   # object files, shared libraries, cubins, folders of cubins
     python tools/kernel_resources.py --json
 
-Ends with status 1 and a list where a kernel uses local memory or a stack, where kscaled_linear makes no use of int8 tensor cores, where an
-architecture is missing, or where a kernel takes more registers than its operator's README states. Needs cuobjdump: of the CUDA toolkit, or
-the one that comes with the Python package triton. Takes some seconds; no GPU.
+Ends with status 1 and a list where a kernel uses local memory or a stack, where kscaled_linear makes no use of int8
+tensor cores, where an architecture is missing, or where a kernel takes more registers than its operator's README
+states. Needs cuobjdump: of the CUDA toolkit, or the one that comes with the Python package triton. Takes some seconds;
+no GPU.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGINS = ROOT / "plugins"
-OPERATORS = tuple(re.findall(r"^VIMTRT_OPERATOR\((\w+)\)", (PLUGINS / "operators.inc").read_text(encoding="utf-8"), re.MULTILINE))
+OPERATORS = tuple(
+    re.findall(r"^VIMTRT_OPERATOR\((\w+)\)", (PLUGINS / "operators.inc").read_text(encoding="utf-8"), re.MULTILINE)
+)
 ARCHITECTURES = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_110", "sm_120")
 TENSOR_CORE_OPERATOR = "kscaled_linear"
 LIBRARY = "libvimtrt_plugins.so"
@@ -103,7 +106,9 @@ def parse_code(lines: Iterable[str]) -> dict[Key, Code]:
 
 
 def parse_usage(lines: Iterable[str], architecture: str = "") -> dict[Key, Usage]:
-    """Read `cuobjdump --dump-resource-usage`. Of a cubin it does not name the architecture, which is then the one given."""
+    """Read `cuobjdump --dump-resource-usage`. Of a cubin it does not name the architecture, which is then the one
+    given.
+    """
     found: dict[Key, Usage] = {}
     name = ""
     for line in lines:
@@ -169,12 +174,17 @@ def find_cuobjdump() -> str:
     for place in places:
         if (place / "cuobjdump").is_file():
             return str(place / "cuobjdump")
-    raise ResourcesError("cuobjdump was found neither on PATH nor in CUDA_HOME nor in the Python package triton: install the CUDA toolkit or triton.")
+    raise ResourcesError(
+        "cuobjdump was found neither on PATH nor in CUDA_HOME nor in the Python package triton: install the CUDA "
+        "toolkit or triton."
+    )
 
 
 def dump(cuobjdump: str, option: str, file: Path) -> Iterator[str]:
     """Yield the lines of its output, of which there are many."""
-    with subprocess.Popen([cuobjdump, option, str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [cuobjdump, option, str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None and process.stderr is not None
         yield from process.stdout
         errors = process.stderr.read().strip()
@@ -193,7 +203,9 @@ def files_of(inputs: Iterable[Path]) -> list[Path]:
     files = []
     for path in inputs:
         if not path.exists():
-            raise ResourcesError(f"{path} does not exist: build it, or name object files, libraries or folders of cubins.")
+            raise ResourcesError(
+                f"{path} does not exist: build it, or name object files, libraries or folders of cubins."
+            )
         inside = sorted(path.rglob("*.cubin")) if path.is_dir() else [path]
         if not inside:
             raise ResourcesError(f"{path} holds no *.cubin.")
@@ -216,8 +228,8 @@ def read(inputs: Iterable[Path]) -> list[Kernel]:
 def stated_registers(readme: str) -> dict[str, int]:
     """Return the most registers that an operator's README states for each architecture.
 
-    They stand in tables whose first heading begins with "registers" and whose others name architectures, one ("sm_80") or several alike
-    ("sm_86, 87, 89"). Rows are variants of the kernel.
+    They stand in tables whose first heading begins with "registers" and whose others name architectures, one ("sm_80")
+    or several alike ("sm_86, 87, 89"). Rows are variants of the kernel.
     """
     stated: dict[str, int] = {}
     columns: list[list[str]] = []
@@ -229,7 +241,9 @@ def stated_registers(readme: str) -> dict[str, int]:
             columns = []
         elif columns and not set("".join(cells)) <= set("-: "):
             if len(cells) != len(columns) + 1 or not all(cell.isdigit() for cell in cells[1:]):
-                raise ResourcesError(f"A row of a table of registers is not a name and {len(columns)} whole numbers: {line}")
+                raise ResourcesError(
+                    f"A row of a table of registers is not a name and {len(columns)} whole numbers: {line}"
+                )
             for names, cell in zip(columns, cells[1:], strict=True):
                 for name in names:
                     stated[name] = max(stated.get(name, 0), int(cell))
@@ -237,7 +251,10 @@ def stated_registers(readme: str) -> dict[str, int]:
 
 
 def read_stated() -> dict[str, dict[str, int]]:
-    return {operator: stated_registers((PLUGINS / operator / "README.md").read_text(encoding="utf-8")) for operator in OPERATORS}
+    return {
+        operator: stated_registers((PLUGINS / operator / "README.md").read_text(encoding="utf-8"))
+        for operator in OPERATORS
+    }
 
 
 # The check
@@ -258,7 +275,10 @@ def violations(kernels: list[Kernel], stated: dict[str, dict[str, int]], complet
             wrong.append(f"{where} has no IMMA instruction: its products do not run on int8 tensor cores.")
         most = stated.get(kernel.operator, {}).get(kernel.architecture, kernel.registers)
         if kernel.registers > most:
-            wrong.append(f"{where} takes {kernel.registers} registers; plugins/{kernel.operator}/README.md states {most} at most.")
+            wrong.append(
+                f"{where} takes {kernel.registers} registers; plugins/{kernel.operator}/README.md states {most} at "
+                "most."
+            )
     for operator in OPERATORS:
         found: dict[str, set[str]] = {}  # the architectures of each kernel
         for kernel in kernels:
@@ -292,7 +312,14 @@ def table_of(kernels: list[Kernel]) -> Table:
         table.add_column(heading, justify="right")
     before = ""
     for kernel in kernels:
-        numbers = (kernel.registers, kernel.shared_bytes, kernel.stack_bytes, kernel.local_bytes, kernel.local_instructions, kernel.imma_instructions)
+        numbers = (
+            kernel.registers,
+            kernel.shared_bytes,
+            kernel.stack_bytes,
+            kernel.local_bytes,
+            kernel.local_instructions,
+            kernel.imma_instructions,
+        )
         name = escape(kernel.name) if kernel.name != before else ""
         if name and before:
             table.add_section()
@@ -303,7 +330,12 @@ def table_of(kernels: list[Kernel]) -> Table:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="List and check what the CUDA kernels take on each architecture.")
-    parser.add_argument("inputs", nargs="*", type=Path, help=f"object files, libraries, cubins, folders of cubins; default: {LIBRARY} of the build folder")
+    parser.add_argument(
+        "inputs",
+        nargs="*",
+        type=Path,
+        help=f"object files, libraries, cubins, folders of cubins; default: {LIBRARY} of the build folder",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     chosen = parser.parse_args(arguments)
     inputs = chosen.inputs or [default_library()]
@@ -314,7 +346,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if chosen.json:
-        print(json.dumps({"kernels": [dataclasses.asdict(kernel) for kernel in kernels], "violations": wrong}, indent=2))
+        print(
+            json.dumps({"kernels": [dataclasses.asdict(kernel) for kernel in kernels], "violations": wrong}, indent=2)
+        )
     else:
         console = Console()
         console.print(table_of(kernels))

@@ -1,13 +1,15 @@
 #!/usr/bin/env python
-"""Loads a server of `pyvimtrt serve` and measures it beside the bare engine: throughput, latency, refusals; then an overload, and the recovery from it.
+"""Loads a server of `pyvimtrt serve` and measures it beside the bare engine: throughput, latency, refusals; then an
+overload, and the recovery from it.
 
     python tools/load_test.py vim_t.onnx --plot docs/load.svg
     python tools/load_test.py vim_t.onnx --clients 64 --overload 10 --overload-seconds 60 --json
 
-Every client is one connection that sends one image as binary tensor, waits for the answer, and sends the next; refused (503), it waits as long as Retry-After
-says, give or take half. The bare engine runs its best batch with all cores in a process of its own, before each load and after it, with nothing else to do;
-the server shares the cores with the clients. What a batch takes in service (`batch_ms`; batches that run side by side have a core each) is the server's own
-metric. Every answer is compared with the engine's logits, bit by bit.
+Every client is one connection that sends one image as binary tensor, waits for the answer, and sends the next; refused
+(503), it waits as long as Retry-After says, give or take half. The bare engine runs its best batch with all cores in a
+process of its own, before each load and after it, with nothing else to do;
+the server shares the cores with the clients. What a batch takes in service (`batch_ms`; batches that run side by side
+have a core each) is the server's own metric. Every answer is compared with the engine's logits, bit by bit.
 """
 
 from __future__ import annotations
@@ -121,7 +123,9 @@ def request_bytes(image: np.ndarray[Any, Any], model: str) -> bytes:
     """Return the HTTP request for one image, logits as bytes."""
     shape = [1, *image.shape]
     tensor = {"name": "images", "shape": shape, "datatype": "UINT8", "parameters": {"binary_data_size": image.nbytes}}
-    head = json.dumps({"inputs": [tensor], "outputs": [{"name": "logits", "parameters": {"binary_data": True}}]}).encode()
+    head = json.dumps(
+        {"inputs": [tensor], "outputs": [{"name": "logits", "parameters": {"binary_data": True}}]}
+    ).encode()
     size = len(head) + image.nbytes
     lines = f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: localhost\r\nInference-Header-Content-Length: {len(head)}\r\nContent-Length: {size}\r\n\r\n"
     return lines.encode() + head + image.tobytes()
@@ -147,7 +151,9 @@ async def closed_loop(load: Load, host: str, port: int, clients: int) -> None:
 
 
 async def open_loop(load: Load, host: str, port: int, rate: float, connections: int) -> int:
-    """Send ``rate`` requests a second, whatever is answered, over a number of connections; return how many could not be sent for want of a free one."""
+    """Send ``rate`` requests a second, whatever is answered, over a number of connections; return how many could not be
+    sent for want of a free one.
+    """
     loop = asyncio.get_running_loop()
     idle = [(await loop.create_connection(lambda: Client(load), host, port))[1] for _ in range(connections)]
     tasks: set[asyncio.Task[None]] = set()
@@ -188,7 +194,11 @@ def memory_bytes(pid: int) -> int:
     """Return the resident bytes of a process and its children."""
     total = 0
     for number in [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]:
-        total += next(int(line.split()[1]) * 1024 for line in Path(f"/proc/{number}/status").read_text().splitlines() if line.startswith("VmRSS"))
+        total += next(
+            int(line.split()[1]) * 1024
+            for line in Path(f"/proc/{number}/status").read_text().splitlines()
+            if line.startswith("VmRSS")
+        )
     return total
 
 
@@ -201,7 +211,13 @@ class Server:
     """A server process for the time of a test."""
 
     def __init__(self, engine: Path, options: list[str]) -> None:
-        command = [sys.executable, "-c", "import sys; from pyvimtrt.cli import main; sys.exit(main())", "serve", f"m={engine}"]
+        command = [
+            sys.executable,
+            "-c",
+            "import sys; from pyvimtrt.cli import main; sys.exit(main())",
+            "serve",
+            f"m={engine}",
+        ]
         command += ["--port", "0", "--grpc-port", "0", "--json", "--log-level", "warning", *options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
@@ -217,7 +233,10 @@ class Server:
         """Return the seconds that batches have taken in the engine until now, and their number."""
         with urllib.request.urlopen(f"http://{self.host}:{self.port}/metrics", timeout=30) as answer:
             lines = answer.read().decode().splitlines()
-        seconds, count = (next(float(line.split()[-1]) for line in lines if line.startswith(f"pyvimtrt_engine_seconds_{what}")) for what in ("sum", "count"))
+        seconds, count = (
+            next(float(line.split()[-1]) for line in lines if line.startswith(f"pyvimtrt_engine_seconds_{what}"))
+            for what in ("sum", "count")
+        )
         return seconds, count
 
     def stop(self) -> int:
@@ -243,7 +262,9 @@ def main() -> int:
         check_writable(options.plot, (".svg", ".png", ".pdf"), [options.engine])
     engine = load_engine(options.engine)
     config = engine.config
-    images = np.random.default_rng(0).integers(0, 256, (IMAGES, config.channels, config.img, config.img), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(
+        0, 256, (IMAGES, config.channels, config.img, config.img), dtype=np.uint8
+    )
     answers = [row.tobytes() for row in engine.run(images)]
     requests = [request_bytes(image, "m") for image in images]
     server = Server(options.engine, options.server.split())
@@ -262,7 +283,9 @@ def main() -> int:
             show(rows[-1], options.json)
         found: dict[str, Any] = {"batch": batch, "queue": server.model["queue"], "loads": rows}
         if options.overload:
-            found["overload"] = overload(options, server, requests, answers, max(row["images_per_second"] for row in rows))
+            found["overload"] = overload(
+                options, server, requests, answers, max(row["images_per_second"] for row in rows)
+            )
             show(found["overload"], options.json)
     finally:
         code = server.stop()
@@ -275,7 +298,9 @@ def main() -> int:
     return int(bool(wrong or code))
 
 
-def describe(load: Load, seconds: float, clients: int, batch: int, bare: list[float], batch_ms: float, server: Server) -> dict[str, Any]:
+def describe(
+    load: Load, seconds: float, clients: int, batch: int, bare: list[float], batch_ms: float, server: Server
+) -> dict[str, Any]:
     """Return one row of the table."""
     rate, bare_rate = load.codes["200"] / seconds, batch / float(np.median(bare))
     return {
@@ -293,7 +318,9 @@ def describe(load: Load, seconds: float, clients: int, batch: int, bare: list[fl
     }
 
 
-def overload(options: argparse.Namespace, server: Server, requests: list[bytes], answers: list[bytes], peak: float) -> dict[str, Any]:
+def overload(
+    options: argparse.Namespace, server: Server, requests: list[bytes], answers: list[bytes], peak: float
+) -> dict[str, Any]:
     """Send many times what the server can answer; then, one second later, see whether it is back."""
     start = time.perf_counter() + SETTLE_SECONDS
     load = Load(requests, answers, start, start + options.overload_seconds)
@@ -321,7 +348,11 @@ def overload(options: argparse.Namespace, server: Server, requests: list[bytes],
 
 def show(row: dict[str, Any], as_json: bool) -> None:
     """Print a row for people."""
-    print("  ".join(f"{key} {value}" for key, value in row.items()), file=sys.stderr if as_json else sys.stdout, flush=True)
+    print(
+        "  ".join(f"{key} {value}" for key, value in row.items()),
+        file=sys.stderr if as_json else sys.stdout,
+        flush=True,
+    )
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -339,7 +370,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     left.set(title="Throughput", ylabel="images a second", ylim=(0, None))
     for key, style in (("p50_ms", "o-"), ("p90_ms", "^-"), ("p99_ms", "s-")):
         right.plot(clients, [row[key] for row in rows], style, label=key[:3])
-    right.plot(clients, [row["three_batches_and_deadline_ms"] for row in rows], "--", color="0.5", label="3 batches + deadline")
+    right.plot(
+        clients, [row["three_batches_and_deadline_ms"] for row in rows], "--", color="0.5", label="3 batches + deadline"
+    )
     right.set(title="Latency of what was answered", ylabel="ms", ylim=(0, None))
     for axes in (left, right):
         axes.set_xscale("log", base=2)

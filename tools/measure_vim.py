@@ -1,10 +1,11 @@
-"""Build Vision Mambas with random weights, and measure them: calibration, build, memory, and speed against the fp32 model in PyTorch.
+"""Build Vision Mambas with random weights, and measure them: calibration, build, memory, and speed against the fp32
+model in PyTorch.
 
     python tools/measure_vim.py                                                    # Vim-Tiny and Vim-Small at 224 x 224
     python tools/measure_vim.py vim_tiny_patch16_224 --images 256 --json
 
-Speeds are of batch 1, peers alternating in one run, medians; each peer at its best number of threads. First the engine's logits are
-checked: equal on every instruction set, and close to the fp32 model's. Needs the extra ``torch``.
+Speeds are of batch 1, peers alternating in one run, medians; each peer at its best number of threads. First the
+engine's logits are checked: equal on every instruction set, and close to the fp32 model's. Needs the extra ``torch``.
 """
 
 from __future__ import annotations
@@ -69,8 +70,12 @@ def medians(peers: dict[str, Callable[[], Any]], runs: int) -> dict[str, float]:
 
 
 def check(engine_file: Path, config: VimConfig, model: VisionMamba, images: np.ndarray) -> float:
-    """Return the cosine of int8 and fp32 logits, both less their mean, after checking that all instruction sets agree."""
-    logits = {isa: CpuEngine(load_network(engine_file), isa=isa).run(images) for isa in require_native().available_isas()}
+    """Return the cosine of int8 and fp32 logits, both less their mean, after checking that all instruction sets
+    agree.
+    """
+    logits = {
+        isa: CpuEngine(load_network(engine_file), isa=isa).run(images) for isa in require_native().available_isas()
+    }
     first, *others = logits.values()
     if not all(np.array_equal(first, other) for other in others):
         raise SystemExit("error: instruction sets disagree")
@@ -84,7 +89,9 @@ def check(engine_file: Path, config: VimConfig, model: VisionMamba, images: np.n
     return cosine
 
 
-def speeds(engine_file: Path, config: VimConfig, model: VisionMamba, image: np.ndarray, runs: int) -> dict[str, dict[int, float]]:
+def speeds(
+    engine_file: Path, config: VimConfig, model: VisionMamba, image: np.ndarray, runs: int
+) -> dict[str, dict[int, float]]:
     """Return milliseconds at batch 1 by peer and number of threads."""
     defaults = model_defaults(config)
     x = Normalization(defaults.mean, defaults.std).apply(image)
@@ -119,13 +126,19 @@ def measure(name: str, images: int, runs: int, folder: Path) -> dict[str, Any]:
         raise SystemExit(f"error: {name} is no Vim; name one, such as {MODELS[0]}")
     torch.manual_seed(0)
     model = VisionMamba(config).eval()
-    weights, data, cache, engine_file = (str(folder / f"{i}{suffix}") for i, suffix in enumerate((".safetensors", ".npz", ".calib.safetensors", ".onnx")))
+    weights, data, cache, engine_file = (
+        str(folder / f"{i}{suffix}") for i, suffix in enumerate((".safetensors", ".npz", ".calib.safetensors", ".onnx"))
+    )
     save_weights(model, Path(weights))
     shape = (images, config.channels, config.img, config.img)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     np.savez(data, images=pixels)
-    calibrate_s, calibrate_bytes = run_command("calibrate", name, "--weights", weights, "--images", data, "--count", str(images), "-o", cache)
-    build_s, build_bytes = run_command("build", name, "--weights", weights, "--calib", cache, "--int8", "-o", engine_file)
+    calibrate_s, calibrate_bytes = run_command(
+        "calibrate", name, "--weights", weights, "--images", data, "--count", str(images), "-o", cache
+    )
+    build_s, build_bytes = run_command(
+        "build", name, "--weights", weights, "--calib", cache, "--int8", "-o", engine_file
+    )
     cosine = check(Path(engine_file), config, model, pixels[:2])
     start = time.perf_counter()
     engine = CpuEngine(load_network(Path(engine_file)))
@@ -168,7 +181,15 @@ def main() -> None:
         return
     table = Table(f"pyvimtrt {pyvimtrt.__version__}", *(result["model"] for result in results))
     for key in list(results[0])[1:]:
-        table.add_row(key, *(json.dumps(result[key], indent=1).replace('"', "") if isinstance(result[key], dict) else str(result[key]) for result in results))
+        table.add_row(
+            key,
+            *(
+                json.dumps(result[key], indent=1).replace('"', "")
+                if isinstance(result[key], dict)
+                else str(result[key])
+                for result in results
+            ),
+        )
     Console().print(table)
 
 

@@ -1,12 +1,13 @@
 """Train a small Vision Mamba on Fashion-MNIST with a CPU, seeded, and save its fp32 weights.
 
-    python tools/train_demo.py --out weights.safetensors            # the bundled demo model, under 90 minutes on two cores
-    python tools/train_demo.py --model vim:img=28,patch=4,dim=64,depth=8,classes=10,channels=1 --seed 1 --out other.safetensors
+    python tools/train_demo.py --out weights.safetensors            # the bundled demo model, under 90 minutes on two
+    cores python tools/train_demo.py --model vim:img=28,patch=4,dim=64,depth=8,classes=10,channels=1 --seed 1 --out
+    other.safetensors
 
-60,000 images are few for a model that must learn from them what a neighbourhood is. So a small convolutional network, which knows, is
-trained first, and the Vim learns from its soft answers as well as from the labels (distillation: Hinton et al., arXiv 1503.02531; DeiT,
-arXiv 2012.12877). The teacher is thrown away. Needs the extra ``torch`` and the files of Fashion-MNIST (Debian package
-dataset-fashion-mnist, or --data DIR).
+60,000 images are few for a model that must learn from them what a neighbourhood is. So a small convolutional network,
+which knows, is trained first, and the Vim learns from its soft answers as well as from the labels (distillation: Hinton
+et al., arXiv 1503.02531; DeiT, arXiv 2012.12877). The teacher is thrown away. Needs the extra ``torch`` and the files
+of Fashion-MNIST (Debian package dataset-fashion-mnist, or --data DIR).
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # threads that wait a little: no waiting costs a quarter, long waiting halves a shared machine's speed
+os.environ.setdefault(
+    "GOMP_SPINCOUNT", "3000"
+)  # threads that wait a little: no waiting costs a quarter, long waiting halves a shared machine's speed
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +52,9 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits, images, labels)
 
 @dataclass(frozen=True)
 class Schedule:
-    """Epochs, batch size, peak learning rate (half an epoch of warm-up, then a cosine to zero) and weight decay of a training."""
+    """Epochs, batch size, peak learning rate (half an epoch of warm-up, then a cosine to zero) and weight decay of a
+    training.
+    """
 
     epochs: int
     batch: int
@@ -58,7 +63,9 @@ class Schedule:
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
         total, warmup = self.epochs * steps_per_epoch, max(1, steps_per_epoch // 2)
-        share = (step + 1) / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+        share = (
+            (step + 1) / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+        )
         return self.lr * max(share, 1e-3)
 
 
@@ -72,7 +79,9 @@ class Split:
     @classmethod
     def read(cls, folder: Path, split: str) -> Split:
         images, labels = read_idx_split(folder, split)
-        return cls((torch.from_numpy(images.copy()).float() / 255 - DEMO_MEAN[0]) / DEMO_STD[0], torch.from_numpy(labels))
+        return cls(
+            (torch.from_numpy(images.copy()).float() / 255 - DEMO_MEAN[0]) / DEMO_STD[0], torch.from_numpy(labels)
+        )
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -102,7 +111,15 @@ def teacher_network(classes: int, width: int = TEACHER_WIDTH) -> nn.Module:
     def residual(channels: int) -> nn.Module:
         return _Residual(conv(channels, channels), conv(channels, channels))
 
-    stages = (conv(1, width), conv(width, 2 * width), nn.MaxPool2d(2), residual(2 * width), conv(2 * width, 4 * width), nn.MaxPool2d(2), residual(4 * width))
+    stages = (
+        conv(1, width),
+        conv(width, 2 * width),
+        nn.MaxPool2d(2),
+        residual(2 * width),
+        conv(2 * width, 4 * width),
+        nn.MaxPool2d(2),
+        residual(4 * width),
+    )
     network = nn.Sequential(*stages, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4 * width, classes))
     return network.to(memory_format=torch.channels_last)
 
@@ -111,7 +128,10 @@ def teacher_network(classes: int, width: int = TEACHER_WIDTH) -> nn.Module:
 def accuracy(model: nn.Module, data: Split) -> float:
     """Return top-1 over normalized images."""
     model.eval()
-    right = sum(int((model(x).argmax(1) == y).sum()) for x, y in zip(data.images.split(250), data.labels.split(250), strict=True))
+    right = sum(
+        int((model(x).argmax(1) == y).sum())
+        for x, y in zip(data.images.split(250), data.labels.split(250), strict=True)
+    )
     return right / len(data.labels)
 
 
@@ -120,13 +140,25 @@ def optimizer_for(model: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
     decay: list[nn.Parameter] = []
     keep: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        matrix = parameter.ndim >= 2 and not any(part in name for part in ("A_", "_log", "pos_embed", "cls_token", "conv1d"))
+        matrix = parameter.ndim >= 2 and not any(
+            part in name for part in ("A_", "_log", "pos_embed", "cls_token", "conv1d")
+        )
         (decay if matrix else keep).append(parameter)
     groups = [{"params": decay, "weight_decay": schedule.weight_decay}, {"params": keep, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=schedule.lr, betas=(0.9, 0.98))
 
 
-def fit(name: str, model: nn.Module, train: Split, test: Split, schedule: Schedule, loss: Loss, seed: int, console: Console, out: Path | None) -> nn.Module:
+def fit(
+    name: str,
+    model: nn.Module,
+    train: Split,
+    test: Split,
+    schedule: Schedule,
+    loss: Loss,
+    seed: int,
+    console: Console,
+    out: Path | None,
+) -> nn.Module:
     """Train a model and return the moving average of its weights; it is saved to ``out`` after every epoch."""
     generator = torch.Generator().manual_seed(seed)
     average = copy.deepcopy(model).requires_grad_(False)
@@ -139,7 +171,9 @@ def fit(name: str, model: nn.Module, train: Split, test: Split, schedule: Schedu
         for epoch in range(schedule.epochs):
             model.train()
             running = 0.0
-            for batch in torch.randperm(len(train.images), generator=generator)[: steps * schedule.batch].split(schedule.batch):
+            for batch in torch.randperm(len(train.images), generator=generator)[: steps * schedule.batch].split(
+                schedule.batch
+            ):
                 for group in optimizer.param_groups:
                     group["lr"] = schedule.rate(step, steps)
                 images = augment(train.images[batch], generator)
@@ -150,16 +184,27 @@ def fit(name: str, model: nn.Module, train: Split, test: Split, schedule: Schedu
                 optimizer.step()
                 step += 1
                 with torch.no_grad():
-                    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - min(AVERAGING, (1 + step) / (10 + step)))
+                    torch._foreach_lerp_(
+                        list(average.parameters()),
+                        list(model.parameters()),
+                        1 - min(AVERAGING, (1 + step) / (10 + step)),
+                    )
                     for mine, theirs in zip(average.buffers(), model.buffers(), strict=True):
                         mine.copy_(theirs)
                 running += float(value.detach())
-                progress.update(bar, advance=1, description=f"{name} epoch {epoch + 1}/{schedule.epochs} loss {running / (step - epoch * steps):.3f}")
+                progress.update(
+                    bar,
+                    advance=1,
+                    description=f"{name} epoch {epoch + 1}/{schedule.epochs} loss {running / (step - epoch * steps):.3f}",
+                )
             top1 = accuracy(average, test)
             if out is not None:
                 save_weights(average, out)
             minutes = (time.monotonic() - started) / 60
-            progress.console.print(f"{name}, epoch {epoch + 1:2d}: loss {running / steps:.4f}, test top-1 {100 * top1:.2f} % after {minutes:.1f} minutes")
+            progress.console.print(
+                f"{name}, epoch {epoch + 1:2d}: loss {running / steps:.4f}, test top-1 {100 * top1:.2f} % after "
+                f"{minutes:.1f} minutes"
+            )
     return average.eval()
 
 
@@ -169,7 +214,12 @@ def distillation(teacher: nn.Module) -> Loss:
     def loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         with torch.inference_mode():
             answers = teacher(images)
-        soft = F.kl_div(F.log_softmax(logits / TEMPERATURE, -1), F.log_softmax(answers / TEMPERATURE, -1), reduction="batchmean", log_target=True)
+        soft = F.kl_div(
+            F.log_softmax(logits / TEMPERATURE, -1),
+            F.log_softmax(answers / TEMPERATURE, -1),
+            reduction="batchmean",
+            log_target=True,
+        )
         return (1 - TEACHER_SHARE) * F.cross_entropy(logits, labels) + TEACHER_SHARE * TEMPERATURE**2 * soft
 
     return loss
@@ -200,16 +250,29 @@ def main() -> None:
     if not isinstance(config, VimConfig):
         parser.error(f"{args.model} is no Vim; name one, such as {DEMO_MODEL}")
     model = VisionMamba(config)
-    console.print(f"{config.spec()}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(train.images):,} training images")
+    console.print(
+        f"{config.spec()}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(train.images):,} training "
+        "images"
+    )
 
     loss: Loss = lambda logits, images, labels: F.cross_entropy(logits, labels, label_smoothing=0.1)  # noqa: E731
     if args.teacher_epochs:
         hard: Loss = lambda logits, images, labels: F.cross_entropy(logits, labels)  # noqa: E731
         schedule = Schedule(args.teacher_epochs, batch=128, lr=4e-3)
-        loss = distillation(fit("teacher", teacher_network(config.classes), train, test, schedule, hard, args.seed, console, None))
-    trained = fit("Vim", model, train, test, Schedule(args.epochs, args.batch, args.lr), loss, args.seed, console, args.out)
+        loss = distillation(
+            fit("teacher", teacher_network(config.classes), train, test, schedule, hard, args.seed, console, None)
+        )
+    trained = fit(
+        "Vim", model, train, test, Schedule(args.epochs, args.batch, args.lr), loss, args.seed, console, args.out
+    )
     minutes = (time.monotonic() - started) / 60
-    summary = {"model": config.spec(), "seed": args.seed, "epochs": args.epochs, "top1": accuracy(trained, test), "minutes": round(minutes, 1)}
+    summary = {
+        "model": config.spec(),
+        "seed": args.seed,
+        "epochs": args.epochs,
+        "top1": accuracy(trained, test),
+        "minutes": round(minutes, 1),
+    }
     console.print_json(json.dumps(summary))
 
 

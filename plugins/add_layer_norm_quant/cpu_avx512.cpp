@@ -7,7 +7,8 @@ namespace vimtrt {
 namespace {
 
 // Adds 16 features, stores the sums and returns their partial sums. Lanes outside the mask hold 0.
-VIMTRT_ALWAYS_INLINE inline __m512 add(const float* residual, const float* hidden, float* out, __mmask16 mask, __m512 sum) {
+VIMTRT_ALWAYS_INLINE inline __m512 add(const float* residual, const float* hidden, float* out, __mmask16 mask,
+                                       __m512 sum) {
   const __m512 r = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, residual), _mm512_maskz_loadu_ps(mask, hidden));
   _mm512_mask_storeu_ps(out, mask, r);
   return _mm512_add_ps(sum, r);
@@ -26,7 +27,8 @@ void normalize_row(const AddLayerNormQuantParams& p, int64_t row) {
   int8_t* y = p.y + row * p.features;
   const float features = static_cast<float>(p.features);
 
-  // first(i, mask) of 16 features of the first half of the partial sums and second(i, mask) of the second, until no features are left.
+  // first(i, mask) of 16 features of the first half of the partial sums and second(i, mask) of the second, until no
+  // features are left.
   const auto each = [&](const auto& first, const auto& second) VIMTRT_ALWAYS_INLINE {
     int32_t i = 0;
     for (; i + 32 <= p.features; i += 32) {
@@ -39,7 +41,8 @@ void normalize_row(const AddLayerNormQuantParams& p, int64_t row) {
 
   __m512 low = _mm512_setzero_ps(), high = _mm512_setzero_ps();
   each([&](int32_t i, __mmask16 mask) VIMTRT_ALWAYS_INLINE { low = add(residual + i, hidden + i, out + i, mask, low); },
-       [&](int32_t i, __mmask16 mask) VIMTRT_ALWAYS_INLINE { high = add(residual + i, hidden + i, out + i, mask, high); });
+       [&](int32_t i, __mmask16 mask)
+           VIMTRT_ALWAYS_INLINE { high = add(residual + i, hidden + i, out + i, mask, high); });
   const __m512 mean = _mm512_set1_ps(tree_sum(low, high) / features);
   low = high = _mm512_setzero_ps();
   const auto add_square = [&](int32_t i, __mmask16 mask, __m512& sum) VIMTRT_ALWAYS_INLINE {
@@ -53,7 +56,8 @@ void normalize_row(const AddLayerNormQuantParams& p, int64_t row) {
   const float *gain = p.gain, *shift = p.shift;
   const auto scale = [&](int32_t i, __mmask16 mask) VIMTRT_ALWAYS_INLINE {
     const __m512 scaled = _mm512_mul_ps(distance(out + i, mask, mean), k);
-    const __m512 v = _mm512_fmadd_ps(scaled, _mm512_maskz_loadu_ps(mask, gain + i), _mm512_maskz_loadu_ps(mask, shift + i));
+    const __m512 v =
+        _mm512_fmadd_ps(scaled, _mm512_maskz_loadu_ps(mask, gain + i), _mm512_maskz_loadu_ps(mask, shift + i));
     store_quantized(y + i, mask, _mm512_mul_ps(v, inv_scale));
   };
   each(scale, scale);

@@ -5,7 +5,8 @@
 namespace vimtrt {
 
 const CudaOperator& add_layer_norm_quant_cuda_operator() {
-  static const CudaOperator table = cuda_operator<AddLayerNormQuantParams, add_layer_norm_quant_bind, add_layer_norm_quant_launch>();
+  static const CudaOperator table =
+      cuda_operator<AddLayerNormQuantParams, add_layer_norm_quant_bind, add_layer_norm_quant_launch>();
   return table;
 }
 

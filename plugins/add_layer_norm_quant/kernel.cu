@@ -1,10 +1,11 @@
-// AddLayerNormQuant on a GPU (docs/numerics.md): a warp for each row, as norm_cuda.h lays it out. README.md beside this file has the
-// numbers.
+// AddLayerNormQuant on a GPU (docs/numerics.md): a warp for each row, as norm_cuda.h lays it out. README.md beside this
+// file has the numbers.
 //
 // Grid:   x = rows (images times tokens), kWarps in a block; further rows in steps of the grid.
 // Block:  kWarps warps, each one row at a time. Shared: none.
 //
-// A row of up to kGroups groups of 128 features stays in registers for the mean, the variance and the scaling: memory is passed once.
+// A row of up to kGroups groups of 128 features stays in registers for the mean, the variance and the scaling: memory
+// is passed once.
 #include <cmath>
 
 #include "plugins/add_layer_norm_quant/kernel.h"
@@ -31,8 +32,8 @@ VIMTRT_DEVICE float add_features(const float (&r)[kGroupSteps], float sum) {
   return sum;
 }
 
-VIMTRT_DEVICE void store(const AddLayerNormQuantParams& p, const Row& row, int first_of_group, const float (&r)[kGroupSteps], float mean,
-                         float k, float inv_scale, bool words) {
+VIMTRT_DEVICE void store(const AddLayerNormQuantParams& p, const Row& row, int first_of_group,
+                         const float (&r)[kGroupSteps], float mean, float k, float inv_scale, bool words) {
   store_group(row, p.features, first_of_group, words, [&](int step, int i) {
     const bool exists = i < p.features;
     const float gain = exists ? cuda::load(p.gain + i) : 0.0f, shift = exists ? cuda::load(p.shift + i) : 0.0f;
@@ -43,7 +44,8 @@ VIMTRT_DEVICE void store(const AddLayerNormQuantParams& p, const Row& row, int f
 // Groups = 0: a row of any length.
 template <int Groups>
 VIMTRT_KERNEL void add_layer_norm_quant_kernel(AddLayerNormQuantParams p, bool words) {
-  const int warp = static_cast<int>(cuda::thread_x()) / kWarpThreads, lane = static_cast<int>(cuda::thread_x()) % kWarpThreads;
+  const int warp = static_cast<int>(cuda::thread_x()) / kWarpThreads,
+            lane = static_cast<int>(cuda::thread_x()) % kWarpThreads;
   const int64_t rows_at_once = static_cast<int64_t>(cuda::grid_x()) * kWarps;
   const float features = static_cast<float>(p.features);
   for (int64_t at = static_cast<int64_t>(cuda::block_x()) * kWarps + warp; at < p.rows; at += rows_at_once) {
@@ -61,7 +63,8 @@ VIMTRT_KERNEL void add_layer_norm_quant_kernel(AddLayerNormQuantParams p, bool w
       for (int g = 0; g < Groups; ++g) write_group(row, g * kGroupFeatures + lane, p.features, r[g]);
       const float mean = sum_of_warp(sum) / features;
 #pragma unroll
-      for (int g = 0; g < Groups; ++g) squares = add_squares(r[g], g * kGroupFeatures + lane, p.features, mean, squares);
+      for (int g = 0; g < Groups; ++g)
+        squares = add_squares(r[g], g * kGroupFeatures + lane, p.features, mean, squares);
       const float k = 1.0f / sqrtf(sum_of_warp(squares) / features + p.epsilon);
 #pragma unroll
       for (int g = 0; g < Groups; ++g) store(p, row, g * kGroupFeatures, r[g], mean, k, inv_scale, words);

@@ -29,7 +29,8 @@ void normalize_row(const AddRmsNormQuantParams& p, int64_t row) {
   __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
   int32_t i = 0;
   for (; i + 32 <= p.features; i += 32) {
-    for (int j = 0; j < 4; ++j) sums[j] = add_square(residual + i + 8 * j, hidden + i + 8 * j, out + i + 8 * j, sums[j]);
+    for (int j = 0; j < 4; ++j)
+      sums[j] = add_square(residual + i + 8 * j, hidden + i + 8 * j, out + i + 8 * j, sums[j]);
   }
   for (int j = 0; i < p.features; ++j, i += 8) {
     sums[j] = add_square_tail(residual + i, hidden + i, out + i, lanes(p.features - i), sums[j]);

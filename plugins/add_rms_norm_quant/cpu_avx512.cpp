@@ -6,7 +6,8 @@
 namespace vimtrt {
 namespace {
 
-// Adds 16 features, stores the sum and returns their partial sums. Lanes outside the mask hold 0, and fma(0, 0, p) is p.
+// Adds 16 features, stores the sum and returns their partial sums. Lanes outside the mask hold 0, and fma(0, 0, p) is
+// p.
 __m512 add_square(const float* residual, const float* hidden, float* out, __mmask16 mask, __m512 sum) {
   const __m512 r = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, residual), _mm512_maskz_loadu_ps(mask, hidden));
   _mm512_mask_storeu_ps(out, mask, r);
@@ -37,7 +38,8 @@ void normalize_row(const AddRmsNormQuantParams& p, int64_t row) {
   const float* gain = p.gain;
   const auto scale = [&](int32_t at, __mmask16 mask) VIMTRT_ALWAYS_INLINE {
     const __m512 r = _mm512_maskz_loadu_ps(mask, out + at);
-    const __m512 v = _mm512_mul_ps(_mm512_mul_ps(_mm512_mul_ps(r, k), _mm512_maskz_loadu_ps(mask, gain + at)), inv_scale);
+    const __m512 v =
+        _mm512_mul_ps(_mm512_mul_ps(_mm512_mul_ps(r, k), _mm512_maskz_loadu_ps(mask, gain + at)), inv_scale);
     store_quantized(y + at, mask, v);
   };
   for (i = 0; i + 16 <= p.features; i += 16) scale(i, 0xffff);

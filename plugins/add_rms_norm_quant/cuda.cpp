@@ -5,7 +5,8 @@
 namespace vimtrt {
 
 const CudaOperator& add_rms_norm_quant_cuda_operator() {
-  static const CudaOperator table = cuda_operator<AddRmsNormQuantParams, add_rms_norm_quant_bind, add_rms_norm_quant_launch>();
+  static const CudaOperator table =
+      cuda_operator<AddRmsNormQuantParams, add_rms_norm_quant_bind, add_rms_norm_quant_launch>();
   return table;
 }
 

@@ -1,9 +1,11 @@
-// AddRMSNormQuant on a GPU (docs/numerics.md): a warp for each row, as norm_cuda.h lays it out. README.md beside this file has the numbers.
+// AddRMSNormQuant on a GPU (docs/numerics.md): a warp for each row, as norm_cuda.h lays it out. README.md beside this
+// file has the numbers.
 //
 // Grid:   x = rows (images times tokens), kWarps in a block; further rows in steps of the grid.
 // Block:  kWarps warps, each one row at a time. Shared: none.
 //
-// A row of up to kGroups groups of 128 features stays in registers between the sum and the scaling: memory is passed once.
+// A row of up to kGroups groups of 128 features stays in registers between the sum and the scaling: memory is passed
+// once.
 #include <cmath>
 
 #include "plugins/add_rms_norm_quant/kernel.h"
@@ -21,8 +23,8 @@ VIMTRT_DEVICE float add_squares(const float (&r)[kGroupSteps], float sum) {
   return sum;
 }
 
-VIMTRT_DEVICE void store(const AddRmsNormQuantParams& p, const Row& row, int first_of_group, const float (&r)[kGroupSteps], float k,
-                         float inv_scale, bool words) {
+VIMTRT_DEVICE void store(const AddRmsNormQuantParams& p, const Row& row, int first_of_group,
+                         const float (&r)[kGroupSteps], float k, float inv_scale, bool words) {
   store_group(row, p.features, first_of_group, words, [&](int step, int i) {
     const float gain = i < p.features ? cuda::load(p.gain + i) : 0.0f;
     return ((r[step] * k) * gain) * inv_scale;
@@ -32,7 +34,8 @@ VIMTRT_DEVICE void store(const AddRmsNormQuantParams& p, const Row& row, int fir
 // Groups = 0: a row of any length.
 template <int Groups>
 VIMTRT_KERNEL void add_rms_norm_quant_kernel(AddRmsNormQuantParams p, bool words) {
-  const int warp = static_cast<int>(cuda::thread_x()) / kWarpThreads, lane = static_cast<int>(cuda::thread_x()) % kWarpThreads;
+  const int warp = static_cast<int>(cuda::thread_x()) / kWarpThreads,
+            lane = static_cast<int>(cuda::thread_x()) % kWarpThreads;
   const int64_t rows_at_once = static_cast<int64_t>(cuda::grid_x()) * kWarps;
   for (int64_t at = static_cast<int64_t>(cuda::block_x()) * kWarps + warp; at < p.rows; at += rows_at_once) {
     const int64_t token = at % p.tokens;

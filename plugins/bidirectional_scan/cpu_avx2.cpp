@@ -1,4 +1,5 @@
-// BidirectionalScan, 8 channels in the lanes of a ymm register; 16 registers do not hold 16 states, which stay in the first-level cache.
+// BidirectionalScan, 8 channels in the lanes of a ymm register; 16 registers do not hold 16 states, which stay in the
+// first-level cache.
 #include <immintrin.h>
 
 #include "plugins/bidirectional_scan/cpu_driver.h"
@@ -14,9 +15,13 @@ inline __m256 clamped(__m256 x, float low, float high) {
 }
 
 // sat8(rne(x)) as floats.
-inline __m256 quantized(__m256 x) { return _mm256_round_ps(clamped(x, -128.0f, 127.0f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline __m256 quantized(__m256 x) {
+  return _mm256_round_ps(clamped(x, -128.0f, 127.0f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 
-inline __m256 coefficient(int k) { return _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(kExp2CoefficientBits[k]))); }
+inline __m256 coefficient(int k) {
+  return _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(kExp2CoefficientBits[k])));
+}
 
 // kBounded: x is known to lie in exp2c's range.
 template <bool kBounded>
@@ -29,7 +34,8 @@ inline __m256 exp2c_lanes(__m256 x) {
   p = _mm256_fmadd_ps(p, f, coefficient(2));
   p = _mm256_fmadd_ps(p, f, coefficient(1));
   p = _mm256_fmadd_ps(p, f, coefficient(0));
-  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_cvtps_epi32(whole), 23)));
+  return _mm256_castsi256_ps(
+      _mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_cvtps_epi32(whole), 23)));
 }
 
 // The first `lanes` of 8 bytes; nothing behind them is read.
@@ -40,7 +46,9 @@ inline __m128i load_bytes(const int8_t* source, int lanes) {
   return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes));
 }
 
-inline __m256 load_s8(const int8_t* source, int lanes) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load_bytes(source, lanes))); }
+inline __m256 load_s8(const int8_t* source, int lanes) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load_bytes(source, lanes)));
+}
 
 inline __m256 load_delta(const int8_t* source, int lanes) {
   return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_xor_si128(load_bytes(source, lanes), _mm_set1_epi8(-128))));
@@ -75,8 +83,8 @@ void scale_bc(const BidirectionalScanParams& p, int64_t image, float* bcf) {
 
 // One direction of one block of channels. sink(t, y) is called once per token, in the direction's order.
 template <int N, bool kStateInt8, bool kBounded, class Sink>
-inline void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, int lanes, const float* packed,
-                        const float* bcf, const Sink& sink) {
+inline void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, int lanes,
+                        const float* packed, const float* bcf, const Sink& sink) {
   const int L = p.tokens;
   const int64_t E = p.channels;
   const int8_t* u_base = p.u[d] + image * L * E + first_channel;
@@ -130,8 +138,8 @@ struct Avx2 {
     vimtrt::scale_bc<N>(p, image, bcf);
   }
   template <int N, bool kStateInt8, bool kBounded, class Sink>
-  static void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, Lanes lanes, const float* packed,
-                          const float* bcf, const Sink& sink) {
+  static void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, Lanes lanes,
+                          const float* packed, const float* bcf, const Sink& sink) {
     vimtrt::scan_tokens<N, kStateInt8, kBounded>(p, d, image, first_channel, lanes, packed, bcf, sink);
   }
 };

@@ -18,15 +18,19 @@ constexpr int kPrefetch = 16;  // tokens: their rows may be in another processor
 inline __m512 rounded(__m512 x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
 // sat8(rne(x)) as floats.
-inline __m512 quantized(__m512 x) { return rounded(_mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-128.0f)), _mm512_set1_ps(127.0f))); }
+inline __m512 quantized(__m512 x) {
+  return rounded(_mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-128.0f)), _mm512_set1_ps(127.0f)));
+}
 
-inline __m512 coefficient(int k) { return _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(kExp2CoefficientBits[k]))); }
+inline __m512 coefficient(int k) {
+  return _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(kExp2CoefficientBits[k])));
+}
 
 // vrangeps: the smaller magnitude with the first operand's sign, which clamps to a symmetric range in one instruction.
 constexpr int kSmallerMagnitude = 0b0010;
 
-// A load that the compiler does not turn into a copy of a register: a fused multiply-add overwrites one of its operands, and a copy of one
-// that is needed again would take a slot of the very units that are busy, a load does not.
+// A load that the compiler does not turn into a copy of a register: a fused multiply-add overwrites one of its
+// operands, and a copy of one that is needed again would take a slot of the very units that are busy, a load does not.
 VIMTRT_ALWAYS_INLINE inline __m512 loaded(const float* source) {
   __m512 value = _mm512_load_ps(source);
   asm("" : "+v"(value));
@@ -40,8 +44,9 @@ constexpr int state_of(int group, int lane) {
   return N == 16 ? 4 * lane + group : lane / 2 * 4 + 2 * group + lane % 2;
 }
 
-// What is left of exp2c is scalef(polynomial, x). The polynomial lies in [1, 2 + 2^-20] and the exponent in [-126, 126], so p * 2^i is a
-// normal number: scalef, which takes the floor of x itself, gives the bits that the contract's integer add gives.
+// What is left of exp2c is scalef(polynomial, x). The polynomial lies in [1, 2 + 2^-20] and the exponent in [-126,
+// 126], so p * 2^i is a normal number: scalef, which takes the floor of x itself, gives the bits that the contract's
+// integer add gives.
 struct Exponents {
   __m512 x[kGroup];
   __m512 polynomial[kGroup];
@@ -74,8 +79,10 @@ void scale_bc(const BidirectionalScanParams& p, int64_t image, float* bcf) {
     const int64_t tok = static_cast<int64_t>(d) * p.tokens;
     for (int t = 0; t < p.tokens; ++t, bcf += 2 * N) {
       const int8_t* bc = p.bc[d] + (image * p.tokens + t) * p.bc_stride;
-      const __m512 b = _mm512_mul_ps(_mm512_mul_ps(load_s8(kMask, bc), b_scale), _mm512_set1_ps(p.b_scale_tok[tok + t]));
-      const __m512 c = _mm512_mul_ps(_mm512_mul_ps(load_s8(kMask, bc + N), c_scale), _mm512_set1_ps(p.c_scale_tok[tok + t]));
+      const __m512 b =
+          _mm512_mul_ps(_mm512_mul_ps(load_s8(kMask, bc), b_scale), _mm512_set1_ps(p.b_scale_tok[tok + t]));
+      const __m512 c =
+          _mm512_mul_ps(_mm512_mul_ps(load_s8(kMask, bc + N), c_scale), _mm512_set1_ps(p.c_scale_tok[tok + t]));
       _mm512_mask_storeu_ps(bcf, kMask, b);
       _mm512_mask_storeu_ps(bcf + N, kMask, c);
     }
@@ -84,8 +91,8 @@ void scale_bc(const BidirectionalScanParams& p, int64_t image, float* bcf) {
 
 // One direction of one block of channels. sink(t, y) is called once per token, in the direction's order.
 template <int N, bool kStateInt8, bool kBounded, class Sink>
-inline void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, __mmask16 mask, const float* packed,
-                        const float* bcf, const Sink& sink) {
+inline void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, __mmask16 mask,
+                        const float* packed, const float* bcf, const Sink& sink) {
   const int L = p.tokens;
   const int64_t E = p.channels;
   const int8_t* u_base = p.u[d] + image * L * E + first_channel;
@@ -107,7 +114,8 @@ inline void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, 
     e.x[j] = limited<kBounded>(exponent(state_of<N>(0, j), delta, decay));
     const __m512 f = _mm512_sub_ps(e.x[j], floor_of(e.x[j]));
     e.polynomial[j] = coefficient(5);
-    unroll<5>([&](auto k) VIMTRT_ALWAYS_INLINE { e.polynomial[j] = _mm512_fmadd_ps(e.polynomial[j], f, coefficient(4 - k)); });
+    unroll<5>([&](auto k)
+                  VIMTRT_ALWAYS_INLINE { e.polynomial[j] = _mm512_fmadd_ps(e.polynomial[j], f, coefficient(4 - k)); });
   });
   __m512 state[N];  // h, or hq as a float
 #pragma GCC unroll 16
@@ -123,9 +131,9 @@ inline void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, 
     const __m512 g = _mm512_mul_ps(_mm512_mul_ps(delta, u), input_scale);
     const float* bf = bcf + static_cast<int64_t>(t) * (2 * N);
     __m512 chain[N / 4];
-    // The updates of a group and the exponents of the next, of the next token after the last group, in turns: Zen 4 has two pipes for
-    // products and two for the rest, and its scheduler sees too little ahead to fill both from one after the other. The order of the steps
-    // was found by trial.
+    // The updates of a group and the exponents of the next, of the next token after the last group, in turns: Zen 4 has
+    // two pipes for products and two for the rest, and its scheduler sees too little ahead to fill both from one after
+    // the other. The order of the steps was found by trial.
     unroll<N / kGroup>([&](auto i) VIMTRT_ALWAYS_INLINE {
       constexpr bool kLast = i + 1 == N / kGroup;
       constexpr int kNext = kLast ? 0 : i + 1;
@@ -135,20 +143,24 @@ inline void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, 
       __m512(&x)[kGroup] = to_come.x;
       __m512(&p)[kGroup] = to_come.polynomial;
       each([&](auto j) VIMTRT_ALWAYS_INLINE { h[j] = _mm512_mul_ps(g, _mm512_set1_ps(bf[state_of<N>(i, j)])); });
-      each([&](auto j)
-               VIMTRT_ALWAYS_INLINE { x[j] = exponent(state_of<N>(kNext, j), kLast ? next_delta : delta, kLast ? next_decay : decay); });
+      each([&](auto j) VIMTRT_ALWAYS_INLINE {
+        x[j] = exponent(state_of<N>(kNext, j), kLast ? next_delta : delta, kLast ? next_decay : decay);
+      });
       each([&](auto j) VIMTRT_ALWAYS_INLINE { x[j] = limited<kBounded>(x[j]); });
       each([&](auto j) VIMTRT_ALWAYS_INLINE { f[j] = floor_of(x[j]); });
       each([&](auto j) VIMTRT_ALWAYS_INLINE { e.polynomial[j] = _mm512_scalef_ps(e.polynomial[j], e.x[j]); });
       each([&](auto j) VIMTRT_ALWAYS_INLINE { f[j] = _mm512_sub_ps(x[j], f[j]); });
-      each([&](auto j) VIMTRT_ALWAYS_INLINE { h[j] = _mm512_fmadd_ps(e.polynomial[j], state[state_of<N>(i, j)], h[j]); });
-      each([&](auto j) VIMTRT_ALWAYS_INLINE { q[j] = kStateInt8 ? _mm512_max_ps(h[j], _mm512_set1_ps(-128.0f)) : h[j]; });
+      each([&](auto j)
+               VIMTRT_ALWAYS_INLINE { h[j] = _mm512_fmadd_ps(e.polynomial[j], state[state_of<N>(i, j)], h[j]); });
+      each([&](auto j)
+               VIMTRT_ALWAYS_INLINE { q[j] = kStateInt8 ? _mm512_max_ps(h[j], _mm512_set1_ps(-128.0f)) : h[j]; });
       each([&](auto j) VIMTRT_ALWAYS_INLINE {
         constexpr int n = state_of<N>(i, j);
         const __m512 c = _mm512_set1_ps(bf[N + n]);
         chain[n / 4] = n % 4 == 0 ? _mm512_mul_ps(h[j], c) : _mm512_fmadd_ps(h[j], c, chain[n / 4]);
       });
-      each([&](auto j) VIMTRT_ALWAYS_INLINE { p[j] = _mm512_fmadd_ps(loaded(first_coefficient), f[j], coefficient(4)); });
+      each([&](auto j)
+               VIMTRT_ALWAYS_INLINE { p[j] = _mm512_fmadd_ps(loaded(first_coefficient), f[j], coefficient(4)); });
       each([&](auto j) VIMTRT_ALWAYS_INLINE { p[j] = _mm512_fmadd_ps(p[j], f[j], coefficient(3)); });
       if constexpr (kStateInt8) {
         each([&](auto j) VIMTRT_ALWAYS_INLINE { q[j] = _mm512_min_ps(q[j], _mm512_set1_ps(127.0f)); });
@@ -189,8 +201,8 @@ struct Avx512 {
     vimtrt::scale_bc<N>(p, image, bcf);
   }
   template <int N, bool kStateInt8, bool kBounded, class Sink>
-  static void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, Lanes lanes, const float* packed,
-                          const float* bcf, const Sink& sink) {
+  static void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, Lanes lanes,
+                          const float* packed, const float* bcf, const Sink& sink) {
     vimtrt::scan_tokens<N, kStateInt8, kBounded>(p, d, image, first_channel, lanes, packed, bcf, sink);
   }
 };

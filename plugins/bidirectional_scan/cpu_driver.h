@@ -1,11 +1,12 @@
-// What the vector kernels of BidirectionalScan share: the order of work. `Vectors` is an instruction set's, in an unnamed namespace of its
-// file:
+// What the vector kernels of BidirectionalScan share: the order of work. `Vectors` is an instruction set's, in an
+// unnamed namespace of its file:
 //
 //   kLanes, Vector, Lanes (what says which lanes there are)      lanes(left)
 //   load(source), store(target, v), broadcast(x), add(a, b), multiply(a, b)     `kLanes` floats
 //   load_s8(source, lanes), store_quantized(target, lanes, v), prefetch(address)
 //   scale_bc<N>(p, image, bcf)      Bf and Cf of one image
-//   scan_tokens<N, kStateInt8, kBounded>(p, d, image, first_channel, lanes, packed, bcf, sink)      one direction of a block of channels
+//   scan_tokens<N, kStateInt8, kBounded>(p, d, image, first_channel, lanes, packed, bcf, sink)      one direction of a
+//   block of channels
 //
 // Internal linkage, as in threads.h.
 #pragma once
@@ -17,8 +18,8 @@ namespace vimtrt {
 namespace {
 
 template <class Vectors, int N, bool kStateInt8, class Sink>
-inline void scan_block(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, typename Vectors::Lanes lanes,
-                       const float* packed, const float* bcf, const Sink& sink) {
+inline void scan_block(const BidirectionalScanParams& p, int d, int64_t image, int first_channel,
+                       typename Vectors::Lanes lanes, const float* packed, const float* bcf, const Sink& sink) {
   if (packed[(N + 3) * Vectors::kLanes] != 0.0f) {
     Vectors::template scan_tokens<N, kStateInt8, true>(p, d, image, first_channel, lanes, packed, bcf, sink);
   } else {
@@ -45,21 +46,24 @@ void run_items(const BidirectionalScanParams& p, const float* packed, float* scr
     }
     const typename Vectors::Lanes lanes = Vectors::lanes(E - first_channel);
     const float* block = packed + (item % blocks) * kLanes * bidirectional_scan_block_rows(N);
-    scan_block<Vectors, N, kStateInt8>(p, 0, image, first_channel, lanes, block, bcf,
-                                       [&](int t, Vector y) { Vectors::store(y_forward + static_cast<int64_t>(t) * kLanes, y); });
+    scan_block<Vectors, N, kStateInt8>(p, 0, image, first_channel, lanes, block, bcf, [&](int t, Vector y) {
+      Vectors::store(y_forward + static_cast<int64_t>(t) * kLanes, y);
+    });
 
     const int8_t* gate = p.gate + image * L * p.gate_stride + first_channel;
     int8_t* out = p.y + image * L * E + first_channel;
     const Vector gate_scale = Vectors::load(block + 2 * kDirection);
-    scan_block<Vectors, N, kStateInt8>(p, 1, image, first_channel, lanes, block + kDirection, bcf + L * (2 * N), [&](int t, Vector y) {
-      const int64_t ahead = t >= kAhead ? t - kAhead : t;
-      Vectors::prefetch(gate + ahead * p.gate_stride);
-      Vectors::prefetch(out + ahead * E);
-      const Vector y_both = Vectors::add(Vectors::load(y_forward + static_cast<int64_t>(t) * kLanes), y);
-      const Vector gates = Vectors::multiply(Vectors::load_s8(gate + t * p.gate_stride, lanes), gate_scale);
-      const Vector o = Vectors::multiply(y_both, gates);
-      Vectors::store_quantized(out + t * E, lanes, Vectors::multiply(o, Vectors::broadcast(p.out_inv_scale_tok[t])));
-    });
+    scan_block<Vectors, N, kStateInt8>(
+        p, 1, image, first_channel, lanes, block + kDirection, bcf + L * (2 * N), [&](int t, Vector y) {
+          const int64_t ahead = t >= kAhead ? t - kAhead : t;
+          Vectors::prefetch(gate + ahead * p.gate_stride);
+          Vectors::prefetch(out + ahead * E);
+          const Vector y_both = Vectors::add(Vectors::load(y_forward + static_cast<int64_t>(t) * kLanes), y);
+          const Vector gates = Vectors::multiply(Vectors::load_s8(gate + t * p.gate_stride, lanes), gate_scale);
+          const Vector o = Vectors::multiply(y_both, gates);
+          Vectors::store_quantized(out + t * E, lanes,
+                                   Vectors::multiply(o, Vectors::broadcast(p.out_inv_scale_tok[t])));
+        });
   }
 }
 
@@ -85,12 +89,14 @@ void run(const BidirectionalScanParams& p, const void* packed, void* scratch, in
   const size_t worker_bytes = bidirectional_scan_worker_scratch_bytes(p, Vectors::kLanes);
   const int64_t blocks = (static_cast<int64_t>(p.channels) + Vectors::kLanes - 1) / Vectors::kLanes;
   run_workers(threads, RangeCut(p.batch * blocks, 1), [&](int worker, auto& pieces) {
-    items(p, static_cast<const float*>(packed), reinterpret_cast<float*>(static_cast<char*>(scratch) + worker * worker_bytes), pieces);
+    items(p, static_cast<const float*>(packed),
+          reinterpret_cast<float*>(static_cast<char*>(scratch) + worker * worker_bytes), pieces);
   });
 }
 
 template <class Vectors>
-constexpr CpuKernels<BidirectionalScanParams> kScanKernels = {packed_bytes<Vectors>, pack<Vectors>, scratch_bytes<Vectors>, run<Vectors>};
+constexpr CpuKernels<BidirectionalScanParams> kScanKernels = {packed_bytes<Vectors>, pack<Vectors>,
+                                                              scratch_bytes<Vectors>, run<Vectors>};
 
 }  // namespace
 }  // namespace vimtrt

@@ -1,4 +1,5 @@
-// BidirectionalScan as docs/numerics.md writes it, one channel at a time; also the layout that the vector kernels share.
+// BidirectionalScan as docs/numerics.md writes it, one channel at a time; also the layout that the vector kernels
+// share.
 #include <algorithm>
 #include <cmath>
 
@@ -63,8 +64,8 @@ void run(const BidirectionalScanParams& p, const void*, void* scratch, int threa
 
 }  // namespace
 
-// Whether no delta and token of a direction takes the exponents of channels first..last - 1 outside exp2c's range: fma is monotonic in each
-// of its operands, rounded or not, so its extremes are at theirs.
+// Whether no delta and token of a direction takes the exponents of channels first..last - 1 outside exp2c's range: fma
+// is monotonic in each of its operands, rounded or not, so its extremes are at theirs.
 static bool exponents_are_bounded(const BidirectionalScanParams& p, int d, int first, int last) {
   const float* decay = p.decay_tok + static_cast<int64_t>(d) * p.tokens;
   const auto [low, high] = std::minmax_element(decay, decay + p.tokens);

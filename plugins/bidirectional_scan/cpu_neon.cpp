@@ -1,4 +1,5 @@
-// BidirectionalScan with NEON, 4 channels in the lanes of a register; the states of a block stay in the first-level cache.
+// BidirectionalScan with NEON, 4 channels in the lanes of a register; the states of a block stay in the first-level
+// cache.
 #include <arm_neon.h>
 
 #include <cstring>
@@ -72,8 +73,8 @@ void scale_bc(const BidirectionalScanParams& p, int64_t image, float* bcf) {
 
 // One direction of one block of channels. sink(t, y) is called once per token, in the direction's order.
 template <int N, bool kStateInt8, bool kBounded, class Sink>
-inline void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, size_t lanes, const float* packed,
-                        const float* bcf, const Sink& sink) {
+inline void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, size_t lanes,
+                        const float* packed, const float* bcf, const Sink& sink) {
   const int L = p.tokens;
   const int64_t E = p.channels;
   const int8_t* u_base = p.u[d] + image * L * E + first_channel;
@@ -121,8 +122,8 @@ struct Neon {
     vimtrt::scale_bc<N>(p, image, bcf);
   }
   template <int N, bool kStateInt8, bool kBounded, class Sink>
-  static void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, Lanes lanes, const float* packed,
-                          const float* bcf, const Sink& sink) {
+  static void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, Lanes lanes,
+                          const float* packed, const float* bcf, const Sink& sink) {
     vimtrt::scan_tokens<N, kStateInt8, kBounded>(p, d, image, first_channel, lanes, packed, bcf, sink);
   }
 };

@@ -5,8 +5,9 @@
 namespace vimtrt {
 
 const CudaOperator& bidirectional_scan_cuda_operator() {
-  static const CudaOperator table = cuda_operator_with_workspace<BidirectionalScanParams, bidirectional_scan_bind,
-                                                                 bidirectional_scan_workspace_bytes, bidirectional_scan_launch>();
+  static const CudaOperator table =
+      cuda_operator_with_workspace<BidirectionalScanParams, bidirectional_scan_bind, bidirectional_scan_workspace_bytes,
+                                   bidirectional_scan_launch>();
   return table;
 }
 

@@ -1,14 +1,16 @@
 // BidirectionalScan on a GPU (docs/numerics.md). README.md beside this file has the numbers.
 //
 // Grid:   x = images times groups of channels, a group's channels lying side by side.
-// Block:  a crew has two warps for the forward direction of the group and two for the backward one. "Wide" has two crews, 256 threads;
+// Block:  a crew has two warps for the forward direction of the group and two for the backward one. "Wide" has two
+// crews, 256 threads;
 //         "narrow" has one, 128 threads.
-// Shared: 15 to 40 KiB, and 4 bytes per token and channel of the group for the merge; where the two are more than 48 KiB, the latter lie
+// Shared: 15 to 40 KiB, and 4 bytes per token and channel of the group for the merge; where the two are more than 48
+// KiB, the latter lie
 //         in the workspace.
 //
-// A recurrence is a chain over the tokens, so only channels, states and directions are parallel. A channel's N states lie in kLanes lanes,
-// N / kLanes states in each, and a warp holds 32 / kLanes channels. It takes kLanes tokens at a time, a part, so that its lanes are also
-// all pairs of a token and a channel:
+// A recurrence is a chain over the tokens, so only channels, states and directions are parallel. A channel's N states
+// lie in kLanes lanes, N / kLanes states in each, and a warp holds 32 / kLanes channels. It takes kLanes tokens at a
+// time, a part, so that its lanes are also all pairs of a token and a channel:
 //
 //   N = 16, kLanes = 16 (wide)                                 N = 16, kLanes = 4 (narrow)
 //   states  lane = 16 channel + state                          lane = 4 channel + state / 4
@@ -16,14 +18,15 @@
 //   pairs   lane = 8 (token / 4) + 4 channel + token % 4       lane = 4 channel + token
 //           t0-3 of ch 0 | t0-3 of ch 1 | t4-7 of ch 0 | ..    t0-3 of ch 0 | t0-3 of ch 1 | .. | t0-3 of ch 7
 //
-// As a pair a lane makes delta and g; as (channel, states) it makes the coefficients of h = fma(a, h, b), runs the recurrence and leaves
-// every h in shared memory; as a pair again it adds up its y: all chains of the contract in one thread and in order, whatever lanes held
-// the states.
+// As a pair a lane makes delta and g; as (channel, states) it makes the coefficients of h = fma(a, h, b), runs the
+// recurrence and leaves every h in shared memory; as a pair again it adds up its y: all chains of the contract in one
+// thread and in order, whatever lanes held the states.
 //
-// Wide has N / 4 times the lanes of narrow for the same work, and its two crews take turns: while one runs the recurrence of a tile, a
-// chain of instructions that wait for each other, the other fills the gaps with what comes before and after the recurrence of the tiles
-// beside it. That is for few images, where a processor has no other block to fill the gaps; for many images narrow needs fewer instructions
-// and less shared memory traffic for each update. The launcher chooses.
+// Wide has N / 4 times the lanes of narrow for the same work, and its two crews take turns: while one runs the
+// recurrence of a tile, a chain of instructions that wait for each other, the other fills the gaps with what comes
+// before and after the recurrence of the tiles beside it. That is for few images, where a processor has no other block
+// to fill the gaps; for many images narrow needs fewer instructions and less shared memory traffic for each update. The
+// launcher chooses.
 //
 //   wide         turn k - 1                   turn k                           turn k + 1
 //   crew k % 2   y of tile k - 2, merge       recurrence of tile k, its Cf     y of tile k, merge
@@ -31,24 +34,25 @@
 //   the other    recurrence of tile k - 1 ..  y of tile k - 1, merge           recurrence of tile k + 1 ..
 //                                             pairs and a, b of tile k + 1
 //
-//   narrow       for every tile: copies of the next one, Bf, Cf; for each of its parts: pairs, a and b, recurrence, y, merge
+//   narrow       for every tile: copies of the next one, Bf, Cf; for each of its parts: pairs, a and b, recurrence, y,
+//   merge
 //
 // Time. Both directions count steps: step s is token s forward, L - 1 - s backward. A tile is kTile steps of either:
 //
 //   step           0        kTile        2 kTile                                   L
-//   forward        | tile 0 |   tile 1   | .. ------->  |  <----------- ..         |       first at a token: parks its y
-//   backward       |        ..  <----------  |  -------> ..     | tile 1  | tile 0 |       second: adds the parked y, gates, rounds, stores
-//   token          0                           (L-1)/2                          L - 1
+//   forward        | tile 0 |   tile 1   | .. ------->  |  <----------- ..         |       first at a token: parks its
+//   y backward       |        ..  <----------  |  -------> ..     | tile 1  | tile 0 |       second: adds the parked y,
+//   gates, rounds, stores token          0                           (L-1)/2                          L - 1
 //
-// Before the middle every y is parked, behind it every token is finished, by both directions, so nothing waits. In the tile of the middle
-// they meet: there one more barrier stands between the two, and of a pair that arrives together the forward direction parks.
+// Before the middle every y is parked, behind it every token is finished, by both directions, so nothing waits. In the
+// tile of the middle they meet: there one more barrier stands between the two, and of a pair that arrives together the
+// forward direction parks.
 //
 // Shared memory of a direction (float4 wherever the recurrence reads, a group being 4 steps):
 //
-//   Stage   scalars [4][kTile]: decay, b_tok, c_tok, out_inv | rows [3][kTile][kChannels]: u, delta, gate | bc [kTile][2 N], as they come
-//   b       [group][state][step % 4]       Bf: a lane reads a state's four steps at once
-//   c       [step][N + 4]                  Cf: a lane reads a step's four states at once
-//   states  [warp][32]                     from crew to crew
+//   Stage   scalars [4][kTile]: decay, b_tok, c_tok, out_inv | rows [3][kTile][kChannels]: u, delta, gate | bc
+//   [kTile][2 N], as they come b       [group][state][step % 4]       Bf: a lane reads a state's four steps at once c
+//   [step][N + 4]                  Cf: a lane reads a step's four states at once states  [warp][32] from crew to crew
 // and of a warp:
 //   delta, g [32], lane as pair            so that a channel's four steps lie side by side
 //   h        [32][N + 4], row = lane as pair
@@ -72,9 +76,9 @@ constexpr size_t kMaxSharedBytes = 48 * 1024;
 constexpr int64_t kMaxGridX = 2147483647;
 constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
 
-// From this many blocks on narrow is faster: four blocks of wide do the work of one of narrow, a processor holds two at once, and as soon
-// as some processor has more than four, those take longer. One more than an H100 has processors; README.md has the times. A constant,
-// because the workspace depends on it, which is planned before the GPU is known.
+// From this many blocks on narrow is faster: four blocks of wide do the work of one of narrow, a processor holds two at
+// once, and as soon as some processor has more than four, those take longer. One more than an H100 has processors;
+// README.md has the times. A constant, because the workspace depends on it, which is planned before the GPU is known.
 constexpr int64_t kManyBlocks = 133;
 
 template <int States, int Lanes, int Tile, int Crews>
@@ -85,8 +89,8 @@ struct Layout {
   static constexpr int kWarpChannels = kWarpThreads / Lanes;         // channels of a warp
   static constexpr int kChannels = kDirectionWarps * kWarpChannels;  // of a block
   static constexpr int kPart = Lanes;                                // steps that a warp takes at a time
-  static constexpr int kPitch = States + 4;                          // floats from row to row: eight rows' float4 lie in different banks
-  static constexpr int kStages = 2 * Crews;                          // tiles that are copied or in use
+  static constexpr int kPitch = States + 4;  // floats from row to row: eight rows' float4 lie in different banks
+  static constexpr int kStages = 2 * Crews;  // tiles that are copied or in use
   static_assert(kPart % kGroup == 0 && Tile % kPart == 0, "parts are whole groups, tiles whole parts");
 };
 
@@ -155,7 +159,8 @@ struct Place {
   int lane = 0;
 };
 
-// What a thread copies of every tile: a row, a word of B and C in kBcTurns steps, and a scalar. Sources are those in the crew's next tile.
+// What a thread copies of every tile: a row, a word of B and C in kBcTurns steps, and a scalar. Sources are those in
+// the crew's next tile.
 template <class Shape>
 struct Copies {
   static constexpr int kRowUnits = kRows * Shape::kTile, kScalarUnits = kScalars * Shape::kTile;
@@ -247,13 +252,15 @@ VIMTRT_DEVICE void write(float* to, const float (&v)[Count]) {
 
 VIMTRT_DEVICE int limited(int count, int limit) { return count < 0 ? 0 : count < limit ? count : limit; }
 
-// Adding 1.5 * 2^23 leaves no bits behind the point: the sum is rounded to the nearest even whole number, which its low bits hold.
+// Adding 1.5 * 2^23 leaves no bits behind the point: the sum is rounded to the nearest even whole number, which its low
+// bits hold.
 constexpr float kWhole = 12582912.0f;
 
 VIMTRT_DEVICE float clamped_s8(float x) { return fminf(fmaxf(x, -128.0f), 127.0f); }
 
-// float(sat8(rne(x))). One instruction of the conversion unit, which is slow and otherwise idle half of the time, or two additions, which
-// make the chain shorter. rintf may give -0 for 0; that changes no more than signs of zeros, and an output of int8 has none.
+// float(sat8(rne(x))). One instruction of the conversion unit, which is slow and otherwise idle half of the time, or
+// two additions, which make the chain shorter. rintf may give -0 for 0; that changes no more than signs of zeros, and
+// an output of int8 has none.
 template <bool WithAdditions>
 VIMTRT_DEVICE float rounded_s8(float x) {
   return WithAdditions ? (clamped_s8(x) + kWhole) - kWhole : rintf(clamped_s8(x));
@@ -309,7 +316,9 @@ VIMTRT_DEVICE Copies<Shape> make_copies(const BidirectionalScanParams& p, const 
   const int64_t image_row = place.image * p.tokens + start;
 
   const int row = place.thread / Shape::kTile, scalar = row, step = first_step + place.thread % Shape::kTile;
-  const int8_t* rows = row == kU ? (d == 0 ? p.u[0] : p.u[1]) : row == kDelta ? (d == 0 ? p.delta[0] : p.delta[1]) : p.gate;
+  const int8_t* rows = row == kU       ? (d == 0 ? p.u[0] : p.u[1])
+                       : row == kDelta ? (d == 0 ? p.delta[0] : p.delta[1])
+                                       : p.gate;
   const int64_t row_stride = row == kGate ? p.gate_stride : p.channels;
   copies.row = rows + (image_row + sign * step) * row_stride + place.first_channel;
   copies.row_advance = advance * row_stride;
@@ -328,15 +337,16 @@ VIMTRT_DEVICE Copies<Shape> make_copies(const BidirectionalScanParams& p, const 
   return copies;
 }
 
-// The thread's copies of a tile of which `steps` steps exist; zeros for the others. What only the second at a token needs is left out of
-// tiles without one.
+// The thread's copies of a tile of which `steps` steps exist; zeros for the others. What only the second at a token
+// needs is left out of tiles without one.
 template <bool Whole, class Shape>
-VIMTRT_DEVICE void copy_units(Stage<Shape>& to, const Copies<Shape>& from, const Launch& launch, int thread, int steps, int row_bytes,
-                              bool finishes) {
+VIMTRT_DEVICE void copy_units(Stage<Shape>& to, const Copies<Shape>& from, const Launch& launch, int thread, int steps,
+                              int row_bytes, bool finishes) {
   using All = Copies<Shape>;
   const bool exists = thread % Shape::kTile < steps;
   if (thread < (finishes ? kRows : kGate) * Shape::kTile) {
-    copy_unit<Shape::kChannels, Whole>(&to.rows[0][0][0] + thread * Shape::kChannels, from.row, exists ? row_bytes : 0, launch.row_width);
+    copy_unit<Shape::kChannels, Whole>(&to.rows[0][0][0] + thread * Shape::kChannels, from.row, exists ? row_bytes : 0,
+                                       launch.row_width);
   }
   if (thread < (finishes ? kScalars : kOutInv) * Shape::kTile) {
     cuda::copy_async<4>(&to.scalars[0][0] + thread, from.scalar, exists ? 4 : 0);
@@ -345,7 +355,8 @@ VIMTRT_DEVICE void copy_units(Stage<Shape>& to, const Copies<Shape>& from, const
   for (int j = 0; j < All::kBcTurns; ++j) {
     const int unit = thread + j * kDirectionThreads;
     if (All::kBcUnits % kDirectionThreads != 0 && unit >= All::kBcUnits) continue;
-    copy_unit<4, Whole>(&to.bc[0][0] + unit * 4, from.bc + j * from.bc_turn, unit / All::kBcWords < steps ? 4 : 0, launch.bc_width);
+    copy_unit<4, Whole>(&to.bc[0][0] + unit * 4, from.bc + j * from.bc_turn, unit / All::kBcWords < steps ? 4 : 0,
+                        launch.bc_width);
   }
 }
 
@@ -380,7 +391,8 @@ VIMTRT_DEVICE void scale(const Thread<Shape>& self, int tile) {
   float scaled[4];
   read4(scaled, &self.direction->state_scales[Factor][state]);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) scaled[i] = (static_cast<float>(static_cast<int8_t>(word >> (8 * i))) * scaled[i]) * token_scale;
+  for (int i = 0; i < 4; ++i)
+    scaled[i] = (static_cast<float>(static_cast<int8_t>(word >> (8 * i))) * scaled[i]) * token_scale;
   if constexpr (Factor == kB) {
     float* const b = to.b[step / kGroup] + state / 8 * 4 + state * kGroup + step % kGroup;
 #pragma unroll
@@ -399,8 +411,8 @@ VIMTRT_DEVICE int pair_at(int group, int lane) {
 }
 
 template <bool Clamps, class Shape, int Groups>
-VIMTRT_DEVICE void make_decays(Coefficients<Shape, Groups>& to, int group, const float (&delta)[kGroup], const float (&decay_tok)[kGroup],
-                               const Decay<Shape>& decay) {
+VIMTRT_DEVICE void make_decays(Coefficients<Shape, Groups>& to, int group, const float (&delta)[kGroup],
+                               const float (&decay_tok)[kGroup], const Decay<Shape>& decay) {
 #pragma unroll
   for (int i = 0; i < kGroup; ++i) {
 #pragma unroll
@@ -431,7 +443,8 @@ VIMTRT_DEVICE void read_group(Coefficients<Shape, Groups>& to, float (&delta)[kG
 
 // The recurrence over a group.
 template <bool Int8State, class Shape, int Groups>
-VIMTRT_DEVICE void advance(float (&state)[Shape::kPerLane], const Coefficients<Shape, Groups>& with, const Thread<Shape>& self, int group) {
+VIMTRT_DEVICE void advance(float (&state)[Shape::kPerLane], const Coefficients<Shape, Groups>& with,
+                           const Thread<Shape>& self, int group) {
   const int pair = pair_at<Shape>(group, self.place.lane);
 #pragma unroll
   for (int i = 0; i < kGroup; ++i) {
@@ -499,8 +512,10 @@ VIMTRT_DEVICE Arrival arrive(const Thread<Shape>& self, const Operands& operands
   const Pair& pair = self.pair;
   const float* const c_row = scaled_of(self, tile).c[first + pair.step];
   const float sum = sum_of_states<Shape::kStates>(self.warp->h[self.place.lane], c_row);
-  const int step = tile * Shape::kTile + first + pair.step, mirrored = self.tokens - 1 - step;  // the other direction's step at this token
-  const unsigned part = static_cast<unsigned>(step) / Shape::kPart, other_part = static_cast<unsigned>(mirrored) / Shape::kPart;
+  const int step = tile * Shape::kTile + first + pair.step,
+            mirrored = self.tokens - 1 - step;  // the other direction's step at this token
+  const unsigned part = static_cast<unsigned>(step) / Shape::kPart,
+                 other_part = static_cast<unsigned>(mirrored) / Shape::kPart;
   Arrival arrival;
   arrival.exists = pair.exists && mirrored >= 0;
   arrival.parks = other_part > part || (other_part == part && self.place.d == 0);
@@ -509,7 +524,9 @@ VIMTRT_DEVICE Arrival arrive(const Thread<Shape>& self, const Operands& operands
   return arrival;
 }
 
-VIMTRT_DEVICE float* parked_at(const Merge& merge, int token) { return merge.parked + static_cast<int64_t>(token) * merge.parked_step; }
+VIMTRT_DEVICE float* parked_at(const Merge& merge, int token) {
+  return merge.parked + static_cast<int64_t>(token) * merge.parked_step;
+}
 
 VIMTRT_DEVICE void park(const Merge& merge, const Arrival& arrival) {
   if (arrival.exists && arrival.parks) *parked_at(merge, arrival.token) = arrival.y;
@@ -530,7 +547,8 @@ VIMTRT_DEVICE void scan_group(float (&state)[Shape::kPerLane], const Thread<Shap
   Coefficients<Shape, 1> coefficients;
   float delta[kGroup], decay_tok[kGroup];
   read_group(coefficients, delta, decay_tok, self, tile, first, 0);
-  const float most = fmaxf(fmaxf(fabsf(decay_tok[0]), fabsf(decay_tok[1])), fmaxf(fabsf(decay_tok[2]), fabsf(decay_tok[3])));
+  const float most =
+      fmaxf(fmaxf(fabsf(decay_tok[0]), fabsf(decay_tok[1])), fmaxf(fabsf(decay_tok[2]), fabsf(decay_tok[3])));
   if (most + self.decay.reach < kExp2Limit - 1.0f) {
     make_decays<false>(coefficients, 0, delta, decay_tok, self.decay);
     advance<Int8State>(state, coefficients, self, 0);
@@ -674,7 +692,8 @@ VIMTRT_DEVICE Decay<Shape> make_decay(const BidirectionalScanParams& p, const Pl
     decay.reach = fmaxf(decay.reach, kMaxDelta * fabsf(decay.a_log2[j]));
   }
 #pragma unroll
-  for (int mask = kWarpThreads / 2; mask > 0; mask /= 2) decay.reach = fmaxf(decay.reach, cuda::shuffle_xor(decay.reach, mask));
+  for (int mask = kWarpThreads / 2; mask > 0; mask /= 2)
+    decay.reach = fmaxf(decay.reach, cuda::shuffle_xor(decay.reach, mask));
   return decay;
 }
 
@@ -708,7 +727,8 @@ VIMTRT_KERNEL void bidirectional_scan_kernel(Launch launch) {
 
   if (place.crew == 0 && place.thread < 2 * Shape::kStates) {
     const float* from = place.thread < Shape::kStates ? p.b_scale_state : p.c_scale_state;
-    (&self.direction->state_scales[0][0])[place.thread] = cuda::load(from + place.d * Shape::kStates + place.thread % Shape::kStates);
+    (&self.direction->state_scales[0][0])[place.thread] =
+        cuda::load(from + place.d * Shape::kStates + place.thread % Shape::kStates);
   }
   if constexpr (Shape::kCrews == 1) {
     scan_in_turn<Int8State>(self, launch);
@@ -719,7 +739,9 @@ VIMTRT_KERNEL void bidirectional_scan_kernel(Launch launch) {
 
 // The launch
 
-int64_t groups_of(const BidirectionalScanParams& p, int channels) { return (static_cast<int64_t>(p.channels) - 1) / channels + 1; }
+int64_t groups_of(const BidirectionalScanParams& p, int channels) {
+  return (static_cast<int64_t>(p.channels) - 1) / channels + 1;
+}
 
 template <int States>
 bool is_narrow(const BidirectionalScanParams& p) {
@@ -763,7 +785,8 @@ int launch_layout(const BidirectionalScanParams& p, cuda::Stream stream, void* w
   for (; launch.first_image < p.batch; launch.first_image += images_at_once) {
     const int64_t left = p.batch - launch.first_image, images = left < images_at_once ? left : images_at_once;
     const cuda::Grid grid{static_cast<unsigned>(images * launch.groups)};
-    const int status = cuda::launch(kernel, grid, Shape::kThreads, shared_bytes<Shape>(p, with_workspace), stream, launch);
+    const int status =
+        cuda::launch(kernel, grid, Shape::kThreads, shared_bytes<Shape>(p, with_workspace), stream, launch);
     if (status != 0) return status;
   }
   return 0;
@@ -779,8 +802,10 @@ size_t bidirectional_scan_workspace_bytes(const BidirectionalScanParams& p) {
 int bidirectional_scan_launch(const BidirectionalScanParams& p, cuda::Stream stream, void* workspace) {
   if (p.batch == 0) return 0;
   if (p.states == 16)
-    return is_narrow<16>(p) ? launch_layout<Narrow<16>>(p, stream, workspace) : launch_layout<Wide<16>>(p, stream, workspace);
-  return is_narrow<8>(p) ? launch_layout<Narrow<8>>(p, stream, workspace) : launch_layout<Wide<8>>(p, stream, workspace);
+    return is_narrow<16>(p) ? launch_layout<Narrow<16>>(p, stream, workspace)
+                            : launch_layout<Wide<16>>(p, stream, workspace);
+  return is_narrow<8>(p) ? launch_layout<Narrow<8>>(p, stream, workspace)
+                         : launch_layout<Wide<8>>(p, stream, workspace);
 }
 
 }  // namespace vimtrt

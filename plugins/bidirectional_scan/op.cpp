@@ -26,7 +26,8 @@ enum Input {
 void check(const Arguments& a) {
   const int64_t states = a.size('N');
   if (states != 8 && states != 16) throw OpError("the state size must be 8 or 16, got " + std::to_string(states));
-  if (2 * a.size('E') * states > INT32_MAX) throw OpError("channels times states are too many: " + std::to_string(a.size('E')));
+  if (2 * a.size('E') * states > INT32_MAX)
+    throw OpError("channels times states are too many: " + std::to_string(a.size('E')));
   check_columns(a, bidirectional_scan_op(), kBcOffset, 2 * states, a.size('X'));
   check_columns(a, bidirectional_scan_op(), kGateOffset, a.size('E'), a.size('Z'));
 }
@@ -40,12 +41,12 @@ const OpDef& bidirectional_scan_op() {
       {activation("u_forward", Type::kInt8, "B L E"), activation("u_backward", Type::kInt8, "B L E"),
        activation("delta_forward", Type::kInt8, "B L E"), activation("delta_backward", Type::kInt8, "B L E"),
        activation("bc_forward", Type::kInt8, "B L X"), activation("bc_backward", Type::kInt8, "B L X"),
-       activation("gate", Type::kInt8, "B L Z"), constant("a_log2", Type::kFloat32, "2 E N"), constant("decay_tok", Type::kFloat32, "2 L"),
-       constant("input_scale", Type::kFloat32, "2 E"), constant("b_scale_state", Type::kFloat32, "2 N"),
-       constant("b_scale_tok", Type::kFloat32, "2 L"), constant("c_scale_state", Type::kFloat32, "2 N"),
-       constant("c_scale_tok", Type::kFloat32, "2 L"), constant("y_scale", Type::kFloat32, "2 E"),
-       constant("skip_scale", Type::kFloat32, "2 E"), constant("gate_scale", Type::kFloat32, "E"),
-       constant("out_inv_scale_tok", Type::kFloat32, "L")},
+       activation("gate", Type::kInt8, "B L Z"), constant("a_log2", Type::kFloat32, "2 E N"),
+       constant("decay_tok", Type::kFloat32, "2 L"), constant("input_scale", Type::kFloat32, "2 E"),
+       constant("b_scale_state", Type::kFloat32, "2 N"), constant("b_scale_tok", Type::kFloat32, "2 L"),
+       constant("c_scale_state", Type::kFloat32, "2 N"), constant("c_scale_tok", Type::kFloat32, "2 L"),
+       constant("y_scale", Type::kFloat32, "2 E"), constant("skip_scale", Type::kFloat32, "2 E"),
+       constant("gate_scale", Type::kFloat32, "E"), constant("out_inv_scale_tok", Type::kFloat32, "L")},
       {output("y", Type::kInt8, "B L E")},
       {integer_attribute("bc_offset"), integer_attribute("gate_offset"), text_attribute("state", {"int8", "fp32"})},
       0,

@@ -1,5 +1,5 @@
-// pyvimtrt._native: the executor for Python. Arrays are checked here (type, shape, layout), everything else by Program itself; every
-// complaint is a ValueError. The types are in pyvimtrt/_native.pyi.
+// pyvimtrt._native: the executor for Python. Arrays are checked here (type, shape, layout), everything else by Program
+// itself; every complaint is a ValueError. The types are in pyvimtrt/_native.pyi.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
@@ -107,8 +107,9 @@ Attributes attributes_of(const OpDef& op, const nb::dict& given) {
   return attributes;
 }
 
-void add(Program& program, const std::string& op_name, const std::string& name, const std::vector<std::variant<Placed, AnyArray>>& inputs,
-         const std::vector<int>& outputs, const nb::dict& attributes) {
+void add(Program& program, const std::string& op_name, const std::string& name,
+         const std::vector<std::variant<Placed, AnyArray>>& inputs, const std::vector<int>& outputs,
+         const nb::dict& attributes) {
   try {
     const OpDef& op = operator_named(op_name);
     std::vector<Source> sources;
@@ -127,7 +128,8 @@ void add(Program& program, const std::string& op_name, const std::string& name, 
 }
 
 // The outputs' types and shapes of a node that is right; raises ValueError for one that is not.
-std::vector<Described> check_node(const std::string& op_name, const std::vector<std::variant<Described, AnyArray>>& inputs,
+std::vector<Described> check_node(const std::string& op_name,
+                                  const std::vector<std::variant<Described, AnyArray>>& inputs,
                                   const nb::dict& attributes) {
   const OpDef& op = operator_named(op_name);
   check_counts(op, inputs.size(), op.outputs.size());
@@ -147,21 +149,22 @@ std::vector<Described> check_node(const std::string& op_name, const std::vector<
   return outputs;
 }
 
-void add_copy(Program& program, const std::string& name, int x, int y, int64_t element_bytes, const std::vector<int64_t>& shape,
-              const std::vector<int64_t>& src_strides, int64_t src_offset) {
+void add_copy(Program& program, const std::string& name, int x, int y, int64_t element_bytes,
+              const std::vector<int64_t>& shape, const std::vector<int64_t>& src_strides, int64_t src_offset) {
   program.add_copy({name, x, y, element_bytes, shape, src_strides, src_offset});
 }
 
-void add_gather(Program& program, const std::string& name, int x, int y, int64_t outer, int64_t axis_length, int64_t inner_bytes,
-                const AnyArray& indices) {
+void add_gather(Program& program, const std::string& name, int x, int y, int64_t outer, int64_t axis_length,
+                int64_t inner_bytes, const AnyArray& indices) {
   if (indices.dtype() != nb::dtype<int64_t>() || indices.ndim() != 1)
     throw std::invalid_argument(name + ": indices must be a list of int64");
   check_layout(name + ": indices: ", indices, alignof(int64_t));
-  program.add_gather({name, x, y, outer, axis_length, inner_bytes, {static_cast<const int64_t*>(indices.data()), indices.size()}});
+  program.add_gather(
+      {name, x, y, outer, axis_length, inner_bytes, {static_cast<const int64_t*>(indices.data()), indices.size()}});
 }
 
-// Every operator as a dictionary: name, stem, inputs and outputs (name, type or the attribute that gives it, shape, source), attributes
-// with their defaults, choices of texts, and how many trailing inputs may be absent.
+// Every operator as a dictionary: name, stem, inputs and outputs (name, type or the attribute that gives it, shape,
+// source), attributes with their defaults, choices of texts, and how many trailing inputs may be absent.
 nb::list describe_operators() {
   nb::list all;
   for (const OpDef* op : operators()) {
@@ -203,9 +206,11 @@ nb::list describe_operators() {
 class HeldBuffer {
  public:
   HeldBuffer(nb::handle object, const std::string& what, int64_t expected_bytes, bool writable) {
-    if (PyObject_GetBuffer(object.ptr(), &view_, writable ? PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE : PyBUF_C_CONTIGUOUS) != 0) {
+    if (PyObject_GetBuffer(object.ptr(), &view_, writable ? PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE : PyBUF_C_CONTIGUOUS) !=
+        0) {
       PyErr_Clear();
-      throw std::invalid_argument(what + " must be a C-contiguous" + (writable ? ", writable" : "") + " array in host memory");
+      throw std::invalid_argument(what + " must be a C-contiguous" + (writable ? ", writable" : "") +
+                                  " array in host memory");
     }
     std::string problem;
     if (view_.len != expected_bytes) {
@@ -229,11 +234,12 @@ class HeldBuffer {
   Py_buffer view_ = {};
 };
 
-std::vector<HeldBuffer> hold(const Program& program, const char* what, const std::vector<int>& values, const nb::sequence& arrays,
-                             int64_t batch, bool writable) {
+std::vector<HeldBuffer> hold(const Program& program, const char* what, const std::vector<int>& values,
+                             const nb::sequence& arrays, int64_t batch, bool writable) {
   const size_t count = nb::len(arrays);
   if (count != values.size()) {
-    throw std::invalid_argument("got " + std::to_string(count) + " " + what + "s, expected " + std::to_string(values.size()));
+    throw std::invalid_argument("got " + std::to_string(count) + " " + what + "s, expected " +
+                                std::to_string(values.size()));
   }
   std::vector<HeldBuffer> buffers;
   buffers.reserve(count);
@@ -247,7 +253,8 @@ std::vector<HeldBuffer> hold(const Program& program, const char* what, const std
   return buffers;
 }
 
-void run_with(Program& program, int64_t batch, const nb::sequence& inputs, const nb::sequence& outputs, std::vector<double>* seconds) {
+void run_with(Program& program, int64_t batch, const nb::sequence& inputs, const nb::sequence& outputs,
+              std::vector<double>* seconds) {
   if (!program.finalized()) throw std::invalid_argument("the program is not finalized");
   const std::vector<HeldBuffer> held_inputs = hold(program, "input", program.inputs(), inputs, batch, false);
   const std::vector<HeldBuffer> held_outputs = hold(program, "output", program.outputs(), outputs, batch, true);
@@ -263,7 +270,8 @@ void run(Program& program, int64_t batch, const nb::sequence& inputs, const nb::
   run_with(program, batch, inputs, outputs, nullptr);
 }
 
-std::vector<double> run_timed(Program& program, int64_t batch, const nb::sequence& inputs, const nb::sequence& outputs) {
+std::vector<double> run_timed(Program& program, int64_t batch, const nb::sequence& inputs,
+                              const nb::sequence& outputs) {
   std::vector<double> seconds;
   run_with(program, batch, inputs, outputs, &seconds);
   return seconds;
@@ -305,8 +313,10 @@ NB_MODULE(_native, m) {
       .def("set_threads", &Program::set_threads, "threads"_a, NoGil())
       .def("add_value", &Program::add_value, "bytes_per_sample"_a)
       .def("add", &add, "op"_a, "name"_a, "inputs"_a, "outputs"_a, "attributes"_a)
-      .def("add_copy", &add_copy, nb::kw_only(), "name"_a, "x"_a, "y"_a, "element_bytes"_a, "shape"_a, "src_strides"_a, "src_offset"_a = 0)
-      .def("add_gather", &add_gather, nb::kw_only(), "name"_a, "x"_a, "y"_a, "outer"_a, "axis_length"_a, "inner_bytes"_a, "indices"_a)
+      .def("add_copy", &add_copy, nb::kw_only(), "name"_a, "x"_a, "y"_a, "element_bytes"_a, "shape"_a, "src_strides"_a,
+           "src_offset"_a = 0)
+      .def("add_gather", &add_gather, nb::kw_only(), "name"_a, "x"_a, "y"_a, "outer"_a, "axis_length"_a,
+           "inner_bytes"_a, "indices"_a)
       .def("finalize", &Program::finalize, "inputs"_a, "outputs"_a, NoGil())
       .def("run", &run, "batch"_a, "inputs"_a, "outputs"_a)
       .def("run_timed", &run_timed, "batch"_a, "inputs"_a, "outputs"_a)

@@ -24,8 +24,8 @@ constexpr char kBatch = 'B';
 std::mutex g_error_mutex;
 std::string g_error;
 
-// What `body` returns, or `failure` where it throws. Nothing gets past it: TensorRT's methods are noexcept, and an exception would end the
-// process.
+// What `body` returns, or `failure` where it throws. Nothing gets past it: TensorRT's methods are noexcept, and an
+// exception would end the process.
 template <class Result, class Body>
 Result guarded(const OpDef& op, Result failure, Body body) noexcept {
   try {
@@ -33,12 +33,13 @@ Result guarded(const OpDef& op, Result failure, Body body) noexcept {
   } catch (const std::exception& error) {
     try {
       const std::string what = error.what();
-      set_last_error(
-          what.rfind(op.name, 0) == 0
-              ? what
-              : op.name +
-                    (what.rfind("input ", 0) == 0 || what.rfind("output ", 0) == 0 || what.rfind("attribute ", 0) == 0 ? ", " : ": ") +
-                    what);
+      set_last_error(what.rfind(op.name, 0) == 0 ? what
+                                                 : op.name +
+                                                       (what.rfind("input ", 0) == 0 || what.rfind("output ", 0) == 0 ||
+                                                                what.rfind("attribute ", 0) == 0
+                                                            ? ", "
+                                                            : ": ") +
+                                                       what);
     } catch (...) {  // no memory for the sentence: the status alone remains
     }
   } catch (...) {
@@ -55,7 +56,9 @@ const char* name_of(DataType type) {
 }
 
 const char* name_of(AttributeDef::Kind kind) {
-  return kind == AttributeDef::Kind::kInteger ? "one int32" : kind == AttributeDef::Kind::kReal ? "one float32" : "text";
+  return kind == AttributeDef::Kind::kInteger ? "one int32"
+         : kind == AttributeDef::Kind::kReal  ? "one float32"
+                                              : "text";
 }
 
 std::vector<int64_t> shape_of(const Dims& dims) {
@@ -91,7 +94,9 @@ nvinfer1::PluginFieldType field_type(AttributeDef::Kind kind) {
   return PluginFieldType::kCHAR;
 }
 
-DataType data_type(Type type) { return type == Type::kInt8 ? DataType::kINT8 : type == Type::kInt32 ? DataType::kINT32 : DataType::kFLOAT; }
+DataType data_type(Type type) {
+  return type == Type::kInt8 ? DataType::kINT8 : type == Type::kInt32 ? DataType::kINT32 : DataType::kFLOAT;
+}
 
 // Attributes
 
@@ -153,7 +158,8 @@ void Plugin::check_type(const TensorDef& tensor, Type expected, const PluginTens
   if (got.format != nvinfer1::TensorFormat::kLINEAR) throw OpError(where(tensor) + "expected the linear format");
 }
 
-Arguments Plugin::bind(const PluginTensorDesc* in, int32_t nbInputs, const PluginTensorDesc* out, int32_t nbOutputs) const {
+Arguments Plugin::bind(const PluginTensorDesc* in, int32_t nbInputs, const PluginTensorDesc* out,
+                       int32_t nbOutputs) const {
   check_counts(mOp, static_cast<size_t>(nbInputs), static_cast<size_t>(nbOutputs));
   if (in == nullptr || out == nullptr) throw missing(mOp, "no descriptions");
   Arguments arguments;
@@ -173,7 +179,8 @@ Arguments Plugin::bind(const PluginTensorDesc* in, int32_t nbInputs, const Plugi
 
 // Build
 
-int32_t Plugin::getOutputDataTypes(DataType* outputTypes, int32_t nbOutputs, const DataType* inputTypes, int32_t nbInputs) const noexcept {
+int32_t Plugin::getOutputDataTypes(DataType* outputTypes, int32_t nbOutputs, const DataType* inputTypes,
+                                   int32_t nbInputs) const noexcept {
   return guarded(mOp, kFailure, [&] {
     check_counts(mOp, static_cast<size_t>(nbInputs), static_cast<size_t>(nbOutputs));
     if (inputTypes == nullptr || outputTypes == nullptr) throw missing(mOp, "no types");
@@ -182,14 +189,15 @@ int32_t Plugin::getOutputDataTypes(DataType* outputTypes, int32_t nbOutputs, con
       got.type = inputTypes[i];
       check_type(mOp.inputs[i], mOp.inputs[i].type, got);
     }
-    for (size_t i = 0; i < mOp.outputs.size(); ++i) outputTypes[i] = data_type(vimtrt::output_type(mOp, i, mAttributes));
+    for (size_t i = 0; i < mOp.outputs.size(); ++i)
+      outputTypes[i] = data_type(vimtrt::output_type(mOp, i, mAttributes));
     return kSuccess;
   });
 }
 
 // A letter's size is what the first input with it says.
-int32_t Plugin::getOutputShapes(const DimsExprs* inputs, int32_t nbInputs, const DimsExprs*, int32_t, DimsExprs* outputs, int32_t nbOutputs,
-                                nvinfer1::IExprBuilder& builder) noexcept {
+int32_t Plugin::getOutputShapes(const DimsExprs* inputs, int32_t nbInputs, const DimsExprs*, int32_t,
+                                DimsExprs* outputs, int32_t nbOutputs, nvinfer1::IExprBuilder& builder) noexcept {
   using nvinfer1::DimensionOperation;
   return guarded(mOp, kFailure, [&] {
     check_counts(mOp, static_cast<size_t>(nbInputs), static_cast<size_t>(nbOutputs));
@@ -197,7 +205,8 @@ int32_t Plugin::getOutputShapes(const DimsExprs* inputs, int32_t nbInputs, const
     // expression * times / parts
     const auto scaled = [&](const nvinfer1::IDimensionExpr* expression, int64_t times, int64_t parts) {
       if (times > 1) expression = builder.operation(DimensionOperation::kPROD, *expression, *builder.constant(times));
-      if (parts > 1) expression = builder.operation(DimensionOperation::kFLOOR_DIV, *expression, *builder.constant(parts));
+      if (parts > 1)
+        expression = builder.operation(DimensionOperation::kFLOOR_DIV, *expression, *builder.constant(parts));
       return expression;
     };
     const nvinfer1::IDimensionExpr* by_letter[26] = {};
@@ -219,16 +228,19 @@ int32_t Plugin::getOutputShapes(const DimsExprs* inputs, int32_t nbInputs, const
       outputs[i].nbDims = static_cast<int32_t>(shape.size());
       for (size_t j = 0; j < shape.size(); ++j) {
         const Dimension& dimension = shape[j];
-        outputs[i].d[j] = dimension.letter == '\0' ? builder.constant(dimension.times)
-                                                   : scaled(by_letter[dimension.letter - 'A'], dimension.times, dimension.parts);
+        outputs[i].d[j] = dimension.letter == '\0'
+                              ? builder.constant(dimension.times)
+                              : scaled(by_letter[dimension.letter - 'A'], dimension.times, dimension.parts);
       }
     }
     return kSuccess;
   });
 }
 
-// Asked for every position with those before it set. A sentence is left behind, since all that TensorRT reports is that no format fits.
-bool Plugin::supportsFormatCombination(int32_t pos, const DynamicPluginTensorDesc* inOut, int32_t nbInputs, int32_t nbOutputs) noexcept {
+// Asked for every position with those before it set. A sentence is left behind, since all that TensorRT reports is that
+// no format fits.
+bool Plugin::supportsFormatCombination(int32_t pos, const DynamicPluginTensorDesc* inOut, int32_t nbInputs,
+                                       int32_t nbOutputs) noexcept {
   return guarded(mOp, false, [&] {
     check_counts(mOp, static_cast<size_t>(nbInputs), static_cast<size_t>(nbOutputs));
     if (inOut == nullptr || pos < 0 || pos >= nbInputs + nbOutputs) throw missing(mOp, "no such tensor");
@@ -266,7 +278,8 @@ size_t Plugin::getWorkspaceSize(const DynamicPluginTensorDesc* in, int32_t nbInp
     Arguments arguments;
     arguments.attributes = mAttributes;
     arguments.input_count = nbInputs;
-    for (size_t i = 0; i < static_cast<size_t>(nbInputs); ++i) match_shape(mOp.inputs[i], shape_of(in[i].max), arguments.sizes);
+    for (size_t i = 0; i < static_cast<size_t>(nbInputs); ++i)
+      match_shape(mOp.inputs[i], shape_of(in[i].max), arguments.sizes);
     check_limits(mOp, arguments);
     return cuda_operator_of(mOp).workspace_bytes(arguments);
   });
@@ -274,7 +287,8 @@ size_t Plugin::getWorkspaceSize(const DynamicPluginTensorDesc* in, int32_t nbInp
 
 // Run
 
-int32_t Plugin::onShapeChange(const PluginTensorDesc* in, int32_t nbInputs, const PluginTensorDesc* out, int32_t nbOutputs) noexcept {
+int32_t Plugin::onShapeChange(const PluginTensorDesc* in, int32_t nbInputs, const PluginTensorDesc* out,
+                              int32_t nbOutputs) noexcept {
   return guarded(mOp, kFailure, [&] {
     if (bind(in, nbInputs, out, nbOutputs).size(kBatch) < 0) throw missing(mOp, "the batch is not known");
     mInputs = nbInputs;
@@ -282,8 +296,9 @@ int32_t Plugin::onShapeChange(const PluginTensorDesc* in, int32_t nbInputs, cons
   });
 }
 
-int32_t Plugin::enqueue(const PluginTensorDesc* inputDesc, const PluginTensorDesc* outputDesc, const void* const* inputs,
-                        void* const* outputs, void* workspace, cudaStream_t stream) noexcept {
+int32_t Plugin::enqueue(const PluginTensorDesc* inputDesc, const PluginTensorDesc* outputDesc,
+                        const void* const* inputs, void* const* outputs, void* workspace,
+                        cudaStream_t stream) noexcept {
   return guarded(mOp, kFailure, [&] {
     if (mInputs == 0) throw missing(mOp, "enqueue before any shapes were given");
     Arguments arguments = bind(inputDesc, mInputs, outputDesc, getNbOutputs());
@@ -329,12 +344,14 @@ nvinfer1::IPluginV3* Plugin::attachToContext(nvinfer1::IPluginResourceContext*) 
 // Creators
 
 PluginCreator::PluginCreator(const OpDef& op) : mOp(op) {
-  for (const AttributeDef& attribute : op.attributes) mFields.emplace_back(attribute.name.c_str(), nullptr, field_type(attribute.kind), 1);
+  for (const AttributeDef& attribute : op.attributes)
+    mFields.emplace_back(attribute.name.c_str(), nullptr, field_type(attribute.kind), 1);
   mCollection.nbFields = static_cast<int32_t>(mFields.size());
   mCollection.fields = mFields.data();
 }
 
-nvinfer1::IPluginV3* PluginCreator::createPlugin(const char*, const PluginFieldCollection* fields, nvinfer1::TensorRTPhase) noexcept {
+nvinfer1::IPluginV3* PluginCreator::createPlugin(const char*, const PluginFieldCollection* fields,
+                                                 nvinfer1::TensorRTPhase) noexcept {
   return guarded<nvinfer1::IPluginV3*>(mOp, nullptr, [&] { return new Plugin(mOp, fields); });
 }
 

@@ -1,9 +1,10 @@
-// The TensorRT plugin of any operator: all of IPluginV3 follows from the operator's definition (op.h) and its launch (cuda_operator.h).
+// The TensorRT plugin of any operator: all of IPluginV3 follows from the operator's definition (op.h) and its launch
+// (cuda_operator.h).
 //
-// Weights and tables are inputs, so a plugin owns no device memory and a copy of it is a copy of its attributes. Every method that
-// TensorRT calls catches what is thrown and answers with a null plugin, false or a status other than 0; last_error() then says why. The
-// library calls no logger, finder or registry, whose virtual tables differ between TensorRT 10 and 11; those of the interfaces implemented
-// here do not.
+// Weights and tables are inputs, so a plugin owns no device memory and a copy of it is a copy of its attributes. Every
+// method that TensorRT calls catches what is thrown and answers with a null plugin, false or a status other than 0;
+// last_error() then says why. The library calls no logger, finder or registry, whose virtual tables differ between
+// TensorRT 10 and 11; those of the interfaces implemented here do not.
 #pragma once
 
 #include <NvInferRuntime.h>
@@ -54,15 +55,16 @@ class Plugin final : public nvinfer1::IPluginV3,
                           nvinfer1::IExprBuilder& builder) noexcept override;
   bool supportsFormatCombination(int32_t pos, const nvinfer1::DynamicPluginTensorDesc* inOut, int32_t nbInputs,
                                  int32_t nbOutputs) noexcept override;
-  int32_t configurePlugin(const nvinfer1::DynamicPluginTensorDesc* in, int32_t nbInputs, const nvinfer1::DynamicPluginTensorDesc* out,
-                          int32_t nbOutputs) noexcept override;
-  size_t getWorkspaceSize(const nvinfer1::DynamicPluginTensorDesc* in, int32_t nbInputs, const nvinfer1::DynamicPluginTensorDesc* out,
-                          int32_t nbOutputs) const noexcept override;
+  int32_t configurePlugin(const nvinfer1::DynamicPluginTensorDesc* in, int32_t nbInputs,
+                          const nvinfer1::DynamicPluginTensorDesc* out, int32_t nbOutputs) noexcept override;
+  size_t getWorkspaceSize(const nvinfer1::DynamicPluginTensorDesc* in, int32_t nbInputs,
+                          const nvinfer1::DynamicPluginTensorDesc* out, int32_t nbOutputs) const noexcept override;
 
   int32_t onShapeChange(const nvinfer1::PluginTensorDesc* in, int32_t nbInputs, const nvinfer1::PluginTensorDesc* out,
                         int32_t nbOutputs) noexcept override;
-  int32_t enqueue(const nvinfer1::PluginTensorDesc* inputDesc, const nvinfer1::PluginTensorDesc* outputDesc, const void* const* inputs,
-                  void* const* outputs, void* workspace, cudaStream_t stream) noexcept override;
+  int32_t enqueue(const nvinfer1::PluginTensorDesc* inputDesc, const nvinfer1::PluginTensorDesc* outputDesc,
+                  const void* const* inputs, void* const* outputs, void* workspace,
+                  cudaStream_t stream) noexcept override;
   nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext* context) noexcept override;
   const nvinfer1::PluginFieldCollection* getFieldsToSerialize() noexcept override;
 
@@ -70,7 +72,8 @@ class Plugin final : public nvinfer1::IPluginV3,
   void read(const nvinfer1::PluginField& field, std::vector<bool>& seen);
   void check_type(const TensorDef& tensor, Type expected, const nvinfer1::PluginTensorDesc& got) const;
   // The sizes of all tensors' letters, checked. Raises OpError.
-  Arguments bind(const nvinfer1::PluginTensorDesc* in, int32_t nbInputs, const nvinfer1::PluginTensorDesc* out, int32_t nbOutputs) const;
+  Arguments bind(const nvinfer1::PluginTensorDesc* in, int32_t nbInputs, const nvinfer1::PluginTensorDesc* out,
+                 int32_t nbOutputs) const;
 
   const OpDef& mOp;
   Attributes mAttributes;

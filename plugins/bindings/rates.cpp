@@ -11,7 +11,8 @@
 namespace vimtrt {
 namespace {
 
-// The best of some short runs: what disturbs a run makes it slower, never faster. body(turns) does `work` times `turns`.
+// The best of some short runs: what disturbs a run makes it slower, never faster. body(turns) does `work` times
+// `turns`.
 template <class Body>
 double best_rate(double work, const Body& body) {
   constexpr int kRuns = 15;
@@ -29,14 +30,16 @@ double best_rate(double work, const Body& body) {
 #if VIMTRT_X86
 
 // Ten accumulators hide the latency; the loops are assembly, so that nothing else is in them.
-#define VIMTRT_TEN(instruction)                                                                                           \
-  instruction "0\n" instruction "1\n" instruction "2\n" instruction "3\n" instruction "4\n" instruction "5\n" instruction \
-              "6\n" instruction "7\n" instruction "8\n" instruction "9\n"
-#define VIMTRT_LOOP(before, instructions)                     \
-  asm volatile(before "1:\n" instructions "dec %0\n jnz 1b\n" \
-               : "+r"(turns)::"xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm14", "xmm15", "cc")
+#define VIMTRT_TEN(instruction)                                                                         \
+  instruction "0\n" instruction "1\n" instruction "2\n" instruction "3\n" instruction "4\n" instruction \
+              "5\n" instruction "6\n" instruction "7\n" instruction "8\n" instruction "9\n"
+#define VIMTRT_LOOP(before, instructions)                                                                              \
+  asm volatile(before "1:\n" instructions "dec %0\n jnz 1b\n"                                                          \
+               : "+r"(turns)::"xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm14", \
+                 "xmm15", "cc")
 
-// The scan's mix: nine of its operations are products, eight are not, and some processors run those beside the products, in other units.
+// The scan's mix: nine of its operations are products, eight are not, and some processors run those beside the
+// products, in other units.
 constexpr double kMixed = 18;
 #define VIMTRT_FOUR(instruction) instruction "\n" instruction "\n" instruction "\n" instruction "\n"
 
@@ -51,8 +54,9 @@ __attribute__((target("avx512f,avx512vnni"))) void zmm_dot(int64_t turns) {
 }
 
 __attribute__((target("avx2,fma"))) void ymm_mixed(int64_t turns) {
-  VIMTRT_LOOP("vpxor %%ymm15, %%ymm15, %%ymm15\n", VIMTRT_TEN("vfmadd231ps %%ymm15, %%ymm15, %%ymm") VIMTRT_FOUR(
-                                                       "vaddps %%ymm15, %%ymm15, %%ymm14") VIMTRT_FOUR("vmaxps %%ymm15, %%ymm15, %%ymm14"));
+  VIMTRT_LOOP("vpxor %%ymm15, %%ymm15, %%ymm15\n",
+              VIMTRT_TEN("vfmadd231ps %%ymm15, %%ymm15, %%ymm") VIMTRT_FOUR("vaddps %%ymm15, %%ymm15, %%ymm14")
+                  VIMTRT_FOUR("vmaxps %%ymm15, %%ymm15, %%ymm14"));
 }
 
 __attribute__((target("avx2,avxvnni"))) void ymm_dpbusd(int64_t turns) {
@@ -62,9 +66,11 @@ __attribute__((target("avx2,avxvnni"))) void ymm_dpbusd(int64_t turns) {
 // A product into ymm14 and its sum, five times.
 __attribute__((target("avx2"))) void ymm_dot(int64_t turns) {
   VIMTRT_LOOP("vpxor %%ymm15, %%ymm15, %%ymm15\n",
-              "vpmaddwd %%ymm15, %%ymm15, %%ymm5\n vpaddd %%ymm5, %%ymm0, %%ymm0\n vpmaddwd %%ymm15, %%ymm15, %%ymm6\n vpaddd %%ymm6, "
+              "vpmaddwd %%ymm15, %%ymm15, %%ymm5\n vpaddd %%ymm5, %%ymm0, %%ymm0\n vpmaddwd %%ymm15, %%ymm15, %%ymm6\n "
+              "vpaddd %%ymm6, "
               "%%ymm1, %%ymm1\n"
-              "vpmaddwd %%ymm15, %%ymm15, %%ymm7\n vpaddd %%ymm7, %%ymm2, %%ymm2\n vpmaddwd %%ymm15, %%ymm15, %%ymm8\n vpaddd %%ymm8, "
+              "vpmaddwd %%ymm15, %%ymm15, %%ymm7\n vpaddd %%ymm7, %%ymm2, %%ymm2\n vpmaddwd %%ymm15, %%ymm15, %%ymm8\n "
+              "vpaddd %%ymm8, "
               "%%ymm3, %%ymm3\n"
               "vpmaddwd %%ymm15, %%ymm15, %%ymm9\n vpaddd %%ymm9, %%ymm4, %%ymm4\n");
 }
@@ -82,7 +88,8 @@ __attribute__((target("amx-tile,amx-int8"))) void tile_dot(int64_t turns) {
   _tile_loadconfig(&config);
   asm volatile(
       "tilezero %%tmm4\n tilezero %%tmm5\n"
-      "1:\n tdpbssd %%tmm5, %%tmm4, %%tmm0\n tdpbssd %%tmm5, %%tmm4, %%tmm1\n tdpbssd %%tmm5, %%tmm4, %%tmm2\n tdpbssd %%tmm5, %%tmm4, "
+      "1:\n tdpbssd %%tmm5, %%tmm4, %%tmm0\n tdpbssd %%tmm5, %%tmm4, %%tmm1\n tdpbssd %%tmm5, %%tmm4, %%tmm2\n tdpbssd "
+      "%%tmm5, %%tmm4, "
       "%%tmm3\n"
       "dec %0\n jnz 1b\n"
       : "+r"(turns)::"cc");

@@ -28,19 +28,22 @@ VIMTRT_INLINE Lanes load(const float* p, int64_t valid) {
   return x;
 }
 
-VIMTRT_INLINE void store(float* p, const Lanes& x, int64_t valid) { memcpy(p, &x, (valid >= kLanes ? kLanes : valid) * sizeof(float)); }
+VIMTRT_INLINE void store(float* p, const Lanes& x, int64_t valid) {
+  memcpy(p, &x, (valid >= kLanes ? kLanes : valid) * sizeof(float));
+}
 
 #define VIMTRT_SPLAT(x) {x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}
 
-// 2^x for x <= 0, as everywhere in this file. Constants are written out: gcc builds a splat of a scalar lane by lane in the cloned
-// functions.
+// 2^x for x <= 0, as everywhere in this file. Constants are written out: gcc builds a splat of a scalar lane by lane in
+// the cloned functions.
 VIMTRT_INLINE Lanes exp2_lanes(Lanes x) {
   const Lanes lowest = VIMTRT_SPLAT(-126.0f);
   x = x > lowest ? x : lowest;
-  const IntLanes whole = __builtin_convertvector(x - lowest, IntLanes) - 126;  // floor, since the argument is not negative
+  const IntLanes whole =
+      __builtin_convertvector(x - lowest, IntLanes) - 126;  // floor, since the argument is not negative
   const Lanes f = x - __builtin_convertvector(whole, Lanes);
-  const Lanes c0 = VIMTRT_SPLAT(1.0f), c1 = VIMTRT_SPLAT(0.6931531f), c2 = VIMTRT_SPLAT(0.24016444f), c3 = VIMTRT_SPLAT(0.05579994f),
-              c4 = VIMTRT_SPLAT(0.00901703f), c5 = VIMTRT_SPLAT(0.00186713f);
+  const Lanes c0 = VIMTRT_SPLAT(1.0f), c1 = VIMTRT_SPLAT(0.6931531f), c2 = VIMTRT_SPLAT(0.24016444f),
+              c3 = VIMTRT_SPLAT(0.05579994f), c4 = VIMTRT_SPLAT(0.00901703f), c5 = VIMTRT_SPLAT(0.00186713f);
   Lanes p = ((((c5 * f + c4) * f + c3) * f + c2) * f + c1) * f + c0;
   IntLanes bits;
   memcpy(&bits, &p, sizeof bits);
@@ -59,7 +62,8 @@ VIMTRT_INLINE void load_decay(const float* a, int64_t channel, int64_t valid, La
 }
 
 template <int N>
-VIMTRT_INLINE void forward_block(const ScanFp32Shape& s, const ScanFp32Inputs& in, float* y, int64_t image, int64_t channel) {
+VIMTRT_INLINE void forward_block(const ScanFp32Shape& s, const ScanFp32Inputs& in, float* y, int64_t image,
+                                 int64_t channel) {
   const int64_t valid = s.channels - channel;
   Lanes a2[N], h[N] = {};
   load_decay<N>(in.a, channel, valid, a2);
@@ -85,15 +89,16 @@ struct alignas(sizeof(Lanes)) Slot {
   Lanes v;
 };
 
-// Per-thread memory of the backward pass: the block's states and decays, and sums that are reduced over lanes once per image.
+// Per-thread memory of the backward pass: the block's states and decays, and sums that are reduced over lanes once per
+// image.
 struct Workspace {
   std::vector<Slot> h, decay, db, dc;
   std::vector<float> da, dd;
 };
 
 template <int N>
-VIMTRT_INLINE void backward_block(const ScanFp32Shape& s, const ScanFp32Inputs& in, const float* dy_all, const ScanFp32Gradients& out,
-                                  int64_t image, int64_t channel, Workspace& w) {
+VIMTRT_INLINE void backward_block(const ScanFp32Shape& s, const ScanFp32Inputs& in, const float* dy_all,
+                                  const ScanFp32Gradients& out, int64_t image, int64_t channel, Workspace& w) {
   const int64_t valid = s.channels - channel, L = s.tokens;
   Lanes a[N], carry[N] = {}, da[N] = {};
   load_decay<N>(in.a, channel, valid, a);
@@ -142,12 +147,13 @@ VIMTRT_INLINE void backward_block(const ScanFp32Shape& s, const ScanFp32Inputs& 
 }
 
 template <int N>
-VIMTRT_INLINE void backward_image(const ScanFp32Shape& s, const ScanFp32Inputs& in, const float* dy, const ScanFp32Gradients& out,
-                                  int64_t image, Workspace& w) {
+VIMTRT_INLINE void backward_image(const ScanFp32Shape& s, const ScanFp32Inputs& in, const float* dy,
+                                  const ScanFp32Gradients& out, int64_t image, Workspace& w) {
   const int64_t L = s.tokens;
   w.db.assign(L * N, Slot{});
   w.dc.assign(L * N, Slot{});
-  for (int64_t channel = 0; channel < s.channels; channel += kLanes) backward_block<N>(s, in, dy, out, image, channel, w);
+  for (int64_t channel = 0; channel < s.channels; channel += kLanes)
+    backward_block<N>(s, in, dy, out, image, channel, w);
   for (int64_t step = 0; step < L; ++step) {
     const int64_t token = image * L + (s.reverse ? L - 1 - step : step);
     for (int n = 0; n < N; ++n) {
@@ -162,13 +168,14 @@ VIMTRT_INLINE void backward_image(const ScanFp32Shape& s, const ScanFp32Inputs& 
   }
 }
 
-#define VIMTRT_DEFINE_SCAN(N)                                                                                                      \
-  VIMTRT_CLONES void forward_##N(const ScanFp32Shape& s, const ScanFp32Inputs& in, float* y, int64_t image, int64_t channel) {     \
-    forward_block<N>(s, in, y, image, channel);                                                                                    \
-  }                                                                                                                                \
-  VIMTRT_CLONES void backward_##N(const ScanFp32Shape& s, const ScanFp32Inputs& in, const float* dy, const ScanFp32Gradients& out, \
-                                  int64_t image, Workspace& w) {                                                                   \
-    backward_image<N>(s, in, dy, out, image, w);                                                                                   \
+#define VIMTRT_DEFINE_SCAN(N)                                                                               \
+  VIMTRT_CLONES void forward_##N(const ScanFp32Shape& s, const ScanFp32Inputs& in, float* y, int64_t image, \
+                                 int64_t channel) {                                                         \
+    forward_block<N>(s, in, y, image, channel);                                                             \
+  }                                                                                                         \
+  VIMTRT_CLONES void backward_##N(const ScanFp32Shape& s, const ScanFp32Inputs& in, const float* dy,        \
+                                  const ScanFp32Gradients& out, int64_t image, Workspace& w) {              \
+    backward_image<N>(s, in, dy, out, image, w);                                                            \
   }
 VIMTRT_DEFINE_SCAN(8)
 VIMTRT_DEFINE_SCAN(16)
@@ -187,7 +194,8 @@ void scan_fp32_forward(const ScanFp32Shape& s, const ScanFp32Inputs& in, float* 
   }
 }
 
-void scan_fp32_backward(const ScanFp32Shape& s, const ScanFp32Inputs& in, const float* dy, const ScanFp32Gradients& out, int threads) {
+void scan_fp32_backward(const ScanFp32Shape& s, const ScanFp32Inputs& in, const float* dy, const ScanFp32Gradients& out,
+                        int threads) {
   const size_t steps = static_cast<size_t>(s.tokens) * s.states, decays = static_cast<size_t>(s.channels) * s.states;
   std::vector<Workspace> workspaces(threads);
   for (Workspace& w : workspaces) {
@@ -201,7 +209,8 @@ void scan_fp32_backward(const ScanFp32Shape& s, const ScanFp32Inputs& in, const 
   for (int share = 0; share < threads; ++share) {
     const int64_t begin = s.batch * share / threads, end = s.batch * (share + 1) / threads;
     for (int64_t image = begin; image < end; ++image) {
-      s.states == 16 ? backward_16(s, in, dy, out, image, workspaces[share]) : backward_8(s, in, dy, out, image, workspaces[share]);
+      s.states == 16 ? backward_16(s, in, dy, out, image, workspaces[share])
+                     : backward_8(s, in, dy, out, image, workspaces[share]);
     }
   }
   memset(out.a, 0, decays * sizeof(float));

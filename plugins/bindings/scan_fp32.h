@@ -1,13 +1,13 @@
-// fp32 selective scan with gradients, for calibration, fp32 evaluation and training on a CPU. Not under the numeric contract: the fp32
-// model is judged by accuracy, so the compiler may contract and reorder here.
+// fp32 selective scan with gradients, for calibration, fp32 evaluation and training on a CPU. Not under the numeric
+// contract: the fp32 model is judged by accuracy, so the compiler may contract and reorder here.
 #pragma once
 
 #include <cstdint>
 
 namespace vimtrt {
 
-// One direction. h[t] = exp(delta[t] * A) * h[prev(t)] + delta[t] * u[t] * B[t]; y[t] = sum_n C[t] * h[t] + D * u[t]; prev(t) is t - 1, or
-// t + 1 if `reverse`.
+// One direction. h[t] = exp(delta[t] * A) * h[prev(t)] + delta[t] * u[t] * B[t]; y[t] = sum_n C[t] * h[t] + D * u[t];
+// prev(t) is t - 1, or t + 1 if `reverse`.
 struct ScanFp32Shape {
   int64_t batch = 0;     // B
   int64_t tokens = 0;    // L
@@ -39,7 +39,9 @@ bool scan_fp32_supports(int32_t states);
 // Writes y [B, L, E].
 void scan_fp32_forward(const ScanFp32Shape& shape, const ScanFp32Inputs& in, float* y, int threads);
 
-// Given dy = d loss / d y [B, L, E], writes every gradient. The states are recomputed, not stored: memory is O(L * N) per thread.
-void scan_fp32_backward(const ScanFp32Shape& shape, const ScanFp32Inputs& in, const float* dy, const ScanFp32Gradients& out, int threads);
+// Given dy = d loss / d y [B, L, E], writes every gradient. The states are recomputed, not stored: memory is O(L * N)
+// per thread.
+void scan_fp32_backward(const ScanFp32Shape& shape, const ScanFp32Inputs& in, const float* dy,
+                        const ScanFp32Gradients& out, int threads);
 
 }  // namespace vimtrt

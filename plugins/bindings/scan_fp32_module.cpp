@@ -37,7 +37,8 @@ struct Call {
   ScanFp32Inputs in;
 };
 
-Call check(const Read3& u, const Read3& delta, const Read2& a, const Read3& b, const Read3& c, const Read1& d, bool reverse, int threads) {
+Call check(const Read3& u, const Read3& delta, const Read2& a, const Read3& b, const Read3& c, const Read1& d,
+           bool reverse, int threads) {
   Call call;
   call.shape = {static_cast<int64_t>(u.shape(0)), static_cast<int64_t>(u.shape(1)), static_cast<int64_t>(u.shape(2)),
                 static_cast<int32_t>(a.shape(1)), reverse};
@@ -59,8 +60,8 @@ void bind_scan_fp32(nb::module_& module) {
   module.def("scan_fp32_supports", &scan_fp32_supports, "states"_a);
   module.def(
       "scan_fp32_forward",
-      [](const Read3& u, const Read3& delta, const Read2& a, const Read3& b, const Read3& c, const Read1& d, const Write3& y, bool reverse,
-         int threads) {
+      [](const Read3& u, const Read3& delta, const Read2& a, const Read3& b, const Read3& c, const Read1& d,
+         const Write3& y, bool reverse, int threads) {
         const Call call = check(u, delta, a, b, c, d, reverse, threads);
         const ScanFp32Shape& s = call.shape;
         require(has_shape(y, {s.batch, s.tokens, s.channels}), "y must have the shape of u");
@@ -70,22 +71,23 @@ void bind_scan_fp32(nb::module_& module) {
       "u"_a, "delta"_a, "a"_a, "b"_a, "c"_a, "d"_a, "y"_a, "reverse"_a, "threads"_a);
   module.def(
       "scan_fp32_backward",
-      [](const Read3& u, const Read3& delta, const Read2& a, const Read3& b, const Read3& c, const Read1& d, const Read3& dy,
-         const Write3& grad_u, const Write3& grad_delta, const Write2& grad_a, const Write3& grad_b, const Write3& grad_c,
-         const Write1& grad_d, bool reverse, int threads) {
+      [](const Read3& u, const Read3& delta, const Read2& a, const Read3& b, const Read3& c, const Read1& d,
+         const Read3& dy, const Write3& grad_u, const Write3& grad_delta, const Write2& grad_a, const Write3& grad_b,
+         const Write3& grad_c, const Write1& grad_d, bool reverse, int threads) {
         const Call call = check(u, delta, a, b, c, d, reverse, threads);
         const ScanFp32Shape& s = call.shape;
         require(has_shape(dy, {s.batch, s.tokens, s.channels}) && has_shape(grad_u, {s.batch, s.tokens, s.channels}) &&
-                    has_shape(grad_delta, {s.batch, s.tokens, s.channels}) && has_shape(grad_a, {s.channels, s.states}) &&
-                    has_shape(grad_b, {s.batch, s.tokens, s.states}) && has_shape(grad_c, {s.batch, s.tokens, s.states}) &&
-                    has_shape(grad_d, {s.channels}),
+                    has_shape(grad_delta, {s.batch, s.tokens, s.channels}) &&
+                    has_shape(grad_a, {s.channels, s.states}) && has_shape(grad_b, {s.batch, s.tokens, s.states}) &&
+                    has_shape(grad_c, {s.batch, s.tokens, s.states}) && has_shape(grad_d, {s.channels}),
                 "every gradient must have the shape of its input");
         nb::gil_scoped_release release;
-        scan_fp32_backward(s, call.in, dy.data(),
-                           {grad_u.data(), grad_delta.data(), grad_a.data(), grad_b.data(), grad_c.data(), grad_d.data()}, threads);
+        scan_fp32_backward(
+            s, call.in, dy.data(),
+            {grad_u.data(), grad_delta.data(), grad_a.data(), grad_b.data(), grad_c.data(), grad_d.data()}, threads);
       },
-      "u"_a, "delta"_a, "a"_a, "b"_a, "c"_a, "d"_a, "dy"_a, "grad_u"_a, "grad_delta"_a, "grad_a"_a, "grad_b"_a, "grad_c"_a, "grad_d"_a,
-      "reverse"_a, "threads"_a);
+      "u"_a, "delta"_a, "a"_a, "b"_a, "c"_a, "d"_a, "dy"_a, "grad_u"_a, "grad_delta"_a, "grad_a"_a, "grad_b"_a,
+      "grad_c"_a, "grad_d"_a, "reverse"_a, "threads"_a);
 }
 
 }  // namespace vimtrt

@@ -1,6 +1,7 @@
 // The kernels of an operator for each instruction set, all with the same bits.
 //
-// This header is compiled into files of different instruction sets: functions here have internal linkage, as in threads.h.
+// This header is compiled into files of different instruction sets: functions here have internal linkage, as in
+// threads.h.
 #pragma once
 
 #include <cstddef>
@@ -10,9 +11,9 @@
 
 namespace vimtrt {
 
-// The kernels of one instruction set. `packed` and `scratch` are 64-byte aligned. Packing, once at load, reads constants and sizes; where
-// it takes no bytes, run reads the constants themselves, and where it does, a constant that the operator's definition calls packed may be
-// null.
+// The kernels of one instruction set. `packed` and `scratch` are 64-byte aligned. Packing, once at load, reads
+// constants and sizes; where it takes no bytes, run reads the constants themselves, and where it does, a constant that
+// the operator's definition calls packed may be null.
 template <class Params>
 struct CpuKernels {
   size_t (*packed_bytes)(const Params& params);

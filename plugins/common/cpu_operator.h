@@ -53,7 +53,9 @@ constexpr CpuOperator cpu_operator() {
   return {
       [](Isa isa, const Arguments& arguments) { return kernels(isa).packed_bytes(bind(arguments)); },
       [](Isa isa, const Arguments& arguments, void* packed) { kernels(isa).pack(bind(arguments), packed); },
-      [](Isa isa, const Arguments& arguments, int threads) { return kernels(isa).scratch_bytes(bind(arguments), threads); },
+      [](Isa isa, const Arguments& arguments, int threads) {
+        return kernels(isa).scratch_bytes(bind(arguments), threads);
+      },
       [](Isa isa, const Arguments& arguments, const void* packed, void* scratch, int threads) {
         kernels(isa).run(bind(arguments), packed, scratch, threads);
       },

@@ -27,7 +27,9 @@ template <class Params, Params (*bind)(const Arguments&), size_t (*workspace_byt
           int (*start)(const Params&, cuda::Stream, void*)>
 constexpr CudaOperator cuda_operator_with_workspace() {
   return {[](const Arguments& arguments) { return workspace_bytes(bind(arguments)); },
-          [](const Arguments& arguments, cuda::Stream stream, void* workspace) { return start(bind(arguments), stream, workspace); }};
+          [](const Arguments& arguments, cuda::Stream stream, void* workspace) {
+            return start(bind(arguments), stream, workspace);
+          }};
 }
 
 }  // namespace vimtrt

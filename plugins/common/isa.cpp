@@ -17,8 +17,8 @@ namespace vimtrt {
 
 namespace {
 
-// Linux keeps the tiles' registers from a process until it asks for them (Documentation/arch/x86/xstate.rst). The answer holds for all its
-// threads, and for processes forked from it.
+// Linux keeps the tiles' registers from a process until it asks for them (Documentation/arch/x86/xstate.rst). The
+// answer holds for all its threads, and for processes forked from it.
 bool has_amx() {
   static const bool granted = [] {
     unsigned a, b, c, d;

@@ -8,8 +8,9 @@ namespace vimtrt {
 
 enum class Isa { kGeneric, kNeon, kAvx2, kAvxVnni, kAvx512, kAmx };
 
-// Best first; never empty. amx means avx512 and AMX int8 tiles, which the operating system is asked for; avx512 means f, bw, vl, dq and
-// vnni; avxvnni means avx2 and AVX-VNNI; avx2 means avx2 and fma; neon means 64-bit ARM with the dot products of ARMv8.2.
+// Best first; never empty. amx means avx512 and AMX int8 tiles, which the operating system is asked for; avx512 means
+// f, bw, vl, dq and vnni; avxvnni means avx2 and AVX-VNNI; avx2 means avx2 and fma; neon means 64-bit ARM with the dot
+// products of ARMv8.2.
 std::vector<Isa> available_isas();
 
 // The avx512 kernels look tables up with byte permutes where the machine has them; they do not need them.

@@ -8,7 +8,8 @@
 namespace vimtrt {
 namespace {
 
-// The different tables of a block of 64 channels; with more than kMax, `count` is kMax + 1 and the block is looked up byte by byte.
+// The different tables of a block of 64 channels; with more than kMax, `count` is kMax + 1 and the block is looked up
+// byte by byte.
 struct BlockTables {
   static constexpr int kMax = 8;
   int32_t count = 0;
@@ -27,13 +28,14 @@ struct BlockTables {
   }
 };
 
-// Replaces the bytes of `count` rows, `stride` apart, by entries of their channels' tables [T, 256]; channels outside `mask` do not exist,
-// those without a table stay as they are. Bytes are q, or q + 128 where kBiased. A table is four registers, two halves: a byte's sign
-// chooses the half, its low 7 bits pick in it. Each half has a copy of the row, where the bytes picked replace the indices in place, each
-// channel's once; the signs choose between the copies at the end, so no table needs masks of its own for either half.
+// Replaces the bytes of `count` rows, `stride` apart, by entries of their channels' tables [T, 256]; channels outside
+// `mask` do not exist, those without a table stay as they are. Bytes are q, or q + 128 where kBiased. A table is four
+// registers, two halves: a byte's sign chooses the half, its low 7 bits pick in it. Each half has a copy of the row,
+// where the bytes picked replace the indices in place, each channel's once; the signs choose between the copies at the
+// end, so no table needs masks of its own for either half.
 template <bool kBiased>
-__attribute__((target("avx512vbmi"))) void look_up_rows(const int8_t* tables, const BlockTables& block, __mmask64 mask, int64_t count,
-                                                        int64_t stride, int8_t* rows) {
+__attribute__((target("avx512vbmi"))) void look_up_rows(const int8_t* tables, const BlockTables& block, __mmask64 mask,
+                                                        int64_t count, int64_t stride, int8_t* rows) {
   constexpr int kTogether = 4;
   for (int64_t first = 0; first < count; first += kTogether) {
     __m512i if_negative[kTogether], if_positive[kTogether];  // of the byte as it stands
@@ -42,7 +44,8 @@ __attribute__((target("avx512vbmi"))) void look_up_rows(const int8_t* tables, co
 #pragma GCC unroll 4
     for (int i = 0; i < kTogether; ++i) {
       row[i] = rows + (first + i < count ? first + i : count - 1) * stride;
-      if_negative[i] = if_positive[i] = mask == ~__mmask64{0} ? _mm512_loadu_si512(row[i]) : _mm512_maskz_loadu_epi8(mask, row[i]);
+      if_negative[i] = if_positive[i] =
+          mask == ~__mmask64{0} ? _mm512_loadu_si512(row[i]) : _mm512_maskz_loadu_epi8(mask, row[i]);
       negative[i] = _mm512_movepi8_mask(if_negative[i]);
     }
     for (int k = 0; k < block.count; ++k) {

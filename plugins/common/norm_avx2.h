@@ -1,4 +1,5 @@
-// What the norms share with AVX2: the contract's 32 partial sums are the lanes of four registers. Internal linkage, as in threads.h.
+// What the norms share with AVX2: the contract's 32 partial sums are the lanes of four registers. Internal linkage, as
+// in threads.h.
 #pragma once
 
 #include <immintrin.h>
@@ -9,7 +10,9 @@
 namespace vimtrt {
 namespace {
 
-__m256i lanes(int32_t count) { return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)); }
+__m256i lanes(int32_t count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
 
 // p[j] += p[j + s] for s = 16, 8, 4, 2, 1; p[0].
 float tree_sum(const __m256 sums[4]) {

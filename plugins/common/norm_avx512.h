@@ -1,4 +1,5 @@
-// What the norms share with AVX-512: the contract's 32 partial sums are the lanes of two registers. Internal linkage, as in threads.h.
+// What the norms share with AVX-512: the contract's 32 partial sums are the lanes of two registers. Internal linkage,
+// as in threads.h.
 #pragma once
 
 #include <immintrin.h>
@@ -10,7 +11,9 @@
 namespace vimtrt {
 namespace {
 
-__mmask16 lanes(int32_t count) { return count >= 16 ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1); }
+__mmask16 lanes(int32_t count) {
+  return count >= 16 ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
+}
 
 // p[j] += p[j + s] for s = 16, 8, 4, 2, 1; p[0].
 float tree_sum(__m512 low, __m512 high) {

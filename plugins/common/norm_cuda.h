@@ -1,17 +1,19 @@
 // What the norms share on a GPU: a warp takes a row, and the contract's 32 partial sums are its lanes.
 //
-// A lane takes features lane, lane + 32, .. : a warp reads 32 floats that follow each other, a whole line, and the tree over the partial
-// sums is five exchanges. A row of up to kGroups groups of 128 features stays in registers; longer rows read again what they wrote, each
-// lane its own features.
+// A lane takes features lane, lane + 32, .. : a warp reads 32 floats that follow each other, a whole line, and the tree
+// over the partial sums is five exchanges. A row of up to kGroups groups of 128 features stays in registers; longer
+// rows read again what they wrote, each lane its own features.
 //
-// What a lane quantizes are features 32 apart; before the store the warp exchanges bytes so that a lane has four that follow each other:
+// What a lane quantizes are features 32 apart; before the store the warp exchanges bytes so that a lane has four that
+// follow each other:
 //
 //   group of 128 features      lane 0   lane 1   ..   lane 8   ..   lane 31
 //   quantized, a byte each     0, 32,   1, 33,        8, 40,        31, 63,
 //                              64, 96   65, 97        72, 104       95, 127
 //   stored, a word each        0 .. 3   4 .. 7        32 .. 35      124 .. 127
 //
-// residual_out may be the memory of residual or hidden: a lane reads a feature of both before it writes it, and no other lane touches it.
+// residual_out may be the memory of residual or hidden: a lane reads a feature of both before it writes it, and no
+// other lane touches it.
 #pragma once
 
 #include <algorithm>
@@ -41,7 +43,8 @@ struct Row {
 template <class Params>
 VIMTRT_DEVICE Row row_of(const Params& p, int64_t at, int64_t token) {
   const int64_t start = at * p.features;
-  return {p.hidden + start, p.residual + (p.residual_is_shared ? token * p.features : start), p.residual_out + start, p.y + start};
+  return {p.hidden + start, p.residual + (p.residual_is_shared ? token * p.features : start), p.residual_out + start,
+          p.y + start};
 }
 
 // A lane's features of one group from `first` on; 0 where there is none.
@@ -62,7 +65,8 @@ VIMTRT_DEVICE void read_written(const Row& row, int first, int features, float (
   }
 }
 
-// Apart from the reads: the memory may be theirs, so the compiler lets no read pass a write, and each would wait for the one before.
+// Apart from the reads: the memory may be theirs, so the compiler lets no read pass a write, and each would wait for
+// the one before.
 VIMTRT_DEVICE void write_group(const Row& row, int first, int features, const float (&r)[kGroupSteps]) {
 #pragma unroll
   for (int k = 0; k < kGroupSteps; ++k) {
@@ -80,7 +84,8 @@ VIMTRT_DEVICE float sum_of_warp(float sum) {
 
 // Quantizes a lane's features of one group, value(step, i) being that of feature i, and stores the warp's 128 bytes.
 template <class Value>
-VIMTRT_DEVICE void store_group(const Row& row, int features, int first_of_group, bool stores_words, const Value& value) {
+VIMTRT_DEVICE void store_group(const Row& row, int features, int first_of_group, bool stores_words,
+                               const Value& value) {
   const int lane = static_cast<int>(cuda::thread_x()) % kWarpThreads;
   uint32_t mine = 0;
 #pragma unroll

@@ -1,4 +1,5 @@
-// The numeric contract (docs/numerics.md) in code: scalar forms, for host and device. Vector kernels must give the same bits.
+// The numeric contract (docs/numerics.md) in code: scalar forms, for host and device. Vector kernels must give the same
+// bits.
 #pragma once
 
 #include <cmath>
@@ -14,7 +15,8 @@
 namespace vimtrt {
 
 // Minimax polynomial of 2^f on [0, 1], c0..c5, as fp32 bit patterns so that no compiler parses a decimal differently.
-constexpr uint32_t kExp2CoefficientBits[6] = {0x3f800000u, 0x3f31725du, 0x3e75edabu, 0x3d648e7bu, 0x3c13bc2eu, 0x3af4ba8bu};
+constexpr uint32_t kExp2CoefficientBits[6] = {0x3f800000u, 0x3f31725du, 0x3e75edabu,
+                                              0x3d648e7bu, 0x3c13bc2eu, 0x3af4ba8bu};
 constexpr float kExp2Limit = 126.0f;
 
 VIMTRT_HD static inline float from_bits(uint32_t bits) {

@@ -18,7 +18,8 @@ Dimension parse_dimension(const std::string& text) {
   size_t at = 0;
   const auto number = [&] {
     int64_t value = 0;
-    while (at < text.size() && std::isdigit(static_cast<unsigned char>(text[at]))) value = 10 * value + (text[at++] - '0');
+    while (at < text.size() && std::isdigit(static_cast<unsigned char>(text[at])))
+      value = 10 * value + (text[at++] - '0');
     return value;
   };
   if (std::isdigit(static_cast<unsigned char>(text[0]))) {
@@ -80,8 +81,8 @@ void check_values(const TensorDef& def, const Operand& operand, const Sizes& siz
     const int32_t* values = static_cast<const int32_t*>(operand.data);
     for (int64_t i = 0; i < count; ++i) {
       if (values[i] < def.lowest || values[i] >= sizes[def.limit]) {
-        fail(def, "must lie in " + std::to_string(def.lowest) + ".." + std::to_string(sizes[def.limit] - 1) + ", holds " +
-                      std::to_string(values[i]) + " at element " + std::to_string(i));
+        fail(def, "must lie in " + std::to_string(def.lowest) + ".." + std::to_string(sizes[def.limit] - 1) +
+                      ", holds " + std::to_string(values[i]) + " at element " + std::to_string(i));
       }
     }
   }
@@ -113,9 +114,13 @@ TensorDef TensorDef::typed_by(int attribute) const {
   return result;
 }
 
-TensorDef activation(const char* name, Type type, const char* shape) { return tensor(name, type, shape, TensorDef::Source::kActivation); }
+TensorDef activation(const char* name, Type type, const char* shape) {
+  return tensor(name, type, shape, TensorDef::Source::kActivation);
+}
 
-TensorDef constant(const char* name, Type type, const char* shape) { return tensor(name, type, shape, TensorDef::Source::kConstant); }
+TensorDef constant(const char* name, Type type, const char* shape) {
+  return tensor(name, type, shape, TensorDef::Source::kConstant);
+}
 
 TensorDef activation_or_constant(const char* name, Type type, const char* shape) {
   return tensor(name, type, shape, TensorDef::Source::kEither);
@@ -196,8 +201,8 @@ const std::string& text_of(const OpDef& op, const Attributes& attributes, size_t
 void check_counts(const OpDef& op, size_t inputs, size_t outputs) {
   const size_t all = op.inputs.size(), required = all - op.optional;
   if (inputs != all && inputs != required) {
-    throw OpError(op.name + " takes " + (op.optional > 0 ? std::to_string(required) + " or " : "") + std::to_string(all) + " inputs, got " +
-                  std::to_string(inputs));
+    throw OpError(op.name + " takes " + (op.optional > 0 ? std::to_string(required) + " or " : "") +
+                  std::to_string(all) + " inputs, got " + std::to_string(inputs));
   }
   if (outputs != op.outputs.size()) {
     throw OpError(op.name + " has " + std::to_string(op.outputs.size()) + " outputs, got " + std::to_string(outputs));
@@ -220,8 +225,8 @@ void match_shape(const TensorDef& def, const std::vector<int64_t>& shape, Sizes&
     }
     if (got != expected || !is_possible || !is_small) {
       const std::string wanted = got == expected || expected < 1 ? "another size" : std::to_string(expected);
-      fail(def, dimension_text(dimension) + " is " + std::to_string(got) + ", expected " + wanted + "; shape " + list(def.shape) +
-                    ", got " + list(shape));
+      fail(def, dimension_text(dimension) + " is " + std::to_string(got) + ", expected " + wanted + "; shape " +
+                    list(def.shape) + ", got " + list(shape));
     }
   }
 }
@@ -271,11 +276,12 @@ std::vector<int64_t> output_shape(const OpDef& op, size_t output, const Sizes& s
   return shape;
 }
 
-void check_columns(const Arguments& arguments, const OpDef& op, size_t offset_attribute, int64_t needed, int64_t available) {
+void check_columns(const Arguments& arguments, const OpDef& op, size_t offset_attribute, int64_t needed,
+                   int64_t available) {
   const int64_t offset = arguments.integer(offset_attribute);
   if (offset < 0 || offset + needed > available) {
-    throw OpError(op.attributes[offset_attribute].name + "=" + std::to_string(offset) + " and " + std::to_string(needed) +
-                  " columns do not fit into " + std::to_string(available));
+    throw OpError(op.attributes[offset_attribute].name + "=" + std::to_string(offset) + " and " +
+                  std::to_string(needed) + " columns do not fit into " + std::to_string(available));
   }
 }
 

@@ -1,5 +1,6 @@
-// An operator, written down once: what it takes and gives, under which attributes and limits. The ONNX schema and check, the CPU executor,
-// the TensorRT plugin, the tests' modules and Python's descriptions are made from it. How one is added: plugins/README.md.
+// An operator, written down once: what it takes and gives, under which attributes and limits. The ONNX schema and
+// check, the CPU executor, the TensorRT plugin, the tests' modules and Python's descriptions are made from it. How one
+// is added: plugins/README.md.
 #pragma once
 
 #include <array>
@@ -27,8 +28,8 @@ struct Dimension {
   int64_t parts = 1;
 };
 
-// An input or output. Its shape is written in letters, each the same size wherever it stands in the operator: "B L X", "2 E N", "T 256",
-// "C/2", "3*N". B is the batch; R is the batch or 1.
+// An input or output. Its shape is written in letters, each the same size wherever it stands in the operator: "B L X",
+// "2 E N", "T 256", "C/2", "3*N". B is the batch; R is the batch or 1.
 struct TensorDef {
   enum class Source { kActivation, kConstant, kEither };  // kEither: of shape [1, ...] where it is a constant
 
@@ -128,8 +129,8 @@ struct OpDef {
   void (*check)(const Arguments& arguments) = nullptr;
 };
 
-// An input of a node: its shape with B first where it is an activation, and its values where they are known. `fixed` says that they are a
-// constant's even where they are not known.
+// An input of a node: its shape with B first where it is an activation, and its values where they are known. `fixed`
+// says that they are a constant's even where they are not known.
 struct Operand {
   Type type;
   std::vector<int64_t> shape;
@@ -147,8 +148,8 @@ const std::string& text_of(const OpDef& op, const Attributes& attributes, size_t
 // How many inputs or outputs there may be. Raises OpError.
 void check_counts(const OpDef& op, size_t inputs, size_t outputs);
 
-// Takes the sizes of letters that are seen for the first time and checks the others. Every size but the batch is 1 to 2^31 - 1; the batch
-// may be 0 or unknown. Raises OpError.
+// Takes the sizes of letters that are seen for the first time and checks the others. Every size but the batch is 1 to
+// 2^31 - 1; the batch may be 0 or unknown. Raises OpError.
 void match_shape(const TensorDef& tensor, const std::vector<int64_t>& shape, Sizes& sizes);
 
 // Checks a node's inputs against the definition: count, types, shapes, values that are known, limits. Raises OpError.
@@ -163,6 +164,7 @@ inline void check_limits(const OpDef& op, const Arguments& arguments) {
 }
 
 // Raises OpError where `needed` columns from the offset that the attribute gives do not lie within `available`.
-void check_columns(const Arguments& arguments, const OpDef& op, size_t offset_attribute, int64_t needed, int64_t available);
+void check_columns(const Arguments& arguments, const OpDef& op, size_t offset_attribute, int64_t needed,
+                   int64_t available);
 
 }  // namespace vimtrt

@@ -19,16 +19,18 @@ namespace {
 constexpr int kPieceBits = 40;
 constexpr uint64_t kPieceMask = (uint64_t{1} << kPieceBits) - 1;
 
-// How long a thread waits for the last pieces before it sleeps: longer than a piece takes, so that with a processor for each thread none
-// sleeps. Sleeping leaves the processor to a thread that has begun a piece and waits behind another process.
+// How long a thread waits for the last pieces before it sleeps: longer than a piece takes, so that with a processor for
+// each thread none sleeps. Sleeping leaves the processor to a thread that has begun a piece and waits behind another
+// process.
 constexpr std::chrono::microseconds kSpin{50};
 
-// How long a thread leaves a share alone whose owner has not come yet: what the owner wrote lies in the owner's cache. Not at all where an
-// owner did not come to the operator before either.
+// How long a thread leaves a share alone whose owner has not come yet: what the owner wrote lies in the owner's cache.
+// Not at all where an owner did not come to the operator before either.
 constexpr std::chrono::microseconds kGrace{2};
 
-// How long a thread computes before it gives way: a little less than a time slice of a Linux whose clock ticks 250 times a second. Of 0.7,
-// 1.3, 2 and 3 ms it is the best beside a busy process (docs/performance.md). With a processor of its own a thread goes on at once.
+// How long a thread computes before it gives way: a little less than a time slice of a Linux whose clock ticks 250
+// times a second. Of 0.7, 1.3, 2 and 3 ms it is the best beside a busy process (docs/performance.md). With a processor
+// of its own a thread goes on at once.
 constexpr std::chrono::microseconds kTurn{2000};
 
 // A piece never takes so long: the thread has been without a processor, and has just got one.
@@ -72,7 +74,9 @@ Team::Team(int threads) : shares_(new Share[static_cast<size_t>(threads)]) {}
 
 Team::~Team() = default;
 
-TeamMember::TeamMember(Team& team, int worker, int threads) : team_(team), worker_(worker), threads_(threads) { member_of_thread = this; }
+TeamMember::TeamMember(Team& team, int worker, int threads) : team_(team), worker_(worker), threads_(threads) {
+  member_of_thread = this;
+}
 
 TeamMember::~TeamMember() { member_of_thread = nullptr; }
 
@@ -89,9 +93,12 @@ void TeamMember::begin(const Work& work) {
 }
 
 // All threads count the same pieces, in the same order: less than 2^31 lie between any two of them.
-bool TeamMember::is_done() const { return static_cast<int32_t>(team_.done_.load(std::memory_order_acquire) - target_) >= 0; }
+bool TeamMember::is_done() const {
+  return static_cast<int32_t>(team_.done_.load(std::memory_order_acquire) - target_) >= 0;
+}
 
-// A share's word of an earlier operator stands for the whole share. One of a later operator: this one is done, and this thread is late.
+// A share's word of an earlier operator stands for the whole share. One of a later operator: this one is done, and this
+// thread is late.
 bool TeamMember::take(int share, Piece& piece) {
   std::atomic<uint64_t>& next = team_.shares_[share].next;
   uint64_t seen = next.load(std::memory_order_relaxed);
@@ -109,7 +116,9 @@ bool TeamMember::take(int share, Piece& piece) {
   }
 }
 
-bool TeamMember::is_untouched(int share) const { return team_.shares_[share].next.load(std::memory_order_relaxed) >> kPieceBits < call_; }
+bool TeamMember::is_untouched(int share) const {
+  return team_.shares_[share].next.load(std::memory_order_relaxed) >> kPieceBits < call_;
+}
 
 // Called between two pieces. Small ones are not worth a look at the clock each.
 void TeamMember::give_way() {
@@ -127,8 +136,8 @@ void TeamMember::give_way() {
   }
 }
 
-// Adds the pieces that this thread has finished to the team's count. The order of this and of sleepers_ decides who sees whom: a sleeper
-// adds itself, then looks at the count.
+// Adds the pieces that this thread has finished to the team's count. The order of this and of sleepers_ decides who
+// sees whom: a sleeper adds itself, then looks at the count.
 void TeamMember::report() {
   if (finished_ == 0) return;
   const uint32_t done = team_.done_.fetch_add(finished_) + finished_;

@@ -1,19 +1,21 @@
 // Running one function on several threads, each in the contract's floating point mode.
 //
-// An operator's work is cut into one share for each thread, so that what a thread reads was mostly written by itself, and shares into
-// pieces. A thread takes the pieces of its own share one after the other, and then those that are left of other shares. Results do not
-// depend on who computes a piece, and a thread that another process keeps from its processor holds up no more than the piece it has begun.
+// An operator's work is cut into one share for each thread, so that what a thread reads was mostly written by itself,
+// and shares into pieces. A thread takes the pieces of its own share one after the other, and then those that are left
+// of other shares. Results do not depend on who computes a piece, and a thread that another process keeps from its
+// processor holds up no more than the piece it has begun.
 //
-// A program keeps one team of threads for all its operators: every thread of the team calls the operators one after the other, and goes on
-// to the next when all pieces of one are done, whether or not the other threads have come that far. That costs a fraction of starting
-// threads for each operator.
+// A program keeps one team of threads for all its operators: every thread of the team calls the operators one after the
+// other, and goes on to the next when all pieces of one are done, whether or not the other threads have come that far.
+// That costs a fraction of starting threads for each operator.
 //
-// Where another process wants a thread's processor, the kernel takes it in the middle of a piece, for milliseconds, and all other threads
-// wait for that piece. So a thread gives way by itself, between two pieces, a little before its time slice would end.
+// Where another process wants a thread's processor, the kernel takes it in the middle of a piece, for milliseconds, and
+// all other threads wait for that piece. So a thread gives way by itself, between two pieces, a little before its time
+// slice would end.
 //
-// Everything here but the team, whose functions are in threads.cpp, has internal linkage: this header is compiled into files of different
-// instruction sets, and an inline function with external linkage would let the linker keep one copy, perhaps the AVX-512 one, for all of
-// them.
+// Everything here but the team, whose functions are in threads.cpp, has internal linkage: this header is compiled into
+// files of different instruction sets, and an inline function with external linkage would let the linker keep one copy,
+// perhaps the AVX-512 one, for all of them.
 #pragma once
 
 #include <atomic>
@@ -44,8 +46,8 @@ struct Piece {
   int64_t index;
 };
 
-// An operator's work as a team sees it: `shares` shares, at most as many as there are threads; pieces_of(context, share) pieces in each,
-// `pieces` in all.
+// An operator's work as a team sees it: `shares` shares, at most as many as there are threads; pieces_of(context,
+// share) pieces in each, `pieces` in all.
 struct Work {
   int shares;
   int64_t pieces;
@@ -113,8 +115,9 @@ class Helpers {
   Helpers(const Helpers&) = delete;
   Helpers& operator=(const Helpers&) = delete;
 
-  // Calls work(0) here, and work(1) to work(threads - 1) on helpers. Returns when work(0) has: a helper that another process keeps from its
-  // processor may still be on its way through `work`, or come too late for it, so work(0) must not end before all that counts is done.
+  // Calls work(0) here, and work(1) to work(threads - 1) on helpers. Returns when work(0) has: a helper that another
+  // process keeps from its processor may still be on its way through `work`, or come too late for it, so work(0) must
+  // not end before all that counts is done.
   using Work = std::function<void(int worker)>;
   void run(int threads, const std::shared_ptr<const Work>& work);
 
@@ -125,8 +128,8 @@ class Helpers {
 
 namespace {
 
-// Round to nearest even, subnormals kept, exceptions masked, until the end of the scope. A host process (PyTorch's set_flush_denormal,
-// a library built with -ffast-math) may have set something else.
+// Round to nearest even, subnormals kept, exceptions masked, until the end of the scope. A host process (PyTorch's
+// set_flush_denormal, a library built with -ffast-math) may have set something else.
 class DefaultFloatMode {
  public:
 #if defined(__x86_64__) || defined(__i386__)
@@ -166,9 +169,9 @@ class DefaultFloatMode {
 
 int64_t pieces_in(int64_t items, int64_t piece) { return (items + piece - 1) / piece; }
 
-// What cuts an operator's work: `Cut` has share(threads), shares(), pieces(), pieces_of(share) and item(piece), and for one thread alone
-// advance(item), which makes the next item of the last one, the first of an empty one. A kernel's body gets one for each thread and draws
-// from it until nothing is left.
+// What cuts an operator's work: `Cut` has share(threads), shares(), pieces(), pieces_of(share) and item(piece), and for
+// one thread alone advance(item), which makes the next item of the last one, the first of an empty one. A kernel's body
+// gets one for each thread and draws from it until nothing is left.
 template <class Cut>
 class Pieces {
  public:
@@ -192,14 +195,16 @@ class Pieces {
   typename Cut::Item last_{};  // without a team
 };
 
-// Calls body(worker, pieces) on each of `threads` threads, or fewer; returns when all pieces are done. In a team every thread must make the
-// call. Outside of one, always `threads` are started, even where some have nothing to do: OpenMP would end the threads that a smaller
-// number leaves over, and make them again for the next operator.
+// Calls body(worker, pieces) on each of `threads` threads, or fewer; returns when all pieces are done. In a team every
+// thread must make the call. Outside of one, always `threads` are started, even where some have nothing to do: OpenMP
+// would end the threads that a smaller number leaves over, and make them again for the next operator.
 template <class Cut, class Body>
 void run_workers(int threads, Cut cut, const Body& body) {
   if (TeamMember* member = TeamMember::current()) {
     cut.share(member->threads());
-    const auto pieces_of = [](const void* context, int share) { return static_cast<const Cut*>(context)->pieces_of(share); };
+    const auto pieces_of = [](const void* context, int share) {
+      return static_cast<const Cut*>(context)->pieces_of(share);
+    };
     member->begin({cut.shares(), cut.pieces(), pieces_of, &cut});
     {
       const DefaultFloatMode mode;
@@ -259,10 +264,10 @@ struct WorkTile {
   WorkRange columns;
 };
 
-// A matrix cut both ways, in whole blocks, one rectangle for each thread, so that the largest rectangle is as small as it can be: tall
-// matrices are cut by rows, a single row by columns. A piece is a panel of the rectangle's rows by a block of columns, panel by panel. Cuts
-// by rows are taken where others would win less than kRowsAreWorth percent: what reads the matrix is mostly cut by rows too, and finds them
-// in its own processor's cache.
+// A matrix cut both ways, in whole blocks, one rectangle for each thread, so that the largest rectangle is as small as
+// it can be: tall matrices are cut by rows, a single row by columns. A piece is a panel of the rectangle's rows by a
+// block of columns, panel by panel. Cuts by rows are taken where others would win less than kRowsAreWorth percent: what
+// reads the matrix is mostly cut by rows too, and finds them in its own processor's cache.
 class TileCut {
  public:
   using Item = WorkTile;
@@ -295,7 +300,8 @@ class TileCut {
       item.rows = {item.rows.end, item.rows.end + panel_rows_ < rows_ ? item.rows.end + panel_rows_ : rows_};
       item.columns.end = 0;
     }
-    item.columns = {item.columns.end, item.columns.end + column_block_ < columns_ ? item.columns.end + column_block_ : columns_};
+    item.columns = {item.columns.end,
+                    item.columns.end + column_block_ < columns_ ? item.columns.end + column_block_ : columns_};
     return item.rows.begin < rows_;
   }
   WorkTile item(Piece piece) const {
@@ -310,7 +316,9 @@ class TileCut {
  private:
   static int64_t length(WorkRange range) { return range.end - range.begin; }
   WorkRange rows_of(int share) const { return work_range(rows_, row_block_, share % row_cuts_, row_cuts_); }
-  WorkRange columns_of(int share) const { return work_range(columns_, column_block_, share / row_cuts_, shares_ / row_cuts_); }
+  WorkRange columns_of(int share) const {
+    return work_range(columns_, column_block_, share / row_cuts_, shares_ / row_cuts_);
+  }
   int64_t panels_of(int share) const { return pieces_in(length(rows_of(share)), panel_rows_); }
 
   int64_t rows_, row_block_, panel_rows_, columns_, column_block_;

@@ -1,5 +1,5 @@
-// Loops unrolled before the optimizer runs, so that arrays of vector registers stay in registers. GCC unrolls plain loops too late: it has
-// decided by then to keep such an array on the stack.
+// Loops unrolled before the optimizer runs, so that arrays of vector registers stay in registers. GCC unrolls plain
+// loops too late: it has decided by then to keep such an array on the stack.
 //
 //   unroll<4>([&](auto i) VIMTRT_ALWAYS_INLINE { acc[i] = ...; });
 #pragma once

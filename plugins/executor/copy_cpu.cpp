@@ -58,8 +58,8 @@ StridedCopy simplify(const StridedCopy& copy) {
       simple.src_strides.push_back(copy.src_strides[d]);
     }
   }
-  // Contiguous elements become one larger element; strides and offset are then counted in bytes, as elements of the old size need not
-  // divide.
+  // Contiguous elements become one larger element; strides and offset are then counted in bytes, as elements of the old
+  // size need not divide.
   int64_t run = 1;
   if (!simple.shape.empty() && simple.src_strides.back() == 1) {
     run = simple.shape.back();
@@ -76,7 +76,8 @@ StridedCopy simplify(const StridedCopy& copy) {
   return simple;
 }
 
-void strided_copy(const StridedCopy& copy, int64_t batch, int64_t src_sample_bytes, const uint8_t* x, uint8_t* y, int threads) {
+void strided_copy(const StridedCopy& copy, int64_t batch, int64_t src_sample_bytes, const uint8_t* x, uint8_t* y,
+                  int threads) {
   const size_t outer_dims = copy.shape.size() - 1;
   const int64_t run = copy.shape[outer_dims];
   int64_t runs = 1;
@@ -97,14 +98,15 @@ void strided_copy(const StridedCopy& copy, int64_t batch, int64_t src_sample_byt
   });
 }
 
-void gather(int64_t outer, int64_t axis_length, int64_t inner_bytes, const int64_t* indices, int64_t count, const uint8_t* x, uint8_t* y,
-            int threads) {
+void gather(int64_t outer, int64_t axis_length, int64_t inner_bytes, const int64_t* indices, int64_t count,
+            const uint8_t* x, uint8_t* y, int threads) {
   run_workers(threads, cut_copies(outer * count, inner_bytes, threads), [&](int, auto& pieces) {
     for (WorkRange range; pieces.next(range);) {
       int64_t o = range.begin / count;
       int64_t j = range.begin % count;
       for (int64_t i = range.begin; i < range.end; ++i) {
-        std::memcpy(y + i * inner_bytes, x + (o * axis_length + indices[j]) * inner_bytes, static_cast<size_t>(inner_bytes));
+        std::memcpy(y + i * inner_bytes, x + (o * axis_length + indices[j]) * inner_bytes,
+                    static_cast<size_t>(inner_bytes));
         if (++j == count) {
           j = 0;
           ++o;

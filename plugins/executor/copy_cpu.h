@@ -13,14 +13,16 @@ struct StridedCopy {
   int64_t src_offset = 0;            // in elements
 };
 
-// The same copy with as few dimensions as possible and at least one; where the last dimension is contiguous, it becomes the element.
+// The same copy with as few dimensions as possible and at least one; where the last dimension is contiguous, it becomes
+// the element.
 StridedCopy simplify(const StridedCopy& copy);
 
 // `copy` is simplified. A sample of x has src_sample_bytes.
-void strided_copy(const StridedCopy& copy, int64_t batch, int64_t src_sample_bytes, const uint8_t* x, uint8_t* y, int threads);
+void strided_copy(const StridedCopy& copy, int64_t batch, int64_t src_sample_bytes, const uint8_t* x, uint8_t* y,
+                  int threads);
 
 // y[o, j] = x[o, indices[j]] with x [outer, axis_length, inner_bytes]; the batch is part of outer.
-void gather(int64_t outer, int64_t axis_length, int64_t inner_bytes, const int64_t* indices, int64_t count, const uint8_t* x, uint8_t* y,
-            int threads);
+void gather(int64_t outer, int64_t axis_length, int64_t inner_bytes, const int64_t* indices, int64_t count,
+            const uint8_t* x, uint8_t* y, int threads);
 
 }  // namespace vimtrt

@@ -24,8 +24,8 @@ namespace {
 constexpr int64_t kAlignment = 64;
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr int kMaxThreads = 1024;
-// Far above any Vision Mamba, far below what would bring a machine down: a file of some megabytes could ask for gigabytes by copying
-// copies.
+// Far above any Vision Mamba, far below what would bring a machine down: a file of some megabytes could ask for
+// gigabytes by copying copies.
 constexpr int64_t kMaxArenaBytes = int64_t{1} << 30;  // of one sample
 
 [[noreturn]] void fail(const std::string& name, const std::string& sentence) {
@@ -67,8 +67,8 @@ AlignedBuffer::AlignedBuffer(size_t bytes) : size_(bytes) {
   void* memory = nullptr;
   if (posix_memalign(&memory, alignment, bytes) != 0) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
-  // Long sequences are read with strides of many pages: small ones would be looked up again and again. What the system does not grant costs
-  // nothing.
+  // Long sequences are read with strides of many pages: small ones would be looked up again and again. What the system
+  // does not grant costs nothing.
   if (alignment == kHugePage) madvise(memory, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
 #endif
   data_.reset(static_cast<uint8_t*>(memory));
@@ -76,7 +76,8 @@ AlignedBuffer::AlignedBuffer(size_t bytes) : size_(bytes) {
 
 void AlignedBuffer::Free::operator()(uint8_t* memory) const { std::free(memory); }
 
-Program::Program(Isa isa, int threads, int64_t max_constant_bytes) : isa_(isa), threads_(1), max_constant_bytes_(max_constant_bytes) {
+Program::Program(Isa isa, int threads, int64_t max_constant_bytes)
+    : isa_(isa), threads_(1), max_constant_bytes_(max_constant_bytes) {
   const std::vector<Isa> isas = available_isas();
   if (std::find(isas.begin(), isas.end(), isa) == isas.end()) {
     fail("", std::string("instruction set ") + isa_name(isa) + " cannot run on this machine");
@@ -85,7 +86,8 @@ Program::Program(Isa isa, int threads, int64_t max_constant_bytes) : isa_(isa), 
 }
 
 void Program::set_threads(int threads) {
-  if (threads < 1 || threads > kMaxThreads) fail("", "threads is " + number(threads) + ", expected 1 to " + number(kMaxThreads));
+  if (threads < 1 || threads > kMaxThreads)
+    fail("", "threads is " + number(threads) + ", expected 1 to " + number(kMaxThreads));
   const std::lock_guard<std::mutex> lock(mutex_);
   threads_ = threads;
 }
@@ -110,7 +112,8 @@ void Program::check_value(const std::string& name, const char* role, int value, 
     fail(name, std::string(role) + " is " + number(value) + ", which is no value");
   const int64_t actual = value_bytes_[static_cast<size_t>(value)];
   if (actual != bytes) {
-    fail(name, std::string(role) + " is value " + number(value) + " of " + number(actual) + " bytes, expected " + number(bytes));
+    fail(name, std::string(role) + " is value " + number(value) + " of " + number(actual) + " bytes, expected " +
+                   number(bytes));
   }
 }
 
@@ -137,7 +140,8 @@ Program::Step Program::new_step(const std::string& name, std::vector<int> reads,
   if (steps_.size() + 1 >= kMaxTeamCalls) fail(name, "the program has too many steps");
   for (const int value : writes) {
     if (std::count(writes.begin(), writes.end(), value) > 1) fail(name, "value " + number(value) + " is written twice");
-    if (std::count(reads.begin(), reads.end(), value) > 0) fail(name, "value " + number(value) + " is read and written");
+    if (std::count(reads.begin(), reads.end(), value) > 0)
+      fail(name, "value " + number(value) + " is read and written");
   }
   Step step;
   step.name = name;
@@ -146,8 +150,8 @@ Program::Step Program::new_step(const std::string& name, std::vector<int> reads,
   return step;
 }
 
-void Program::add(const OpDef& op, const std::string& name, const std::vector<Source>& inputs, const std::vector<int>& outputs,
-                  const Attributes& attributes) {
+void Program::add(const OpDef& op, const std::string& name, const std::vector<Source>& inputs,
+                  const std::vector<int>& outputs, const Attributes& attributes) {
   const std::lock_guard<std::mutex> lock(mutex_);
   std::vector<Operand> operands;
   for (const Source& source : inputs) {
@@ -165,13 +169,15 @@ void Program::add(const OpDef& op, const std::string& name, const std::vector<So
   std::vector<int> reads;
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (inputs[i].data != nullptr) continue;
-    check_value(name, op.inputs[i].name.c_str(), inputs[i].value, type_bytes(inputs[i].type) * product(name, inputs[i].shape));
+    check_value(name, op.inputs[i].name.c_str(), inputs[i].value,
+                type_bytes(inputs[i].type) * product(name, inputs[i].shape));
     reads.push_back(inputs[i].value);
   }
   for (size_t i = 0; i < outputs.size(); ++i) {
     std::vector<int64_t> shape = output_shape(op, i, node.sizes);
     shape.erase(shape.begin());  // the batch
-    check_value(name, op.outputs[i].name.c_str(), outputs[i], type_bytes(output_type(op, i, attributes)) * product(name, shape));
+    check_value(name, op.outputs[i].name.c_str(), outputs[i],
+                type_bytes(output_type(op, i, attributes)) * product(name, shape));
   }
 
   Step step = new_step(name, reads, outputs);
@@ -203,7 +209,8 @@ void Program::add(const OpDef& op, const std::string& name, const std::vector<So
   step.scratch_bytes = [&cpu, isa = isa_, with_batch](int64_t batch, int threads) {
     return cpu.scratch_bytes(isa, with_batch(batch), threads);
   };
-  step.run = [&cpu, isa = isa_, with_batch, packed, values, outputs](int64_t batch, uint8_t* const* memory, void* scratch, int threads) {
+  step.run = [&cpu, isa = isa_, with_batch, packed, values, outputs](int64_t batch, uint8_t* const* memory,
+                                                                     void* scratch, int threads) {
     Arguments arguments = with_batch(batch);
     for (size_t i = 0; i < values.size(); ++i) {
       if (values[i] >= 0) arguments.inputs[i] = memory[values[i]];
@@ -218,7 +225,8 @@ void Program::add_copy(const CopySpec& s) {
   const std::lock_guard<std::mutex> lock(mutex_);
   check_dimension(s.name, "element_bytes", s.element_bytes);
   if (s.shape.size() != s.src_strides.size()) {
-    fail(s.name, "shape has " + std::to_string(s.shape.size()) + " dimensions, src_strides " + std::to_string(s.src_strides.size()));
+    fail(s.name, "shape has " + std::to_string(s.shape.size()) + " dimensions, src_strides " +
+                     std::to_string(s.src_strides.size()));
   }
   int64_t elements = 1;
   int64_t first = s.src_offset;  // the lowest and highest source element that is read
@@ -235,8 +243,8 @@ void Program::add_copy(const CopySpec& s) {
   check_value(s.name, "y", s.y, product(s.name, {elements, s.element_bytes}));
   const int64_t src_bytes = value_bytes(s.x);
   if (first < 0 || last >= src_bytes / s.element_bytes) {
-    fail(s.name, "the copy would read elements " + number(first) + " to " + number(last) + " of value " + number(s.x) + ", which has " +
-                     number(src_bytes / s.element_bytes));
+    fail(s.name, "the copy would read elements " + number(first) + " to " + number(last) + " of value " + number(s.x) +
+                     ", which has " + number(src_bytes / s.element_bytes));
   }
 
   Step step = new_step(s.name, {s.x}, {s.y});
@@ -259,7 +267,8 @@ void Program::add_gather(const GatherSpec& s) {
   for (int64_t i = 0; i < count; ++i) {
     const int64_t index = s.indices.data[i];
     if (index < 0 || index >= s.axis_length) {
-      fail(s.name, "indices holds " + number(index) + " at " + number(i) + ", expected 0 to " + number(s.axis_length - 1));
+      fail(s.name,
+           "indices holds " + number(index) + " at " + number(i) + ", expected 0 to " + number(s.axis_length - 1));
     }
   }
 
@@ -285,10 +294,12 @@ void Program::finalize(const std::vector<int>& inputs, const std::vector<int>& o
   const std::vector<bool> is_input = written;
   for (const Step& step : steps_) {
     for (const int value : step.reads) {
-      if (!written[static_cast<size_t>(value)]) fail(step.name, "reads value " + number(value) + " before it is written");
+      if (!written[static_cast<size_t>(value)])
+        fail(step.name, "reads value " + number(value) + " before it is written");
     }
     for (const int value : step.writes) {
-      if (written[static_cast<size_t>(value)]) fail(step.name, "writes value " + number(value) + ", which is written already or an input");
+      if (written[static_cast<size_t>(value)])
+        fail(step.name, "writes value " + number(value) + ", which is written already or an input");
       written[static_cast<size_t>(value)] = true;
     }
   }
@@ -296,7 +307,8 @@ void Program::finalize(const std::vector<int>& inputs, const std::vector<int>& o
     value_bytes(value);
     if (is_input[static_cast<size_t>(value)]) fail("", "output value " + number(value) + " is an input: copy it");
     if (!written[static_cast<size_t>(value)]) fail("", "output value " + number(value) + " is never written");
-    if (std::count(outputs.begin(), outputs.end(), value) > 1) fail("", "value " + number(value) + " is an output twice");
+    if (std::count(outputs.begin(), outputs.end(), value) > 1)
+      fail("", "value " + number(value) + " is an output twice");
   }
   inputs_ = inputs;
   outputs_ = outputs;
@@ -320,9 +332,10 @@ void Program::plan_arena() {
     for (const int value : steps_[i].writes) lives[static_cast<size_t>(value)] = {value, step, step};
     for (const int value : steps_[i].reads) lives[static_cast<size_t>(value)].last = step;
   }
-  lives.erase(std::remove_if(lives.begin(), lives.end(),
-                             [&](const Life& life) { return life.value < 0 || is_external[static_cast<size_t>(life.value)]; }),
-              lives.end());
+  lives.erase(
+      std::remove_if(lives.begin(), lives.end(),
+                     [&](const Life& life) { return life.value < 0 || is_external[static_cast<size_t>(life.value)]; }),
+      lives.end());
   std::stable_sort(lives.begin(), lives.end(), [&](const Life& a, const Life& b) {
     return value_bytes_[static_cast<size_t>(a.value)] > value_bytes_[static_cast<size_t>(b.value)];
   });
@@ -343,21 +356,22 @@ void Program::plan_arena() {
     if (offset > INT64_MAX - bytes) fail("", "the arena is larger than 2^63 bytes");
     offset_of(life) = offset;
     arena_bytes_ = std::max(arena_bytes_, offset + bytes);
-    const auto place =
-        std::upper_bound(placed.begin(), placed.end(), offset, [&](int64_t at, const Life& other) { return at < offset_of(other); });
+    const auto place = std::upper_bound(placed.begin(), placed.end(), offset,
+                                        [&](int64_t at, const Life& other) { return at < offset_of(other); });
     placed.insert(place, life);
   }
   if (arena_bytes_ > kMaxArenaBytes)
     fail("", "the activations of one image take " + number(arena_bytes_) + " bytes, at most " + number(kMaxArenaBytes));
 }
 
-void Program::run(int64_t batch, const std::vector<const void*>& inputs, const std::vector<void*>& outputs, std::vector<double>* seconds) {
+void Program::run(int64_t batch, const std::vector<const void*>& inputs, const std::vector<void*>& outputs,
+                  std::vector<double>* seconds) {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (!finalized_) fail("", "the program is not finalized");
   if (batch < 1) fail("", "batch is " + number(batch) + ", expected at least 1");
   if (inputs.size() != inputs_.size() || outputs.size() != outputs_.size()) {
-    fail("", "got " + std::to_string(inputs.size()) + " inputs and " + std::to_string(outputs.size()) + " outputs, expected " +
-                 std::to_string(inputs_.size()) + " and " + std::to_string(outputs_.size()));
+    fail("", "got " + std::to_string(inputs.size()) + " inputs and " + std::to_string(outputs.size()) +
+                 " outputs, expected " + std::to_string(inputs_.size()) + " and " + std::to_string(outputs_.size()));
   }
   const int64_t arena_bytes = product("", {batch, arena_bytes_});
   for (const int64_t bytes : value_bytes_) product("", {batch, bytes});
@@ -387,22 +401,25 @@ void Program::run(int64_t batch, const std::vector<const void*>& inputs, const s
   }
 
   std::vector<uint8_t*> pointers(value_bytes_.size());
-  for (size_t v = 0; v < pointers.size(); ++v) pointers[v] = arena_offset_[v] < 0 ? nullptr : arena_.data() + arena_offset_[v] * batch;
+  for (size_t v = 0; v < pointers.size(); ++v)
+    pointers[v] = arena_offset_[v] < 0 ? nullptr : arena_.data() + arena_offset_[v] * batch;
   // Inputs are only ever read: finalize has refused steps that write them.
   for (size_t i = 0; i < inputs.size(); ++i) {
     pointers[static_cast<size_t>(inputs_[i])] = static_cast<uint8_t*>(const_cast<void*>(inputs[i]));
   }
-  for (size_t i = 0; i < outputs.size(); ++i) pointers[static_cast<size_t>(outputs_[i])] = static_cast<uint8_t*>(outputs[i]);
+  for (size_t i = 0; i < outputs.size(); ++i)
+    pointers[static_cast<size_t>(outputs_[i])] = static_cast<uint8_t*>(outputs[i]);
   if (seconds != nullptr) seconds->assign(steps_.size(), 0.0);
   run_steps(batch, std::move(pointers), seconds);
 }
 
 void Program::run_steps(int64_t batch, std::vector<uint8_t*> pointers, std::vector<double>* seconds) {
   const int threads = threads_;
-  // A helper may still be on its way through steps that are done when this function has returned, and touches nothing but what it holds
-  // itself and the program.
+  // A helper may still be on its way through steps that are done when this function has returned, and touches nothing
+  // but what it holds itself and the program.
   const auto team = threads > 1 ? std::make_shared<Team>(threads) : nullptr;
-  const auto run_all = [this, batch, threads, team, scratch = scratch_.data(), values = std::move(pointers), seconds](int worker) {
+  const auto run_all = [this, batch, threads, team, scratch = scratch_.data(), values = std::move(pointers),
+                        seconds](int worker) {
     std::optional<TeamMember> member;
     if (team != nullptr) member.emplace(*team, worker, threads);
     for (size_t i = 0; i < steps_.size(); ++i) {

@@ -1,14 +1,15 @@
-// The native engine's executor: a list of operators over values, run one after the other on the CPU. It knows neither ONNX nor Python.
+// The native engine's executor: a list of operators over values, run one after the other on the CPU. It knows neither
+// ONNX nor Python.
 //
 //   Program program(available_isas().front(), threads);
 //   const int x = program.add_value(bytes), y = program.add_value(bytes);
-//   program.add(operator_named("KScaledLinear"), "in_proj", {{x, Type::kInt8, {tokens, features}}, ...}, {y}, attributes);
-//   program.finalize({x}, {y});
-//   program.run(batch, {x_pointer}, {y_pointer});
+//   program.add(operator_named("KScaledLinear"), "in_proj", {{x, Type::kInt8, {tokens, features}}, ...}, {y},
+//   attributes); program.finalize({x}, {y}); program.run(batch, {x_pointer}, {y_pointer});
 //
-// A value is a batch of activations, dense, dimension 0 being B; its size is given for one sample. Every value is written once. Values that
-// are inputs or outputs of the program live in the caller's memory, the others in one arena, where values that are not alive together share
-// bytes. Everything that can be wrong is found by the add_ functions and by finalize, and thrown as std::invalid_argument.
+// A value is a batch of activations, dense, dimension 0 being B; its size is given for one sample. Every value is
+// written once. Values that are inputs or outputs of the program live in the caller's memory, the others in one arena,
+// where values that are not alive together share bytes. Everything that can be wrong is found by the add_ functions and
+// by finalize, and thrown as std::invalid_argument.
 #pragma once
 
 #include <atomic>
@@ -33,7 +34,8 @@ struct Array {
   size_t size = 0;
 };
 
-// An input of a node: an activation (a value and its shape of one sample) or a constant (its whole shape and its values).
+// An input of a node: an activation (a value and its shape of one sample) or a constant (its whole shape and its
+// values).
 struct Source {
   int value = -1;
   Type type;
@@ -41,7 +43,8 @@ struct Source {
   const void* data = nullptr;
 };
 
-// y, dense of `shape`, takes x's element src_offset + sum(index[d] * src_strides[d]): a Transpose, a Slice, a Flip, a broadcast.
+// y, dense of `shape`, takes x's element src_offset + sum(index[d] * src_strides[d]): a Transpose, a Slice, a Flip, a
+// broadcast.
 struct CopySpec {
   std::string name;
   int x = -1;
@@ -100,8 +103,9 @@ class Program {
   // Checks that every value is written before it is read and plans the arena. Nothing can be added afterwards.
   void finalize(const std::vector<int>& inputs, const std::vector<int>& outputs);
 
-  // Pointers in finalize's order, each to `batch` samples; outputs may overlap nothing. Allocates only when a batch needs more memory than
-  // every one before it. Calls from several threads take turns. `seconds`, where given, receives the time of each operator, in order.
+  // Pointers in finalize's order, each to `batch` samples; outputs may overlap nothing. Allocates only when a batch
+  // needs more memory than every one before it. Calls from several threads take turns. `seconds`, where given, receives
+  // the time of each operator, in order.
   void run(int64_t batch, const std::vector<const void*>& inputs, const std::vector<void*>& outputs,
            std::vector<double>* seconds = nullptr);
 

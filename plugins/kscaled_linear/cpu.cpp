@@ -7,13 +7,15 @@ namespace vimtrt {
 
 const CpuKernels<KScaledLinearParams>& kscaled_linear_cpu(Isa isa) {
 #if VIMTRT_X86
-  static const CpuKernelTable<KScaledLinearParams> table = {
-      &kKScaledLinearGeneric, nullptr, &kKScaledLinearAvx2, &kKScaledLinearAvxVnni, &kKScaledLinearAvx512, &kKScaledLinearAmx};
+  static const CpuKernelTable<KScaledLinearParams> table = {&kKScaledLinearGeneric, nullptr,
+                                                            &kKScaledLinearAvx2,    &kKScaledLinearAvxVnni,
+                                                            &kKScaledLinearAvx512,  &kKScaledLinearAmx};
 #elif VIMTRT_AARCH64
   static const CpuKernelTable<KScaledLinearParams> table = {
       &kKScaledLinearGeneric, &kKScaledLinearNeon, nullptr, nullptr, nullptr, nullptr};
 #else
-  static const CpuKernelTable<KScaledLinearParams> table = {&kKScaledLinearGeneric, nullptr, nullptr, nullptr, nullptr, nullptr};
+  static const CpuKernelTable<KScaledLinearParams> table = {
+      &kKScaledLinearGeneric, nullptr, nullptr, nullptr, nullptr, nullptr};
 #endif
   return table[isa];
 }

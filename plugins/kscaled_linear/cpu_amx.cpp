@@ -1,8 +1,9 @@
-// KScaledLinear with AMX: tiles of 16 rows by 64 columns of x against 64 columns by 16 outputs of the weights, 16 rows by 64 outputs in
-// four accumulators.
+// KScaledLinear with AMX: tiles of 16 rows by 64 columns of x against 64 columns by 16 outputs of the weights, 16 rows
+// by 64 outputs in four accumulators.
 //
-// The multiplication of a block and the epilogue of the block before it run side by side: tile instructions wait in their own unit while
-// the epilogue's vectors pass. x goes into tiles of its own first, rows and columns filled up with zeros, so no load reaches outside it.
+// The multiplication of a block and the epilogue of the block before it run side by side: tile instructions wait in
+// their own unit while the epilogue's vectors pass. x goes into tiles of its own first, rows and columns filled up with
+// zeros, so no load reaches outside it.
 #include "plugins/kscaled_linear/cpu_avx512.h"
 
 namespace vimtrt {
@@ -83,8 +84,8 @@ void multiply(const int8_t* x, const int8_t* weight, int64_t depth, int32_t* sum
 
 // The epilogue of a tile of `rows` by V * 16 outputs.
 template <int V>
-void finish(const KScaledLinearParams& p, const Packed& packed, bool vbmi, const int32_t* sums, WorkRange rows, int64_t block,
-            int64_t outputs) {
+void finish(const KScaledLinearParams& p, const Packed& packed, bool vbmi, const int32_t* sums, WorkRange rows,
+            int64_t block, int64_t outputs) {
   int64_t token = rows.begin % p.tokens;
   for (int64_t row = rows.begin; row < rows.end; ++row, sums += 16) {
     const auto sum = [&](auto v) VIMTRT_ALWAYS_INLINE { return _mm512_load_si512(sums + 256 * v); };
@@ -95,8 +96,8 @@ void finish(const KScaledLinearParams& p, const Packed& packed, bool vbmi, const
 }
 
 template <int V>
-void run_rows(const KScaledLinearParams& p, const Packed& packed, bool vbmi, const int8_t* tiles, WorkRange rows, int64_t block,
-              int64_t outputs) {
+void run_rows(const KScaledLinearParams& p, const Packed& packed, bool vbmi, const int8_t* tiles, WorkRange rows,
+              int64_t block, int64_t outputs) {
   alignas(64) int32_t sums[2][4 * 256];
   const int64_t depth = packed.quads / 16;
   const int8_t* weight = packed.weight + block * packed.quads * kOutputs * 4;

@@ -1,4 +1,5 @@
-// KScaledLinear with AVX2: 6 rows by 16 outputs in 12 accumulators. vpmaddwd on int16 copies is exact; vpmaddubsw would saturate.
+// KScaledLinear with AVX2: 6 rows by 16 outputs in 12 accumulators. vpmaddwd on int16 copies is exact; vpmaddubsw would
+// saturate.
 #include "plugins/kscaled_linear/cpu_avx2.h"
 
 namespace vimtrt {
@@ -9,7 +10,9 @@ struct Int16Pairs {
   static constexpr int64_t kColumns = 2;
   static constexpr int32_t kZero = 0;  // what x = 0 is converted to
 
-  VIMTRT_ALWAYS_INLINE static __m256i add(__m256i acc, __m256i x, __m256i w) { return _mm256_add_epi32(acc, _mm256_madd_epi16(x, w)); }
+  VIMTRT_ALWAYS_INLINE static __m256i add(__m256i acc, __m256i x, __m256i w) {
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(x, w));
+  }
 
   // One row of x as int16, zeros behind its end.
   static void convert(const int8_t* x, int64_t count, int64_t bytes, void* target) {
@@ -26,7 +29,7 @@ struct Int16Pairs {
 
 }  // namespace
 
-const CpuKernels<KScaledLinearParams> kKScaledLinearAvx2 = {packed_bytes<Int16Pairs>, pack<Int16Pairs>, scratch_bytes<Int16Pairs>,
-                                                            run<Int16Pairs>};
+const CpuKernels<KScaledLinearParams> kKScaledLinearAvx2 = {packed_bytes<Int16Pairs>, pack<Int16Pairs>,
+                                                            scratch_bytes<Int16Pairs>, run<Int16Pairs>};
 
 }  // namespace vimtrt

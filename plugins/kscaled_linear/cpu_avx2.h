@@ -1,7 +1,8 @@
-// What the AVX2 and the AVX-VNNI kernel of KScaledLinear share: everything but the products. Internal linkage, as in threads.h.
+// What the AVX2 and the AVX-VNNI kernel of KScaledLinear share: everything but the products. Internal linkage, as in
+// threads.h.
 //
-// Products is one of them: 4 bytes of a row of x by 4 bytes of each of 8 outputs' weights into 8 sums; kColumns columns of x take these 4
-// bytes.
+// Products is one of them: 4 bytes of a row of x by 4 bytes of each of 8 outputs' weights into 8 sums; kColumns columns
+// of x take these 4 bytes.
 #pragma once
 
 #include <immintrin.h>
@@ -38,7 +39,8 @@ Packed layout(const KScaledLinearParams& p, const void* memory) {
   packed.steps = round_up(p.in_features, Products::kColumns) / Products::kColumns;
   packed.blocks = round_up(p.out_features, kOutputs) / kOutputs;
   packed.weight = static_cast<const uint8_t*>(memory);
-  packed.correction = reinterpret_cast<const int32_t*>(packed.weight + packed.blocks * packed.steps * kOutputs * kStepBytes);
+  packed.correction =
+      reinterpret_cast<const int32_t*>(packed.weight + packed.blocks * packed.steps * kOutputs * kStepBytes);
   packed.channel_scale = reinterpret_cast<const float*>(packed.correction + packed.blocks * kOutputs);
   packed.bias = packed.channel_scale + packed.blocks * kOutputs;
   return packed;
@@ -66,7 +68,8 @@ void pack(const KScaledLinearParams& p, void* memory) {
     }
     const_cast<int32_t*>(packed.correction)[o] = -Products::kZero * sum;
   }
-  std::memcpy(const_cast<float*>(packed.channel_scale), p.channel_scale, static_cast<size_t>(p.out_features) * sizeof(float));
+  std::memcpy(const_cast<float*>(packed.channel_scale), p.channel_scale,
+              static_cast<size_t>(p.out_features) * sizeof(float));
   std::memcpy(const_cast<float*>(packed.bias), p.bias, static_cast<size_t>(p.out_features) * sizeof(float));
 }
 
@@ -85,14 +88,16 @@ size_t scratch_bytes(const KScaledLinearParams& p, int threads) {
 VIMTRT_ALWAYS_INLINE inline void pin(__m256i& acc) { asm("" : "+x"(acc)); }
 
 // Eight outputs of one row.
-VIMTRT_ALWAYS_INLINE inline __m256 scale(__m256i acc, __m256 token_scale, const float* a, const float* b, __m256 out_scale) {
+VIMTRT_ALWAYS_INLINE inline __m256 scale(__m256i acc, __m256 token_scale, const float* a, const float* b,
+                                         __m256 out_scale) {
   const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(acc), token_scale);
   return _mm256_mul_ps(_mm256_fmadd_ps(scaled, _mm256_load_ps(a), _mm256_load_ps(b)), out_scale);
 }
 
 // R rows of `panel`, which start at row `row`, by the block's 16 outputs; `outputs` of them exist.
 template <class Products, int R>
-void run_block(const KScaledLinearParams& p, const Packed& packed, const uint8_t* panel, int64_t row, int64_t block, int64_t outputs) {
+void run_block(const KScaledLinearParams& p, const Packed& packed, const uint8_t* panel, int64_t row, int64_t block,
+               int64_t outputs) {
   const uint8_t* weight = packed.weight + block * packed.steps * kOutputs * kStepBytes;
   const int64_t width = packed.steps * kStepBytes;
   __m256i acc[R][2];
@@ -134,8 +139,8 @@ void run_block(const KScaledLinearParams& p, const Packed& packed, const uint8_t
       if (target == tile) std::memcpy(p.y_float + at, tile, static_cast<size_t>(outputs) * sizeof(float));
       return;
     }
-    // What is far below -128 converts to INT_MIN and packs to -128; above 127 it would convert to INT_MIN too, hence the min, which hands
-    // on its second operand where that is NaN: INT_MIN again.
+    // What is far below -128 converts to INT_MIN and packs to -128; above 127 it would convert to INT_MIN too, hence
+    // the min, which hands on its second operand where that is NaN: INT_MIN again.
     const __m256i q0 = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_set1_ps(127.0f), v0));
     const __m256i q1 = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_set1_ps(127.0f), v1));
     const __m256i q16 = _mm256_permute4x64_epi64(_mm256_packs_epi32(q0, q1), 0xd8);
@@ -154,10 +159,12 @@ void run_block(const KScaledLinearParams& p, const Packed& packed, const uint8_t
 }
 
 template <class Products>
-void run_rows(const KScaledLinearParams& p, const Packed& packed, const uint8_t* panel, WorkRange rows, int64_t block, int64_t outputs) {
+void run_rows(const KScaledLinearParams& p, const Packed& packed, const uint8_t* panel, WorkRange rows, int64_t block,
+              int64_t outputs) {
   const int64_t width = packed.steps * kStepBytes;
   int64_t row = rows.begin;
-  for (; row + kRows <= rows.end; row += kRows, panel += kRows * width) run_block<Products, kRows>(p, packed, panel, row, block, outputs);
+  for (; row + kRows <= rows.end; row += kRows, panel += kRows * width)
+    run_block<Products, kRows>(p, packed, panel, row, block, outputs);
   switch (rows.end - row) {
     case 5:
       return run_block<Products, 5>(p, packed, panel, row, block, outputs);

@@ -5,7 +5,8 @@ namespace vimtrt {
 namespace {
 
 constexpr int kRows = 6;
-// Rows between two changes of the block of outputs: their x stays in the second-level cache while every block passes over it.
+// Rows between two changes of the block of outputs: their x stays in the second-level cache while every block passes
+// over it.
 constexpr int64_t kPanelRows = 16 * kRows;
 constexpr int64_t kColumns = 4;  // that C is rounded up to
 
@@ -43,17 +44,19 @@ VIMTRT_ALWAYS_INLINE inline void multiply_add(__m512i& acc, __m512i u, __m512i w
   asm("vpdpbusd {%2, %1, %0|%0, %1, %2}" : "+v"(acc) : "v"(u), "v"(w));
 }
 
-// R rows of the panel by V * 16 outputs from `row` and `block` on; `outputs` of the block's 64 exist. vpdpbusd takes unsigned x, so x + 128
-// goes in and the correction, where the sums start, takes 128 * sum(w) out again. Fetches y, and a line for each quad from `ahead` on where
-// kAhead: many at once would hold up the loads of x.
+// R rows of the panel by V * 16 outputs from `row` and `block` on; `outputs` of the block's 64 exist. vpdpbusd takes
+// unsigned x, so x + 128 goes in and the correction, where the sums start, takes 128 * sum(w) out again. Fetches y, and
+// a line for each quad from `ahead` on where kAhead: many at once would hold up the loads of x.
 template <int R, int V, bool kAhead = false>
-void run_block(const KScaledLinearParams& p, const Packed& packed, const uint8_t* panel, int64_t row, int64_t block, int64_t outputs,
-               const int8_t* ahead = nullptr) {
+void run_block(const KScaledLinearParams& p, const Packed& packed, const uint8_t* panel, int64_t row, int64_t block,
+               int64_t outputs, const int8_t* ahead = nullptr) {
   const int64_t first_output = block * kOutputs;
   const int8_t* weight = packed.weight + block * packed.quads * kOutputs * 4;
   const int64_t width = packed.quads * 4;
   if (p.y_int8 != nullptr) {
-    unroll<R>([&](auto r) VIMTRT_ALWAYS_INLINE { _mm_prefetch(p.y_int8 + (row + r) * p.out_features + first_output, _MM_HINT_T0); });
+    unroll<R>([&](auto r) VIMTRT_ALWAYS_INLINE {
+      _mm_prefetch(p.y_int8 + (row + r) * p.out_features + first_output, _MM_HINT_T0);
+    });
   }
   __m512i acc[R][V];
   unroll<V>([&](auto v) VIMTRT_ALWAYS_INLINE {
@@ -78,10 +81,11 @@ void run_block(const KScaledLinearParams& p, const Packed& packed, const uint8_t
   });
 }
 
-// Rows of a panel by a block. When a layer begins its weights lie in the third-level cache or in memory: the first four tiles fetch a
-// quarter each of the next block's.
+// Rows of a panel by a block. When a layer begins its weights lie in the third-level cache or in memory: the first four
+// tiles fetch a quarter each of the next block's.
 template <int V>
-void run_rows(const KScaledLinearParams& p, const Packed& packed, const uint8_t* panel, WorkRange rows, int64_t block, int64_t outputs) {
+void run_rows(const KScaledLinearParams& p, const Packed& packed, const uint8_t* panel, WorkRange rows, int64_t block,
+              int64_t outputs) {
   const int64_t width = packed.quads * 4;
   const int64_t quarter = packed.quads * kOutputs;
   const int8_t* ahead = packed.weight + (block + 1) % packed.blocks * 4 * quarter;

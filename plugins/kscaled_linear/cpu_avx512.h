@@ -1,5 +1,5 @@
-// What the AVX-512 and the AMX kernel of KScaledLinear share: the weights' layout, the epilogue, the table lookup. Internal linkage, as in
-// threads.h.
+// What the AVX-512 and the AMX kernel of KScaledLinear share: the weights' layout, the epilogue, the table lookup.
+// Internal linkage, as in threads.h.
 #pragma once
 
 #include <immintrin.h>
@@ -46,13 +46,15 @@ Packed layout(const KScaledLinearParams& p, const void* memory, int64_t columns)
 }
 
 size_t packed_size(const Packed& packed) {
-  return static_cast<size_t>(packed.blocks) * (kOutputs * (static_cast<size_t>(packed.quads) * 4 + 3 * 4) + sizeof(BlockTables)) +
+  return static_cast<size_t>(packed.blocks) *
+             (kOutputs * (static_cast<size_t>(packed.quads) * 4 + 3 * 4) + sizeof(BlockTables)) +
          sizeof(int32_t);
 }
 
 double larger(double a, double b) { return a < b ? b : a; }
 
-// Whether no step of the epilogue can leave int32's range, with a factor of two to spare for rounding. Not where a constant is not finite.
+// Whether no step of the epilogue can leave int32's range, with a factor of two to spare for rounding. Not where a
+// constant is not finite.
 bool stays_in_range(const KScaledLinearParams& p) {
   constexpr double kLimit = 0x1p30;
   double largest_sum = 0, largest_scaled = 0, largest_bias = 0;  // scaled: times the channel's scale
@@ -89,16 +91,20 @@ void pack_weights(const KScaledLinearParams& p, void* memory, int64_t columns) {
     }
     correction[o] = -128 * sum;
   }
-  std::memcpy(const_cast<float*>(packed.channel_scale), p.channel_scale, static_cast<size_t>(p.out_features) * sizeof(float));
+  std::memcpy(const_cast<float*>(packed.channel_scale), p.channel_scale,
+              static_cast<size_t>(p.out_features) * sizeof(float));
   std::memcpy(const_cast<float*>(packed.bias), p.bias, static_cast<size_t>(p.out_features) * sizeof(float));
   *const_cast<int32_t*>(packed.in_range) = stays_in_range(p);
   if (p.table_id == nullptr) return;
   for (int64_t o = 0; o < p.out_features; ++o) {
-    if (p.table_id[o] >= 0) const_cast<BlockTables*>(packed.tables)[o / kOutputs].add(static_cast<int>(o % kOutputs), p.table_id[o]);
+    if (p.table_id[o] >= 0)
+      const_cast<BlockTables*>(packed.tables)[o / kOutputs].add(static_cast<int>(o % kOutputs), p.table_id[o]);
   }
 }
 
-__mmask16 lanes(int64_t count) { return count >= 16 ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1); }
+__mmask16 lanes(int64_t count) {
+  return count >= 16 ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
+}
 
 // The first `count` floats; masked stores are slower, even with every bit set.
 void store_floats(float* y, int64_t count, __m512 value) {
@@ -124,11 +130,11 @@ bool is_one(const float* scale) {
   return bits == 0x3f800000;
 }
 
-// The epilogue of one row: sum(v) is the int32 sum of outputs first_output + 16 v.. for v < V. Writes y as it is before the tables. A
-// network's layers have one of the two scales, so a branch for each costs less than the products.
+// The epilogue of one row: sum(v) is the int32 sum of outputs first_output + 16 v.. for v < V. Writes y as it is before
+// the tables. A network's layers have one of the two scales, so a branch for each costs less than the products.
 template <int V, class Sum>
-VIMTRT_ALWAYS_INLINE inline void finish_row(const KScaledLinearParams& p, const Packed& packed, int64_t row, int64_t token,
-                                            int64_t first_output, int64_t outputs, const Sum& sum) {
+VIMTRT_ALWAYS_INLINE inline void finish_row(const KScaledLinearParams& p, const Packed& packed, int64_t row,
+                                            int64_t token, int64_t first_output, int64_t outputs, const Sum& sum) {
   const int64_t at = row * p.out_features + first_output;
   __m512 value[V];
   unroll<V>([&](auto v) VIMTRT_ALWAYS_INLINE { value[v] = _mm512_cvtepi32_ps(sum(v)); });
@@ -148,8 +154,8 @@ VIMTRT_ALWAYS_INLINE inline void finish_row(const KScaledLinearParams& p, const 
     unroll<V>([&](auto v) VIMTRT_ALWAYS_INLINE { store_floats(p.y_float + at + 16 * v, outputs - 16 * v, value[v]); });
     return;
   }
-  // What is far below -128, and NaN, converts to INT_MIN and packs to -128; far above 127 it would convert to INT_MIN too, hence the min
-  // where that can happen. It hands on its second operand where that is NaN.
+  // What is far below -128, and NaN, converts to INT_MIN and packs to -128; far above 127 it would convert to INT_MIN
+  // too, hence the min where that can happen. It hands on its second operand where that is NaN.
   if (*packed.in_range == 0) {
     unroll<V>([&](auto v) VIMTRT_ALWAYS_INLINE { value[v] = _mm512_min_ps(_mm512_set1_ps(127.0f), value[v]); });
   }
@@ -163,7 +169,8 @@ VIMTRT_ALWAYS_INLINE inline void finish_row(const KScaledLinearParams& p, const 
 }
 
 // Replaces q by its channels' table entries in rows of y, for the outputs of a block.
-void look_up(const KScaledLinearParams& p, const Packed& packed, bool vbmi, WorkRange rows, int64_t block, int64_t outputs) {
+void look_up(const KScaledLinearParams& p, const Packed& packed, bool vbmi, WorkRange rows, int64_t block,
+             int64_t outputs) {
   if (p.table == nullptr || packed.tables[block].count == 0) return;
   const int64_t first_output = block * kOutputs;
   int8_t* y = p.y_int8 + rows.begin * p.out_features + first_output;

@@ -1,4 +1,5 @@
-// KScaledLinear with AVX-VNNI, the 256-bit vpdpbusd of processors without AVX-512: 6 rows by 16 outputs in 12 accumulators.
+// KScaledLinear with AVX-VNNI, the 256-bit vpdpbusd of processors without AVX-512: 6 rows by 16 outputs in 12
+// accumulators.
 #include "plugins/kscaled_linear/cpu_avx2.h"
 
 namespace vimtrt {
@@ -10,7 +11,9 @@ struct Int8Quads {
   static constexpr int64_t kColumns = 4;
   static constexpr int32_t kZero = 128;  // what x = 0 is converted to
 
-  VIMTRT_ALWAYS_INLINE static __m256i add(__m256i acc, __m256i x, __m256i w) { return _mm256_dpbusd_avx_epi32(acc, x, w); }
+  VIMTRT_ALWAYS_INLINE static __m256i add(__m256i acc, __m256i x, __m256i w) {
+    return _mm256_dpbusd_avx_epi32(acc, x, w);
+  }
 
   // One row of x + 128; behind its end, where the weights are zeros, zeros.
   static void convert(const int8_t* x, int64_t count, int64_t bytes, void* target) {
@@ -27,7 +30,7 @@ struct Int8Quads {
 
 }  // namespace
 
-const CpuKernels<KScaledLinearParams> kKScaledLinearAvxVnni = {packed_bytes<Int8Quads>, pack<Int8Quads>, scratch_bytes<Int8Quads>,
-                                                               run<Int8Quads>};
+const CpuKernels<KScaledLinearParams> kKScaledLinearAvxVnni = {packed_bytes<Int8Quads>, pack<Int8Quads>,
+                                                               scratch_bytes<Int8Quads>, run<Int8Quads>};
 
 }  // namespace vimtrt

@@ -1,4 +1,5 @@
-// KScaledLinear with NEON and its dot products (ARMv8.2): 4 rows by 16 outputs in 16 accumulators; sdot is signed by signed and exact.
+// KScaledLinear with NEON and its dot products (ARMv8.2): 4 rows by 16 outputs in 16 accumulators; sdot is signed by
+// signed and exact.
 #include <arm_neon.h>
 
 #include <cstring>
@@ -12,7 +13,8 @@ namespace {
 
 constexpr int kRows = 4;
 constexpr int kOutputs = 16;
-// Rows between two changes of the block of outputs: their x stays in the second-level cache while every block passes over it.
+// Rows between two changes of the block of outputs: their x stays in the second-level cache while every block passes
+// over it.
 constexpr int64_t kPanelRows = 24 * kRows;
 
 struct Packed {
@@ -48,7 +50,8 @@ void pack(const KScaledLinearParams& p, void* memory) {
     int8_t* target = static_cast<int8_t*>(memory) + (o / kOutputs * packed.quads * kOutputs + o % kOutputs) * 4;
     for (int64_t c = 0; c < p.in_features; ++c) target[c / 4 * kOutputs * 4 + c % 4] = source[c];
   }
-  std::memcpy(const_cast<float*>(packed.channel_scale), p.channel_scale, static_cast<size_t>(p.out_features) * sizeof(float));
+  std::memcpy(const_cast<float*>(packed.channel_scale), p.channel_scale,
+              static_cast<size_t>(p.out_features) * sizeof(float));
   std::memcpy(const_cast<float*>(packed.bias), p.bias, static_cast<size_t>(p.out_features) * sizeof(float));
 }
 
@@ -67,7 +70,8 @@ void run_block(const KScaledLinearParams& p, const Packed& packed, int64_t row, 
   const int8_t* weight = packed.weight + block * packed.quads * kOutputs * 4;
   const int8_t* x = p.x + row * p.x_stride;
   int32x4_t acc[R][4];
-  unroll<R>([&](auto r) VIMTRT_ALWAYS_INLINE { unroll<4>([&](auto v) VIMTRT_ALWAYS_INLINE { acc[r][v] = vdupq_n_s32(0); }); });
+  unroll<R>([&](auto r)
+                VIMTRT_ALWAYS_INLINE { unroll<4>([&](auto v) VIMTRT_ALWAYS_INLINE { acc[r][v] = vdupq_n_s32(0); }); });
   int64_t c = 0;
   for (; c + 16 <= p.in_features; c += 16, weight += 4 * kOutputs * 4) {
     int8x16_t columns[R];
@@ -95,7 +99,8 @@ void run_block(const KScaledLinearParams& p, const Packed& packed, int64_t row, 
     if (++token == p.tokens) token = 0;
     float32x4_t value[4];
     unroll<4>([&](auto v) VIMTRT_ALWAYS_INLINE {
-      const float32x4_t a = vld1q_f32(packed.channel_scale + first_output + 4 * v), b = vld1q_f32(packed.bias + first_output + 4 * v);
+      const float32x4_t a = vld1q_f32(packed.channel_scale + first_output + 4 * v),
+                        b = vld1q_f32(packed.bias + first_output + 4 * v);
       value[v] = vmulq_n_f32(vfmaq_f32(b, vmulq_n_f32(vcvtq_f32_s32(acc[r][v]), token_scale), a), out_scale);
     });
     const int64_t at = (row + r) * p.out_features + first_output;
@@ -109,7 +114,8 @@ void run_block(const KScaledLinearParams& p, const Packed& packed, int64_t row, 
     // The conversion and both narrowings saturate; the maximum is for NaN, which would convert to 0.
     int32x4_t q[4];
     unroll<4>([&](auto v) VIMTRT_ALWAYS_INLINE { q[v] = vcvtnq_s32_f32(vmaxnmq_f32(value[v], vdupq_n_f32(-128.0f))); });
-    const int16x8_t low = vcombine_s16(vqmovn_s32(q[0]), vqmovn_s32(q[1])), high = vcombine_s16(vqmovn_s32(q[2]), vqmovn_s32(q[3]));
+    const int16x8_t low = vcombine_s16(vqmovn_s32(q[0]), vqmovn_s32(q[1])),
+                    high = vcombine_s16(vqmovn_s32(q[2]), vqmovn_s32(q[3]));
     int8_t tile[kOutputs];
     int8_t* target = outputs == kOutputs ? p.y_int8 + at : tile;
     vst1q_s8(target, vcombine_s8(vqmovn_s16(low), vqmovn_s16(high)));

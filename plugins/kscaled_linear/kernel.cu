@@ -1,33 +1,41 @@
-// KScaledLinear on a GPU: y = epilogue(x * weight^T) with int8 tensor cores (docs/numerics.md). README.md beside this file has the numbers.
+// KScaledLinear on a GPU: y = epilogue(x * weight^T) with int8 tensor cores (docs/numerics.md). README.md beside this
+// file has the numbers.
 //
-// Grid:   x = tiles of rows (images times tokens), y = tiles of output channels; shapes beyond a grid's limits take several launches.
-// Block:  4 warps as 2 x 2, each one quarter of the tile; 8 as 2 x 4 for 128 x 128 with an int8 output, whose epilogue needs the registers.
-// Shared: kStages * (kRows + kColumns) * kDepth bytes: 48 KiB (128 x 128), 36 KiB (128 x 64, 32 x 64), 32 KiB (64 x 64, 32 x 32).
+// Grid:   x = tiles of rows (images times tokens), y = tiles of output channels; shapes beyond a grid's limits take
+// several launches. Block:  4 warps as 2 x 2, each one quarter of the tile; 8 as 2 x 4 for 128 x 128 with an int8
+// output, whose epilogue needs the registers. Shared: kStages * (kRows + kColumns) * kDepth bytes: 48 KiB (128 x 128),
+// 36 KiB (128 x 64, 32 x 64), 32 KiB (64 x 64, 32 x 32).
 //
-//                kColumns output channels                   a stage holds kDepth input channels of every row and column of the tile:
+//                kColumns output channels                   a stage holds kDepth input channels of every row and column
+//                of the tile:
 //            .-----------------------------.
 //            |    warp 0    |    warp 1    |                  x: kRows x kDepth | weight: kColumns x kDepth
 //   kRows    |--------------+--------------|
-//   of x     |    warp 2    |    warp 3    |                copies of stages k + 1 .. k + kStages - 1 run while stage k is multiplied;
-//            '-----------------------------'                the constants of the epilogue and its tables travel as one more stage.
+//   of x     |    warp 2    |    warp 3    |                copies of stages k + 1 .. k + kStages - 1 run while stage k
+//   is multiplied;
+//            '-----------------------------'                the constants of the epilogue and its tables travel as one
+//            more stage.
 //
-// Shared memory, in units of 16 bytes ("chunks", here c0 ..). ldmatrix reads one chunk of 8 rows that follow each other, and these must lie
-// in 8 different groups of 4 banks. A row's chunks are therefore stored in the order chunk ^ phase(row):
+// Shared memory, in units of 16 bytes ("chunks", here c0 ..). ldmatrix reads one chunk of 8 rows that follow each
+// other, and these must lie in 8 different groups of 4 banks. A row's chunks are therefore stored in the order chunk ^
+// phase(row):
 //
-//   kDepth = 64     banks 0-3  4-7  8-11 12-15 16-19 20-23 24-27 28-31        kDepth = 128   banks 0-3 4-7 8-11  ...   28-31
-//     rows 0, 1         c0   c1   c2   c3  |  c0    c1    c2    c3              row 0            c0  c1  c2  c3  c4  c5  c6  c7
-//     rows 2, 3         c1   c0   c3   c2  |  c1    c0    c3    c2              row 1            c1  c0  c3  c2  c5  c4  c7  c6
-//     rows 4, 5         c2   c3   c0   c1  |  c2    c3    c0    c1              row 2            c2  c3  c0  c1  c6  c7  c4  c5
-//     rows 6, 7         c3   c2   c1   c0  |  c3    c2    c1    c0              ...
+//   kDepth = 64     banks 0-3  4-7  8-11 12-15 16-19 20-23 24-27 28-31        kDepth = 128   banks 0-3 4-7 8-11  ...
+//   28-31
+//     rows 0, 1         c0   c1   c2   c3  |  c0    c1    c2    c3              row 0            c0  c1  c2  c3  c4  c5
+//     c6  c7 rows 2, 3         c1   c0   c3   c2  |  c1    c0    c3    c2              row 1            c1  c0  c3  c2
+//     c5  c4  c7  c6 rows 4, 5         c2   c3   c0   c1  |  c2    c3    c0    c1              row 2            c2  c3
+//     c0  c1  c6  c7  c4  c5 rows 6, 7         c3   c2   c1   c0  |  c3    c2    c1    c0              ...
 //
-// Copies write whole rows side by side and fill all banks too; only the last 32 channels of a depth that ends there, copied in small units,
-// meet two or four in a bank.
+// Copies write whole rows side by side and fill all banks too; only the last 32 channels of a depth that ends there,
+// copied in small units, meet two or four in a bank.
 //
-// The tensor core leaves a thread with channels 2t, 2t + 1 of every 8 (t = lane % 4). The order of the channels within a warp's part is
-// free, so the weights are laid into shared memory such that those are kRun channels side by side, and a result goes out in words of up to
-// 16 bytes without a detour:
+// The tensor core leaves a thread with channels 2t, 2t + 1 of every 8 (t = lane % 4). The order of the channels within
+// a warp's part is free, so the weights are laid into shared memory such that those are kRun channels side by side, and
+// a result goes out in words of up to 16 bytes without a detour:
 //
-//   int8, 64 x 64 per warp   shared rows  0..7   8..15   ...   56..63       thread t = 0 holds channels  0..15, stored as one uint4
+//   int8, 64 x 64 per warp   shared rows  0..7   8..15   ...   56..63       thread t = 0 holds channels  0..15, stored
+//   as one uint4
 //                            channels     0 1    2 3           14 15        thread t = 1 holds channels 16..31
 //                                        16 17  18 19          30 31        ...
 //                                        32 33  34 35          46 47
@@ -50,13 +58,14 @@ constexpr int kWarpThreads = 32;
 constexpr int kChunkBytes = 16;
 constexpr int kStepDepth = 32;  // input channels of one mma
 constexpr int kTableBytes = 256;
-constexpr int kSharedTables = 16;  // tables 0..15 are looked up in shared memory, further ones through the first-level cache
+constexpr int kSharedTables =
+    16;  // tables 0..15 are looked up in shared memory, further ones through the first-level cache
 constexpr uint32_t kFarTables = 1u << 31;
 constexpr int64_t kMaxGridX = 2147483647;
 constexpr int kMaxGridY = 65535;
 
-// How many blocks the compiler makes room for. From compute capability 10.0 on it takes some registers more, and three large ones would
-// spill.
+// How many blocks the compiler makes room for. From compute capability 10.0 on it takes some registers more, and three
+// large ones would spill.
 constexpr int blocks_that_fit(int blocks) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
   return blocks < 2 ? blocks : 2;
@@ -76,8 +85,8 @@ struct Tile {
   static constexpr int kSharedBytes = Stages * kStageBytes;
 };
 
-// Microseconds of a launch in which a processor has one block, and of each further one, by the depth: those after the first run beside it.
-// Measured on an H200 and fitted (README.md); on another GPU it is their ratios that count.
+// Microseconds of a launch in which a processor has one block, and of each further one, by the depth: those after the
+// first run beside it. Measured on an H200 and fitted (README.md); on another GPU it is their ratios that count.
 struct Cost {
   double first, first_of_depth, next, next_of_depth;
 };
@@ -151,7 +160,8 @@ struct Constants {
 template <class Shape>
 using Sums = int32_t[Shape::kDown][Shape::kAcross][4];
 
-// Offset of a byte in a shared matrix with Depth bytes in a row. Like shared_row it only moves bits: place(a ^ b) = place(a) ^ place(b).
+// Offset of a byte in a shared matrix with Depth bytes in a row. Like shared_row it only moves bits: place(a ^ b) =
+// place(a) ^ place(b).
 template <unsigned Depth>
 VIMTRT_DEVICE constexpr unsigned place(unsigned row, unsigned byte) {
   constexpr unsigned kChunks = Depth / kChunkBytes;
@@ -184,18 +194,22 @@ VIMTRT_DEVICE void copy_unit(int8_t* shared, const int8_t* global, int bytes, in
 // Whether one step is all that is left of the depth at k. The rest of that stage is then neither filled nor multiplied.
 VIMTRT_DEVICE bool is_last_step(int depth, int k) { return depth - k <= kStepDepth; }
 
-// Values k .. k + Depth - 1 of Rows rows, zeros beyond the depth. Rows that do not exist keep what was there: their results are not stored.
+// Values k .. k + Depth - 1 of Rows rows, zeros beyond the depth. Rows that do not exist keep what was there: their
+// results are not stored.
 template <class Shape, int Rows, int Run>
 VIMTRT_DEVICE void copy_wide(int8_t* shared, const Operand& from, int k) {
   constexpr unsigned kRowsAtOnce = Shape::kThreads * kChunkBytes / Shape::kDepth;
-  const unsigned row = cuda::thread_x() * kChunkBytes / Shape::kDepth, byte = cuda::thread_x() * kChunkBytes % Shape::kDepth;
+  const unsigned row = cuda::thread_x() * kChunkBytes / Shape::kDepth,
+                 byte = cuda::thread_x() * kChunkBytes % Shape::kDepth;
   const bool exists = k + static_cast<int>(byte) < from.depth;
   const int8_t* source = exists ? from.of_thread + k : from.first;
   const int64_t step = exists ? kRowsAtOnce * from.stride : 0;
 #pragma unroll
   for (unsigned i = 0; i < Rows / kRowsAtOnce; ++i) {
-    const unsigned at = place<Shape::kDepth>(shared_row<Run>(row), byte) ^ place<Shape::kDepth>(shared_row<Run>(i * kRowsAtOnce), 0);
-    if (row + i * kRowsAtOnce < static_cast<unsigned>(from.rows)) cuda::copy_async<16>(shared + at, source, exists ? 16 : 0);
+    const unsigned at =
+        place<Shape::kDepth>(shared_row<Run>(row), byte) ^ place<Shape::kDepth>(shared_row<Run>(i * kRowsAtOnce), 0);
+    if (row + i * kRowsAtOnce < static_cast<unsigned>(from.rows))
+      cuda::copy_async<16>(shared + at, source, exists ? 16 : 0);
     source += step;
   }
 }
@@ -229,7 +243,8 @@ VIMTRT_DEVICE void copy_matrix(int8_t* shared, const Operand& from, int k) {
   }
 }
 
-// Bit i < kSharedTables: one of the block's channels uses table i; kFarTables: one uses a further table. This lane's share of the channels.
+// Bit i < kSharedTables: one of the block's channels uses table i; kFarTables: one uses a further table. This lane's
+// share of the channels.
 VIMTRT_DEVICE uint32_t tables_of_lane(const KScaledLinearParams& p, const Part& part) {
   uint32_t used = 0;
   if (p.table == nullptr) return used;
@@ -251,10 +266,12 @@ template <class Shape>
 VIMTRT_DEVICE void copy_tables(int8_t* shared, const int8_t* table, uint32_t used, int width) {
   const int unit = width >= 8 ? 8 : 4;
 #pragma unroll 1
-  for (int byte = static_cast<int>(cuda::thread_x()) * unit; byte < kSharedTables * kTableBytes; byte += Shape::kThreads * unit) {
+  for (int byte = static_cast<int>(cuda::thread_x()) * unit; byte < kSharedTables * kTableBytes;
+       byte += Shape::kThreads * unit) {
     if (used >> (byte / kTableBytes) & 1u) copy_unit(shared + kTableBytes + byte, table + byte, unit, width);
   }
-  for (int i = static_cast<int>(cuda::thread_x()); i < kTableBytes; i += Shape::kThreads) shared[i] = static_cast<int8_t>(i - 128);
+  for (int i = static_cast<int>(cuda::thread_x()); i < kTableBytes; i += Shape::kThreads)
+    shared[i] = static_cast<int8_t>(i - 128);
 }
 
 template <class T>
@@ -291,7 +308,8 @@ VIMTRT_DEVICE void multiply(const int8_t* x, const int8_t* weight, Sums<Shape>& 
 #pragma unroll
   for (int step = 0; step < Steps; ++step) {
     uint32_t a[Shape::kDown][4];
-    for (int i = 0; i < Shape::kDown; ++i) cuda::ldmatrix_x4(a[i], x + place<Shape::kDepth>(x_row + 16 * i, x_byte + step * kStepDepth));
+    for (int i = 0; i < Shape::kDown; ++i)
+      cuda::ldmatrix_x4(a[i], x + place<Shape::kDepth>(x_row + 16 * i, x_byte + step * kStepDepth));
     for (int j = 0; j < Shape::kAcross; j += 2) {
       uint32_t b[4];
       cuda::ldmatrix_x4(b, weight + place<Shape::kDepth>(weight_row + 8 * j, weight_byte + step * kStepDepth));
@@ -302,8 +320,8 @@ VIMTRT_DEVICE void multiply(const int8_t* x, const int8_t* weight, Sums<Shape>& 
   }
 }
 
-// The low byte is sat8(rne(w)) + 128. Adding 1.5 * 2^23 leaves no bits behind the point, so the addition itself rounds to the nearest even;
-// it runs at full rate, a conversion at a quarter of it.
+// The low byte is sat8(rne(w)) + 128. Adding 1.5 * 2^23 leaves no bits behind the point, so the addition itself rounds
+// to the nearest even; it runs at full rate, a conversion at a quarter of it.
 VIMTRT_DEVICE uint32_t quantized(float w) { return to_bits(fminf(fmaxf(w, -128.0f), 127.0f) + (12582912.0f + 128.0f)); }
 
 // Four low bytes side by side.
@@ -379,10 +397,11 @@ VIMTRT_DEVICE void finish_run(float* y, const float (&w)[Run], const Channels<Ru
 
 // From the warp's sums to its part of y.
 template <class Shape, class Output>
-VIMTRT_DEVICE void finish(Output* y, const Launch& launch, const Part& part, const Constants<Shape>& constants, uint32_t used,
-                          const Sums<Shape>& sums) {
+VIMTRT_DEVICE void finish(Output* y, const Launch& launch, const Part& part, const Constants<Shape>& constants,
+                          uint32_t used, const Sums<Shape>& sums) {
   constexpr int kChannels = kRun<Shape, Output>;
-  const int lane = static_cast<int>(cuda::thread_x() % kWarpThreads), warp = static_cast<int>(cuda::thread_x() / kWarpThreads);
+  const int lane = static_cast<int>(cuda::thread_x() % kWarpThreads),
+            warp = static_cast<int>(cuda::thread_x() / kWarpThreads);
 #pragma unroll
   for (int group = 0; group < Shape::kWarpColumns / (4 * kChannels); ++group) {
     const int column = warp % Shape::kWarpsAcross * Shape::kWarpColumns + group * 4 * kChannels + lane % 4 * kChannels;
@@ -407,7 +426,8 @@ VIMTRT_DEVICE void finish(Output* y, const Launch& launch, const Part& part, con
         const int32_t sum = sums[i / 2][group * kChannels / 2 + e / 2][i % 2 * 2 + e % 2];
         w[e] = fmaf(static_cast<float>(sum) * m, channels.scale[e], channels.bias[e]) * r;
       }
-      finish_run(y + (part.first_row + row) * launch.p.out_features + part.first_column + column, w, channels, launch.y_width);
+      finish_run(y + (part.first_row + row) * launch.p.out_features + part.first_column + column, w, channels,
+                 launch.y_width);
     }
   }
 }
@@ -428,13 +448,16 @@ void kscaled_linear_kernel(Launch launch) {
   part.first_row = (launch.first_row_tile + cuda::block_x()) * Shape::kRows;
   part.first_column = (launch.first_column_tile + static_cast<int32_t>(cuda::block_y())) * Shape::kColumns;
   part.rows = static_cast<int>(p.rows - part.first_row < Shape::kRows ? p.rows - part.first_row : Shape::kRows);
-  part.columns = p.out_features - part.first_column < Shape::kColumns ? p.out_features - part.first_column : Shape::kColumns;
+  part.columns =
+      p.out_features - part.first_column < Shape::kColumns ? p.out_features - part.first_column : Shape::kColumns;
   const Operand x = operand<Shape>(p.x, part.first_row, part.rows, p.x_stride, p.in_features, launch.x_width);
-  const Operand weight = operand<Shape>(p.weight, part.first_column, part.columns, p.in_features, p.in_features, launch.weight_width);
+  const Operand weight =
+      operand<Shape>(p.weight, part.first_column, part.columns, p.in_features, p.in_features, launch.weight_width);
 
   int8_t* const shared = cuda::dynamic_shared<int8_t>();
   const int stages = (p.in_features + Shape::kDepth - 1) / Shape::kDepth;
-  Constants<Shape>* const constants = reinterpret_cast<Constants<Shape>*>(shared + stages % Shape::kStages * Shape::kStageBytes);
+  Constants<Shape>* const constants =
+      reinterpret_cast<Constants<Shape>*>(shared + stages % Shape::kStages * Shape::kStageBytes);
   uint32_t used = sizeof(Output) == 1 ? tables_of_lane(p, part) : 0;
   Sums<Shape> sums = {};
   for (int k = 1 - Shape::kStages; k < stages; ++k) {
@@ -446,7 +469,8 @@ void kscaled_linear_kernel(Launch launch) {
     if (next < stages) {
       int8_t* const stage = shared + next % Shape::kStages * Shape::kStageBytes;
       copy_matrix<Shape, Shape::kRows, 2>(stage, x, next * Shape::kDepth);
-      copy_matrix<Shape, Shape::kColumns, kRun<Shape, Output>>(stage + Shape::kRows * Shape::kDepth, weight, next * Shape::kDepth);
+      copy_matrix<Shape, Shape::kColumns, kRun<Shape, Output>>(stage + Shape::kRows * Shape::kDepth, weight,
+                                                               next * Shape::kDepth);
     } else if (next == stages) {
       used = or_of_warp(used);
       copy_constants(constants, launch, part, used);
@@ -486,7 +510,8 @@ int launch_tiles(Launch launch, cuda::Stream stream) {
       const int64_t x = row_tiles - row < kMaxGridX ? row_tiles - row : kMaxGridX;
       const int y = column_tiles - column < kMaxGridY ? column_tiles - column : kMaxGridY;
       const cuda::Grid grid{static_cast<unsigned>(x), static_cast<unsigned>(y)};
-      const int status = cuda::launch(kscaled_linear_kernel<Shape, Output>, grid, Shape::kThreads, Shape::kSharedBytes, stream, launch);
+      const int status = cuda::launch(kscaled_linear_kernel<Shape, Output>, grid, Shape::kThreads, Shape::kSharedBytes,
+                                      stream, launch);
       if (status != 0) return status;
     }
   }
@@ -496,17 +521,19 @@ int launch_tiles(Launch launch, cuda::Stream stream) {
 // How long the launch would take with these tiles. No result depends on it.
 template <class Shape>
 double estimated_time(const Choice<Shape>& choice, const KScaledLinearParams& p, int processors) {
-  const double blocks =
-      std::ceil(static_cast<double>(p.rows) / Shape::kRows) * std::ceil(static_cast<double>(p.out_features) / Shape::kColumns);
+  const double blocks = std::ceil(static_cast<double>(p.rows) / Shape::kRows) *
+                        std::ceil(static_cast<double>(p.out_features) / Shape::kColumns);
   const double further = std::ceil(blocks / processors) - 1;  // of one processor
   const double depth = std::ceil(static_cast<double>(p.in_features) / kStepDepth) * kStepDepth;
-  return choice.cost.first + choice.cost.first_of_depth * depth + further * (choice.cost.next + choice.cost.next_of_depth * depth);
+  return choice.cost.first + choice.cost.first_of_depth * depth +
+         further * (choice.cost.next + choice.cost.next_of_depth * depth);
 }
 
 template <class Output>
 KScaledLinearTile best_tile(const KScaledLinearParams& p, int processors) {
-  const double times[] = {estimated_time(Choices<Output>::kSmall, p, processors), estimated_time(Choices<Output>::kFlat, p, processors),
-                          estimated_time(Choices<Output>::kMedium, p, processors), estimated_time(Choices<Output>::kLarge, p, processors)};
+  const double times[] = {
+      estimated_time(Choices<Output>::kSmall, p, processors), estimated_time(Choices<Output>::kFlat, p, processors),
+      estimated_time(Choices<Output>::kMedium, p, processors), estimated_time(Choices<Output>::kLarge, p, processors)};
   return static_cast<KScaledLinearTile>(std::min_element(std::begin(times), std::end(times)) - std::begin(times));
 }
 
@@ -535,7 +562,8 @@ int kscaled_linear_launch_tile(const KScaledLinearParams& params, KScaledLinearT
   if (params.rows == 0) return 0;
   Launch launch;
   launch.p = params;
-  launch.x_width = width_of(address(params.x) | static_cast<uint64_t>(params.x_stride) | static_cast<uint64_t>(params.in_features));
+  launch.x_width =
+      width_of(address(params.x) | static_cast<uint64_t>(params.x_stride) | static_cast<uint64_t>(params.in_features));
   launch.weight_width = width_of(address(params.weight) | static_cast<uint64_t>(params.in_features));
   launch.table_width = width_of(address(params.table));
   if (params.y_float != nullptr) {

@@ -11,9 +11,11 @@ enum Input { kX, kWeight, kTokenScale, kChannelScale, kBias, kOutTokenScale, kTa
 void check(const Arguments& a) {
   check_columns(a, kscaled_linear_op(), kXOffset, a.size('C'), a.size('X'));
   if (a.size('C') > kMaxInFeatures) {
-    throw OpError("at most " + std::to_string(kMaxInFeatures) + " input features keep the sum exact, got " + std::to_string(a.size('C')));
+    throw OpError("at most " + std::to_string(kMaxInFeatures) + " input features keep the sum exact, got " +
+                  std::to_string(a.size('C')));
   }
-  if (a.input_count == kInputs && !a.chooses(kOutType, kInt8)) throw OpError("a table needs the int8 output, got out_type float32");
+  if (a.input_count == kInputs && !a.chooses(kOutType, kInt8))
+    throw OpError("a table needs the int8 output, got out_type float32");
 }
 
 }  // namespace
@@ -22,10 +24,10 @@ const OpDef& kscaled_linear_op() {
   static const OpDef op = {
       "KScaledLinear",
       "kscaled_linear",
-      {activation("x", Type::kInt8, "B L X"), constant("weight", Type::kInt8, "O C").packed(), constant("token_scale", Type::kFloat32, "L"),
-       constant("channel_scale", Type::kFloat32, "O"), constant("bias", Type::kFloat32, "O"),
-       constant("out_token_scale", Type::kFloat32, "L"), constant("table", Type::kInt8, "T 256"),
-       constant("table_id", Type::kInt32, "O").indices(-1, 'T')},
+      {activation("x", Type::kInt8, "B L X"), constant("weight", Type::kInt8, "O C").packed(),
+       constant("token_scale", Type::kFloat32, "L"), constant("channel_scale", Type::kFloat32, "O"),
+       constant("bias", Type::kFloat32, "O"), constant("out_token_scale", Type::kFloat32, "L"),
+       constant("table", Type::kInt8, "T 256"), constant("table_id", Type::kInt32, "O").indices(-1, 'T')},
       {output("y", Type::kInt8, "B L O").typed_by(kOutType)},
       {integer_attribute("x_offset"), text_attribute("out_type", {"int8", "float32"})},
       2,

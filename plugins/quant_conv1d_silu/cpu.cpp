@@ -7,13 +7,14 @@ namespace vimtrt {
 
 const CpuKernels<QuantConv1dSiluParams>& quant_conv1d_silu_cpu(Isa isa) {
 #if VIMTRT_X86
-  static const CpuKernelTable<QuantConv1dSiluParams> table = {&kQuantConv1dSiluGeneric, nullptr, &kQuantConv1dSiluAvx2, nullptr,
-                                                              &kQuantConv1dSiluAvx512,  nullptr};
+  static const CpuKernelTable<QuantConv1dSiluParams> table = {
+      &kQuantConv1dSiluGeneric, nullptr, &kQuantConv1dSiluAvx2, nullptr, &kQuantConv1dSiluAvx512, nullptr};
 #elif VIMTRT_AARCH64
   static const CpuKernelTable<QuantConv1dSiluParams> table = {
       &kQuantConv1dSiluGeneric, &kQuantConv1dSiluNeon, nullptr, nullptr, nullptr, nullptr};
 #else
-  static const CpuKernelTable<QuantConv1dSiluParams> table = {&kQuantConv1dSiluGeneric, nullptr, nullptr, nullptr, nullptr, nullptr};
+  static const CpuKernelTable<QuantConv1dSiluParams> table = {
+      &kQuantConv1dSiluGeneric, nullptr, nullptr, nullptr, nullptr, nullptr};
 #endif
   return table[isa];
 }

@@ -10,8 +10,8 @@ namespace {
 constexpr int kLanes = 16;        // channels of a block
 constexpr int kChunkTokens = 64;  // most tokens of a work item
 
-// One direction of one block. Register v, 32-bit lane 4 i + k holds channel 8 i + 4 v + k: the order in which 16-bit numbers interleave,
-// and which the saturating pack undoes.
+// One direction of one block. Register v, 32-bit lane 4 i + k holds channel 8 i + 4 v + k: the order in which 16-bit
+// numbers interleave, and which the saturating pack undoes.
 struct alignas(64) Direction {
   int16_t early[2][16];  // weights of the window's first two tokens, two numbers per channel
   int16_t late[2][16];   // and of its last two
@@ -60,15 +60,16 @@ inline Pair interleave(__m256i first, __m256i second) {
 
 inline __m256i load(const void* source) { return _mm256_load_si256(static_cast<const __m256i*>(source)); }
 
-// Table indices q + 128 of 16 channels. Only large positive numbers need a clamp: the conversion makes every number below int32 the lowest
-// one, and the packs saturate.
+// Table indices q + 128 of 16 channels. Only large positive numbers need a clamp: the conversion makes every number
+// below int32 the lowest one, and the packs saturate.
 inline __m128i indices(const Pair& early, const Pair& late, const Direction& w) {
   __m256i q[2];
 #pragma GCC unroll 2
   for (int v = 0; v < 2; ++v) {
-    const __m256i acc =
-        _mm256_add_epi32(_mm256_madd_epi16(early.numbers[v], load(w.early[v])), _mm256_madd_epi16(late.numbers[v], load(w.late[v])));
-    const __m256 value = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc), _mm256_load_ps(w.scale[v]), _mm256_load_ps(w.bias[v]));
+    const __m256i acc = _mm256_add_epi32(_mm256_madd_epi16(early.numbers[v], load(w.early[v])),
+                                         _mm256_madd_epi16(late.numbers[v], load(w.late[v])));
+    const __m256 value =
+        _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc), _mm256_load_ps(w.scale[v]), _mm256_load_ps(w.bias[v]));
     q[v] = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_set1_ps(127.0f), value));
   }
   const __m256i words = _mm256_packs_epi32(q[0], q[1]);
@@ -96,7 +97,8 @@ inline void look_up(const int8_t* table, const Direction& w, int lanes, __m128i 
 }
 
 // Tokens [begin, end) of one image and one block of channels.
-void run_item(const QuantConv1dSiluParams& p, const Block& block, int64_t image, int64_t first_channel, int64_t begin, int64_t end) {
+void run_item(const QuantConv1dSiluParams& p, const Block& block, int64_t image, int64_t first_channel, int64_t begin,
+              int64_t end) {
   const int64_t L = p.tokens, E = p.channels;
   const int lanes = E - first_channel >= kLanes ? kLanes : static_cast<int>(E - first_channel);
   const int8_t* x = p.x + image * L * p.x_stride + first_channel;
@@ -112,8 +114,10 @@ void run_item(const QuantConv1dSiluParams& p, const Block& block, int64_t image,
   for (int64_t t = begin; t < end + 3; ++t) {
     const __m256i now = row(t);
     const Pair newest = interleave(last, now);
-    if (t < end) look_up(p.table, block.direction[0], lanes, indices(two_ago, newest, block.direction[0]), u[0] + t * E);
-    if (t >= begin + 3) look_up(p.table, block.direction[1], lanes, indices(two_ago, newest, block.direction[1]), u[1] + (t - 3) * E);
+    if (t < end)
+      look_up(p.table, block.direction[0], lanes, indices(two_ago, newest, block.direction[0]), u[0] + t * E);
+    if (t >= begin + 3)
+      look_up(p.table, block.direction[1], lanes, indices(two_ago, newest, block.direction[1]), u[1] + (t - 3) * E);
     two_ago = one_ago;
     one_ago = newest;
     last = now;

@@ -1,4 +1,5 @@
-// QuantConv1dSiLU, 64 channels at a time: a window of four tokens is one vpdpbusd per 16 channels, used by both directions.
+// QuantConv1dSiLU, 64 channels at a time: a window of four tokens is one vpdpbusd per 16 channels, used by both
+// directions.
 #include "plugins/quant_conv1d_silu/cpu.h"
 
 #pragma GCC diagnostic push
@@ -12,11 +13,12 @@
 namespace vimtrt {
 namespace {
 
-constexpr int kLanes = 64;        // channels of a block
-constexpr int kChunkTokens = 64;  // most tokens of a work item: its indices stay in the first-level cache until they are looked up
+constexpr int kLanes = 64;  // channels of a block
+constexpr int kChunkTokens =
+    64;  // most tokens of a work item: its indices stay in the first-level cache until they are looked up
 
-// One direction of one block. Register v, 32-bit lane 4 i + k holds channel 16 i + 4 v + k: the order in which bytes interleave, and which
-// the saturating packs undo.
+// One direction of one block. Register v, 32-bit lane 4 i + k holds channel 16 i + 4 v + k: the order in which bytes
+// interleave, and which the saturating packs undo.
 struct alignas(64) Direction {
   int8_t weight[4][64];       // four bytes per channel, the earliest token's first
   int32_t correction[4][16];  // -128 * sum of the weights: tokens are multiplied as x + 128
@@ -70,21 +72,25 @@ struct Pair {
   __m512i low, high;
 };
 
-inline Pair interleave(__m512i first, __m512i second) { return {_mm512_unpacklo_epi8(first, second), _mm512_unpackhi_epi8(first, second)}; }
+inline Pair interleave(__m512i first, __m512i second) {
+  return {_mm512_unpacklo_epi8(first, second), _mm512_unpackhi_epi8(first, second)};
+}
 
 inline Window interleave(const Pair& first, const Pair& second) {
   return {{_mm512_unpacklo_epi16(first.low, second.low), _mm512_unpackhi_epi16(first.low, second.low),
            _mm512_unpacklo_epi16(first.high, second.high), _mm512_unpackhi_epi16(first.high, second.high)}};
 }
 
-// Table indices q + 128 of 64 channels. Only large positive numbers need a clamp: the conversion makes every number below int32 the lowest
-// one, and the packs saturate.
+// Table indices q + 128 of 64 channels. Only large positive numbers need a clamp: the conversion makes every number
+// below int32 the lowest one, and the packs saturate.
 inline __m512i indices(const Window& window, const Direction& w) {
   __m512i q[4];
 #pragma GCC unroll 4
   for (int v = 0; v < 4; ++v) {
-    const __m512i acc = _mm512_dpbusd_epi32(_mm512_load_si512(w.correction[v]), window.bytes[v], _mm512_load_si512(w.weight[v]));
-    const __m512 value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc), _mm512_load_ps(w.scale[v]), _mm512_load_ps(w.bias[v]));
+    const __m512i acc =
+        _mm512_dpbusd_epi32(_mm512_load_si512(w.correction[v]), window.bytes[v], _mm512_load_si512(w.weight[v]));
+    const __m512 value =
+        _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc), _mm512_load_ps(w.scale[v]), _mm512_load_ps(w.bias[v]));
     q[v] = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_set1_ps(127.0f), value));
   }
   const __m512i bytes = _mm512_packs_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3]));
@@ -102,8 +108,8 @@ void look_up_scalar(const int8_t* table, const Direction& w, int64_t tokens, int
 }
 
 // Tokens [begin, end) of one image and one block of channels.
-void run_item(const QuantConv1dSiluParams& p, const Block& block, int64_t image, int64_t first_channel, int64_t begin, int64_t end,
-              bool vbmi) {
+void run_item(const QuantConv1dSiluParams& p, const Block& block, int64_t image, int64_t first_channel, int64_t begin,
+              int64_t end, bool vbmi) {
   const int64_t L = p.tokens, E = p.channels;
   const int lanes = E - first_channel >= kLanes ? kLanes : static_cast<int>(E - first_channel);
   const __mmask64 mask = ~uint64_t{0} >> (kLanes - lanes);

@@ -46,12 +46,13 @@ void pack(const QuantConv1dSiluParams& p, void* packed) {
 
 int32x4_t quantized(int32x4_t acc, const float* scale, const float* bias) {
   const float32x4_t value = vfmaq_f32(vld1q_f32(bias), vcvtq_f32_s32(acc), vld1q_f32(scale));
-  return vcvtnq_s32_f32(vmaxnmq_f32(value, vdupq_n_f32(-128.0f)));  // the maximum is for NaN; conversion and narrowing saturate
+  return vcvtnq_s32_f32(
+      vmaxnmq_f32(value, vdupq_n_f32(-128.0f)));  // the maximum is for NaN; conversion and narrowing saturate
 }
 
 // Tokens [begin, end) of one image, one block of channels and one direction.
-void run_direction(const QuantConv1dSiluParams& p, const Direction& w, int d, int64_t image, int64_t first_channel, int64_t begin,
-                   int64_t end) {
+void run_direction(const QuantConv1dSiluParams& p, const Direction& w, int d, int64_t image, int64_t first_channel,
+                   int64_t begin, int64_t end) {
   const int64_t L = p.tokens, E = p.channels;
   const size_t lanes = static_cast<size_t>(E - first_channel < kLanes ? E - first_channel : kLanes);
   const int8_t* x = p.x + image * L * p.x_stride + first_channel;
@@ -67,10 +68,12 @@ void run_direction(const QuantConv1dSiluParams& p, const Direction& w, int d, in
       low = vmlal_s16(low, vget_low_s16(values), vget_low_s16(weight));
       high = vmlal_s16(high, vget_high_s16(values), vget_high_s16(weight));
     }
-    const int16x8_t words = vcombine_s16(vqmovn_s32(quantized(low, w.scale, w.bias)), vqmovn_s32(quantized(high, w.scale + 4, w.bias + 4)));
+    const int16x8_t words =
+        vcombine_s16(vqmovn_s32(quantized(low, w.scale, w.bias)), vqmovn_s32(quantized(high, w.scale + 4, w.bias + 4)));
     int8_t q[kLanes];
     vst1_s8(q, vqmovn_s16(words));
-    for (size_t lane = 0; lane < lanes; ++lane) u[t * E + static_cast<int64_t>(lane)] = p.table[w.table_offset[lane] + 128 + q[lane]];
+    for (size_t lane = 0; lane < lanes; ++lane)
+      u[t * E + static_cast<int64_t>(lane)] = p.table[w.table_offset[lane] + 128 + q[lane]];
   }
 }
 

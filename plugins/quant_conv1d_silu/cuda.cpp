@@ -5,7 +5,8 @@
 namespace vimtrt {
 
 const CudaOperator& quant_conv1d_silu_cuda_operator() {
-  static const CudaOperator table = cuda_operator<QuantConv1dSiluParams, quant_conv1d_silu_bind, quant_conv1d_silu_launch>();
+  static const CudaOperator table =
+      cuda_operator<QuantConv1dSiluParams, quant_conv1d_silu_bind, quant_conv1d_silu_launch>();
   return table;
 }
 

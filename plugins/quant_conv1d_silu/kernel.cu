@@ -1,15 +1,18 @@
 // QuantConv1dSiLU on a GPU (docs/numerics.md). README.md beside this file has the numbers.
 //
-// Grid:   x = an image's tiles of 128 channels times 4 * run tokens, y = images, in several launches beyond a grid's limit.
-// Block:  128 threads. A lane has 4 channels side by side, a warp all of the tile's channels and `run` tokens (1 to 16) that follow each
+// Grid:   x = an image's tiles of 128 channels times 4 * run tokens, y = images, in several launches beyond a grid's
+// limit. Block:  128 threads. A lane has 4 channels side by side, a warp all of the tile's channels and `run` tokens (1
+// to 16) that follow each
 //         other; the launcher chooses `run`.
 // Shared: the tile's rows of x, 128 bytes each, with three more on both sides, and 4 KiB of tables: 5.25 to 12.75 KiB.
 //
-// A register holds one channel's tokens t-3 .. t, a byte each. These are the forward window of token t and the backward window of token
-// t-3, whose weights are mirrored, so a byte permutation makes the window of both, and one dp4a each the sum:
+// A register holds one channel's tokens t-3 .. t, a byte each. These are the forward window of token t and the backward
+// window of token t-3, whose weights are mirrored, so a byte permutation makes the window of both, and one dp4a each
+// the sum:
 //
-//   row of x, token t        window of channel c                            u_forward[t]    from dp4a(window, weight[0])
-//   | c | c+1 | c+2 | c+3 |  | t-4 | t-3 | t-2 | t-1 |                      u_backward[t-3] from dp4a(window, weight[1] mirrored)
+//   row of x, token t        window of channel c                            u_forward[t]    from dp4a(window,
+//   weight[0]) | c | c+1 | c+2 | c+3 |  | t-4 | t-3 | t-2 | t-1 |                      u_backward[t-3] from
+//   dp4a(window, weight[1] mirrored)
 //     '----------.             .-----'     |     |
 //                |             |     .-----'     |
 //                |             |     |     .-----'
@@ -21,12 +24,12 @@
 //   newest token   first-3 .. first-1 | first  first+1  first+2 | first+3 .. first+run-1 |  ..  first+run+2
 //                  only shifted in    | forward                 | forward and backward   |  backward
 //
-// Nothing needs the conversion unit, which is slow. Floats from 2^23 to 2^24 are whole numbers, their bits go up by one from each to the
-// next. So an integer sum (below 2^17) that starts at the bits of 1.5 * 2^23 has the bits of 1.5 * 2^23 plus the sum; and adding 1.5 * 2^23
-// to a float rounds it to the nearest even.
+// Nothing needs the conversion unit, which is slow. Floats from 2^23 to 2^24 are whole numbers, their bits go up by one
+// from each to the next. So an integer sum (below 2^17) that starts at the bits of 1.5 * 2^23 has the bits of 1.5 *
+// 2^23 plus the sum; and adding 1.5 * 2^23 to a float rounds it to the nearest even.
 //
-// Entry i of table k lies at byte 256 k + (i ^ 16 (k % 8)): the lanes' channels use different tables, and their indices are mostly close to
-// each other; without that, every table's entries of the same index would lie in the same bank.
+// Entry i of table k lies at byte 256 k + (i ^ 16 (k % 8)): the lanes' channels use different tables, and their indices
+// are mostly close to each other; without that, every table's entries of the same index would lie in the same bank.
 #include <cstdint>
 
 #include "plugins/common/cuda.h"
@@ -44,7 +47,8 @@ constexpr int kLaneChannels = 4;
 constexpr int kTileChannels = kWarpThreads * kLaneChannels;
 constexpr int kMaxRun = 16;
 constexpr int kTableBytes = 256;
-constexpr int kSharedTables = 16;  // tables 0..15 are looked up in shared memory, further ones through the first-level cache
+constexpr int kSharedTables =
+    16;  // tables 0..15 are looked up in shared memory, further ones through the first-level cache
 constexpr uint32_t kFarTables = 1u << 31;
 constexpr float kWhole = 12582912.0f;  // 1.5 * 2^23, where floats are whole numbers
 constexpr int32_t kWholeBits = 0x4b400000;
@@ -78,7 +82,8 @@ VIMTRT_DEVICE int limited(int count, int limit) { return count < 0 ? 0 : count <
 
 // Copies
 
-// The first `bytes` bytes of a unit and zeros behind them. A unit has `width` bytes; with width 1 it has four, each read on its own.
+// The first `bytes` bytes of a unit and zeros behind them. A unit has `width` bytes; with width 1 it has four, each
+// read on its own.
 VIMTRT_DEVICE void copy_unit(int8_t* shared, const int8_t* global, int bytes, int width) {
   if (width == 16) {
     cuda::copy_async<16>(shared, global, bytes);
@@ -103,7 +108,8 @@ VIMTRT_DEVICE void copy_rows(int8_t* shared, const Launch& launch, const Tile& t
   const int at = static_cast<int>(cuda::thread_x()) * unit, first = at / kTileChannels, byte = at % kTileChannels;
   const int rows_at_once = kThreads * unit / kTileChannels;
   const int bytes = limited(tile.channels - byte, unit);
-  const int64_t column = bytes > 0 ? tile.first_channel + byte : 0;  // addresses stay inside of x even where no byte is read
+  const int64_t column =
+      bytes > 0 ? tile.first_channel + byte : 0;  // addresses stay inside of x even where no byte is read
 #pragma unroll 1
   for (int row = first; row < tile.tokens + 2 * kHalo; row += rows_at_once) {
     const int token = row - kHalo;  // within the tile
@@ -113,8 +119,8 @@ VIMTRT_DEVICE void copy_rows(int8_t* shared, const Launch& launch, const Tile& t
   }
 }
 
-// Bit i < kSharedTables: one of the lane's channels uses table i, as those that do not exist use table 0; kFarTables: one uses a further
-// table.
+// Bit i < kSharedTables: one of the lane's channels uses table i, as those that do not exist use table 0; kFarTables:
+// one uses a further table.
 VIMTRT_DEVICE uint32_t tables_of_lane(const Direction (&directions)[2]) {
   uint32_t used = 0;
 #pragma unroll
@@ -135,18 +141,23 @@ VIMTRT_DEVICE uint32_t or_of_warp(uint32_t bits) {
 }
 
 // Entry i of a table lies at table_at(id) ^ i in shared memory.
-VIMTRT_DEVICE uint32_t table_at(int32_t id) { return static_cast<uint32_t>(id) * kTableBytes | (static_cast<uint32_t>(id) & 7u) << 4; }
+VIMTRT_DEVICE uint32_t table_at(int32_t id) {
+  return static_cast<uint32_t>(id) * kTableBytes | (static_cast<uint32_t>(id) & 7u) << 4;
+}
 
 VIMTRT_DEVICE void copy_tables(int8_t* shared, const Launch& launch, uint32_t used) {
   const int unit = unit_bytes(launch.table_width);
 #pragma unroll 1
-  for (int byte = static_cast<int>(cuda::thread_x()) * unit; byte < kSharedTables * kTableBytes; byte += kThreads * unit) {
+  for (int byte = static_cast<int>(cuda::thread_x()) * unit; byte < kSharedTables * kTableBytes;
+       byte += kThreads * unit) {
     const int id = byte / kTableBytes;
-    if (used >> id & 1u) copy_unit(shared + (table_at(id) ^ byte % kTableBytes), launch.p.table + byte, unit, launch.table_width);
+    if (used >> id & 1u)
+      copy_unit(shared + (table_at(id) ^ byte % kTableBytes), launch.p.table + byte, unit, launch.table_width);
   }
 }
 
-// The first `exist` of four numbers and zeros behind them. `at_once`: they are aligned to their sum, and all exist or none.
+// The first `exist` of four numbers and zeros behind them. `at_once`: they are aligned to their sum, and all exist or
+// none.
 template <class Four, class T>
 VIMTRT_DEVICE void load_four(T (&to)[4], const T* from, int exist, bool at_once) {
   if (at_once) {
@@ -192,7 +203,8 @@ VIMTRT_DEVICE void load_constants(Direction (&directions)[2], const Launch& laun
     load_four<float4>(directions[d].bias, p.bias + at, exist, launch.constants_width == 16);
   }
 #pragma unroll
-  for (int c = 0; c < kLaneChannels; ++c) directions[1].weight[c] = cuda::byte_permute(directions[1].weight[c], 0, 0x0123);
+  for (int c = 0; c < kLaneChannels; ++c)
+    directions[1].weight[c] = cuda::byte_permute(directions[1].weight[c], 0, 0x0123);
 }
 
 // Arithmetic
@@ -227,14 +239,16 @@ VIMTRT_DEVICE void finish(Work& work, int d) {
 #pragma unroll
   for (int c = 0; c < kLaneChannels; ++c) {
     const int32_t sum = cuda::dp4a(static_cast<int32_t>(work.window[c]), static_cast<int32_t>(k.weight[c]), kWholeBits);
-    const uint32_t index = quantized(fmaf(from_bits(static_cast<uint32_t>(sum)) - kWhole, k.scale[c], k.bias[c])) & 255u;
+    const uint32_t index =
+        quantized(fmaf(from_bits(static_cast<uint32_t>(sum)) - kWhole, k.scale[c], k.bias[c])) & 255u;
     if (Plain || work.far == nullptr) {
       u[c] = static_cast<uint8_t>(work.tables[table_at(k.table_id[c]) ^ index]);
     } else {
       u[c] = static_cast<uint8_t>(cuda::load(work.far + static_cast<int64_t>(k.table_id[c]) * kTableBytes + index));
     }
   }
-  const uint32_t word = cuda::byte_permute(cuda::byte_permute(u[0], u[1], 0x0040), cuda::byte_permute(u[2], u[3], 0x0040), 0x5410);
+  const uint32_t word =
+      cuda::byte_permute(cuda::byte_permute(u[0], u[1], 0x0040), cuda::byte_permute(u[2], u[3], 0x0040), 0x5410);
   if (Plain || work.u_width >= kLaneChannels) {
     *reinterpret_cast<uint32_t*>(work.u[d]) = word;
   } else {
@@ -247,7 +261,8 @@ VIMTRT_DEVICE void finish(Work& work, int d) {
 VIMTRT_DEVICE void shift_in(Work& work) {
   const uint32_t x = *reinterpret_cast<const uint32_t*>(work.row);
 #pragma unroll
-  for (unsigned c = 0; c < kLaneChannels; ++c) work.window[c] = cuda::byte_permute(work.window[c], x, 0x4321 + (c << 12));
+  for (unsigned c = 0; c < kLaneChannels; ++c)
+    work.window[c] = cuda::byte_permute(work.window[c], x, 0x4321 + (c << 12));
   work.row += kTileChannels;
 }
 
@@ -284,7 +299,8 @@ VIMTRT_KERNEL void quant_conv1d_silu_kernel(Launch launch) {
   tile.first_row = (launch.first_image + cuda::block_y()) * p.tokens + tile.first_token;
   tile.tokens = limited(p.tokens - tile.first_token, kWarps * launch.run);
   tile.channels = limited(p.channels - tile.first_channel, kTileChannels);
-  const int lane = static_cast<int>(cuda::thread_x()) % kWarpThreads, warp = static_cast<int>(cuda::thread_x()) / kWarpThreads;
+  const int lane = static_cast<int>(cuda::thread_x()) % kWarpThreads,
+            warp = static_cast<int>(cuda::thread_x()) / kWarpThreads;
   const int64_t first_channel = tile.first_channel + lane * kLaneChannels;
 
   Work work;
@@ -326,10 +342,13 @@ uint64_t address(const void* p) { return reinterpret_cast<uintptr_t>(p); }
 
 int64_t groups_of(const QuantConv1dSiluParams& p) { return (static_cast<int64_t>(p.channels) - 1) / kTileChannels + 1; }
 
-int64_t chunks_of(const QuantConv1dSiluParams& p, int run) { return (static_cast<int64_t>(p.tokens) - 1) / (kWarps * run) + 1; }
+int64_t chunks_of(const QuantConv1dSiluParams& p, int run) {
+  return (static_cast<int64_t>(p.tokens) - 1) / (kWarps * run) + 1;
+}
 
-// The run with the smallest product of rounds, of as many blocks as an A100 has processors, and the time of a block: its run, and
-// what every run has besides (the windows behind it, constants, tables), reckoned as four tokens. No result depends on it.
+// The run with the smallest product of rounds, of as many blocks as an A100 has processors, and the time of a block:
+// its run, and what every run has besides (the windows behind it, constants, tables), reckoned as four tokens. No
+// result depends on it.
 int best_run(const QuantConv1dSiluParams& p) {
   constexpr int64_t kProcessors = 108, kFixed = 4;
   int best = 1;
@@ -362,7 +381,8 @@ int quant_conv1d_silu_launch(const QuantConv1dSiluParams& p, cuda::Stream stream
 
   // An image has far fewer tiles than a grid may have in x: with that many it would fill 17 TB.
   const int64_t tiles = launch.groups * chunks_of(p, launch.run);
-  const size_t shared_bytes = kSharedTables * kTableBytes + static_cast<size_t>(kWarps * launch.run + 2 * kHalo) * kTileChannels;
+  const size_t shared_bytes =
+      kSharedTables * kTableBytes + static_cast<size_t>(kWarps * launch.run + 2 * kHalo) * kTileChannels;
   for (; launch.first_image < p.batch; launch.first_image += kMaxGridY) {
     const int64_t left = p.batch - launch.first_image, images = left < kMaxGridY ? left : kMaxGridY;
     const cuda::Grid grid{static_cast<unsigned>(tiles), static_cast<unsigned>(images)};

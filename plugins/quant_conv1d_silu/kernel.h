@@ -6,8 +6,8 @@
 
 namespace vimtrt {
 
-// Starts the kernel on `stream`; asynchronous. All pointers of `params` are device memory. Returns 0 or a cudaError_t. Does nothing for an
-// empty batch.
+// Starts the kernel on `stream`; asynchronous. All pointers of `params` are device memory. Returns 0 or a cudaError_t.
+// Does nothing for an empty batch.
 int quant_conv1d_silu_launch(const QuantConv1dSiluParams& params, cuda::Stream stream);
 
 }  // namespace vimtrt

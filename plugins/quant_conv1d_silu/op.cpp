@@ -14,9 +14,9 @@ const OpDef& quant_conv1d_silu_op() {
   static const OpDef op = {
       "QuantConv1dSiLU",
       "quant_conv1d_silu",
-      {activation("x", Type::kInt8, "B L X"), constant("weight", Type::kInt8, "2 E 4"), constant("channel_scale", Type::kFloat32, "2 E"),
-       constant("bias", Type::kFloat32, "2 E"), constant("table", Type::kInt8, "T 256"),
-       constant("table_id", Type::kInt32, "2 E").indices(0, 'T')},
+      {activation("x", Type::kInt8, "B L X"), constant("weight", Type::kInt8, "2 E 4"),
+       constant("channel_scale", Type::kFloat32, "2 E"), constant("bias", Type::kFloat32, "2 E"),
+       constant("table", Type::kInt8, "T 256"), constant("table_id", Type::kInt32, "2 E").indices(0, 'T')},
       {output("u_forward", Type::kInt8, "B L E"), output("u_backward", Type::kInt8, "B L E")},
       {integer_attribute("x_offset")},
       0,

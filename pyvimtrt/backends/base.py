@@ -17,7 +17,8 @@ MEASURED = 0  # a batch that is to be found by measuring
 class Backend(ABC):
     """One way to run engines. A new one is a module with a subclass, and a line in `registry`.
 
-    ``file``: the kind of file it builds and loads. ``extra``: the extra of this package that it needs. ``distribution``:
+    ``file``: the kind of file it builds and loads. ``extra``: the extra of this package that it needs.
+    ``distribution``:
     what pip installs of it in the version that built an engine. ``needs_gpu``: each of its engines takes a GPU.
     ``takes_threads``: its engines run on as many threads as they are told, else on what they have. ``profiles``: they
     tell the time of every operator, as the CPU's do. ``automatic``: `auto` may choose it.

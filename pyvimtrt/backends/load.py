@@ -27,8 +27,9 @@ def read_engine_info(path: str | Path) -> NetworkInfo:
 def load_engine(path: str | Path, threads: int | None = None, backend: str = AUTO) -> Engine:
     """Load an engine file: .onnx, a quantized network that the CPU runs, or .engine, a plan of TensorRT.
 
-    ``threads`` is the CPU engine's number of threads, by default all cores. ``backend`` names what to run it with; `auto`
-    takes the best backend that can run this file on this machine, and the engine's ``backend`` says which that is.
+    ``threads`` is the CPU engine's number of threads, by default all cores. ``backend`` names what to run it with;
+    `auto` takes the best backend that can run this file on this machine, and the engine's ``backend`` says which that
+    is.
 
     Raises NetworkError for a damaged or foreign file, BackendError where this machine cannot run it, UsageError for a
     backend that does not run such files. A TensorRT engine with embedded plugins holds code that runs in this process:

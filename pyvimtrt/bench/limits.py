@@ -12,8 +12,9 @@ from pyvimtrt.graph.network import Network
 from pyvimtrt.native import require_native
 from pyvimtrt.runtime.cpu import CpuEngine
 
-# Vector operations of one state update that no kernel of the contract can do without: fma of the exponent, floor (two where the processor splits it), subtract,
-# five fma, scale (AVX2: convert, shift, add), g B, fma; for an int8 state maximum, minimum and rounding (two again); fma of y.
+# Vector operations of one state update that no kernel of the contract can do without: fma of the exponent, floor (two
+# where the processor splits it), subtract, five fma, scale (AVX2: convert, shift, add), g B, fma; for an int8 state
+# maximum, minimum and rounding (two again); fma of y.
 SCAN_OPERATIONS = {
     ("amx", "int8"): 17,
     ("avx512", "int8"): 17,
@@ -25,7 +26,9 @@ RUNS = 15
 
 
 def work(network: Network, batch: int) -> dict[str, tuple[str, int]]:
-    """Return, by name of node, the unit and amount of its work: multiply-adds of matrix products, state updates of scans."""
+    """Return, by name of node, the unit and amount of its work: multiply-adds of matrix products, state updates of
+    scans.
+    """
     found = {}
     for node in network.nodes:
         if node.op == "KScaledLinear":
@@ -33,7 +36,10 @@ def work(network: Network, batch: int) -> dict[str, tuple[str, int]]:
             found[node.name] = ("int8 multiply-adds", batch * tokens * outputs * inputs)
         elif node.op == "BidirectionalScan":
             _, tokens, channels = network.values[node.outputs[0]].shape
-            found[node.name] = ("state updates", batch * 2 * tokens * channels * network.values[node.inputs[7]].shape[2])
+            found[node.name] = (
+                "state updates",
+                batch * 2 * tokens * channels * network.values[node.inputs[7]].shape[2],
+            )
     return found
 
 
@@ -66,5 +72,9 @@ def operator_times(network: Network, pixels: npt.NDArray[np.int8], isa: str | No
     found = []
     for name, seconds in sorted(medians.items(), key=lambda item: -item[1]):
         unit, amount = totals.get(name, ("", 0))
-        found.append(OperatorTime(name, 1e3 * seconds, seconds / whole, unit, amount / seconds if seconds else 0.0, limits.get(unit, 0.0)))
+        found.append(
+            OperatorTime(
+                name, 1e3 * seconds, seconds / whole, unit, amount / seconds if seconds else 0.0, limits.get(unit, 0.0)
+            )
+        )
     return tuple(found)

@@ -1,7 +1,8 @@
 """The runtimes that an engine is measured beside. Each loads a model once and returns a function that runs one batch.
 
-All but the engine run the fp32 model, from the same weights; they are given normalized images, so their preprocessing is not counted. Every
-load function imports what it needs itself: a runtime that is not installed is missing, the others run.
+All but the engine run the fp32 model, from the same weights; they are given normalized images, so their preprocessing
+is not counted. Every load function imports what it needs itself: a runtime that is not installed is missing, the others
+run.
 """
 
 from __future__ import annotations
@@ -171,11 +172,24 @@ _TORCH = ("torch", "pyvimtrt.api", "pyvimtrt.model.scan")
 
 PEERS: dict[str, Peer] = {
     ENGINE: Peer("this engine, int8", _engine, ("pyvimtrt.backends.load",), is_fp32=False),
-    "torch-loop": Peer("PyTorch fp32, the scan a loop of its operations over the tokens, as the published code without CUDA", _torch_loop, _TORCH),
+    "torch-loop": Peer(
+        "PyTorch fp32, the scan a loop of its operations over the tokens, as the published code without CUDA",
+        _torch_loop,
+        _TORCH,
+    ),
     "torch": Peer("PyTorch fp32, the scan this package's vectorized fp32 kernel", _torch, _TORCH),
     "torch-compile": Peer("the same under torch.compile", _torch_compile, _TORCH),
-    "onnxruntime": Peer("ONNX Runtime fp32 on `pyvimtrt export onnx`, whose scan is an ONNX Scan", _onnxruntime, ("onnxruntime",)),
-    "onnxruntime-int8": Peer("ONNX Runtime, its dynamic int8 of the same export", _onnxruntime_int8, ("onnxruntime.quantization",), is_fp32=False),
+    "onnxruntime": Peer(
+        "ONNX Runtime fp32 on `pyvimtrt export onnx`, whose scan is an ONNX Scan", _onnxruntime, ("onnxruntime",)
+    ),
+    "onnxruntime-int8": Peer(
+        "ONNX Runtime, its dynamic int8 of the same export",
+        _onnxruntime_int8,
+        ("onnxruntime.quantization",),
+        is_fp32=False,
+    ),
     "openvino": Peer("OpenVINO fp32 on the same export", _openvino, ("openvino",)),
-    "openvino-int8": Peer("OpenVINO int8 by NNCF on the same export", _openvino_int8, ("openvino", "nncf"), is_fp32=False),
+    "openvino-int8": Peer(
+        "OpenVINO int8 by NNCF on the same export", _openvino_int8, ("openvino", "nncf"), is_fp32=False
+    ),
 }

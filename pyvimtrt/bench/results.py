@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 class PeerResult:
     """One peer at its best number of threads; milliseconds are of one batch. ``problem`` says why there are no figures.
 
-    ``ratio``: the median, over rounds, of this peer's time by the engine's in the same round. ``memory_bytes``: the most memory held, without what
-    the interpreter took before the model was loaded.
+    ``ratio``: the median, over rounds, of this peer's time by the engine's in the same round. ``memory_bytes``: the
+    most memory held, without what the interpreter took before the model was loaded.
     """
 
     peer: str
@@ -30,7 +30,9 @@ class PeerResult:
 
 @dataclass(frozen=True)
 class OperatorTime:
-    """One kind of operator, of one thread: share of the time, what it does a second, and the measured limit of that; 0: not counted."""
+    """One kind of operator, of one thread: share of the time, what it does a second, and the measured limit of that; 0:
+    not counted.
+    """
 
     operator: str
     milliseconds: float

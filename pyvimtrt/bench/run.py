@@ -35,7 +35,10 @@ from pyvimtrt.model.checkpoint import WeightsFile, load_weights
 from pyvimtrt.runtime.cpu import choose_isa, default_threads
 
 # The package that runs here, not one that lies in the working directory.
-_WORKER = "import sys; sys.path[:] = [*filter(None, sys.path), sys.argv.pop()]; from pyvimtrt.bench.worker import main; sys.exit(main())"
+_WORKER = (
+    "import sys; sys.path[:] = [*filter(None, sys.path), sys.argv.pop()]; from "
+    "pyvimtrt.bench.worker import main; sys.exit(main())"
+)
 TRIAL_ROUNDS = 5  # that choose a peer's number of threads
 PAUSE_S = 0.02  # between two peers' turns: threads that spin after a run go to sleep
 FP32_TOLERANCE = 1e-3  # of the largest logit, between fp32 peers
@@ -116,7 +119,9 @@ class _Worker:
 
 
 def parse_peers(text: str | None) -> tuple[str, ...]:
-    """Return the peers of --vs: names with commas between them, ``all``, or None for none. Raises UsageError for an unknown one."""
+    """Return the peers of --vs: names with commas between them, ``all``, or None for none. Raises UsageError for an
+    unknown one.
+    """
     names = tuple(name for name in PEERS if name != ENGINE)
     if text is None:
         return ()
@@ -129,22 +134,36 @@ def parse_peers(text: str | None) -> tuple[str, ...]:
     return chosen
 
 
-def bench(engine: str | Path, weights: api.WeightsSource | None = None, settings: Settings | None = None, progress: Progress | None = None) -> Bench:
+def bench(
+    engine: str | Path,
+    weights: api.WeightsSource | None = None,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> Bench:
     """Measure an engine file, and the peers of ``settings`` beside it, on random images.
 
-    ``weights`` is the checkpoint that the engine was built from, for the peers; by default the bundled one. Raises VimTrtError for anything a user can cause,
-    and where the engine itself cannot run; a peer that cannot has its problem in its result.
+    ``weights`` is the checkpoint that the engine was built from, for the peers; by default the bundled one. Raises
+    VimTrtError for anything a user can cause, and where the engine itself cannot run; a peer that cannot has its
+    problem in its result.
     """
     settings = settings or Settings()
     backend, info = choose(Path(engine), settings.backend), read_engine_info(engine)
     config = parse_model(info.model)
     threads = settings.threads or tuple(sorted({1, default_threads()}))
     with tempfile.TemporaryDirectory(prefix="pyvimtrt_bench_") as folder:
-        pixels = np.random.default_rng(settings.seed).integers(0, 256, (settings.batch, config.channels, config.img, config.img), dtype=np.uint8)
+        pixels = np.random.default_rng(settings.seed).integers(
+            0, 256, (settings.batch, config.channels, config.img, config.img), dtype=np.uint8
+        )
         mean, std = (np.array(values, np.float32)[:, None, None] for values in (info.mean, info.std))
         images = Path(folder) / "images.npz"
-        np.savez(images, pixels=pixels, normalized=((pixels.astype(np.float32) / np.float32(255) - mean) / std).astype(np.float32))
-        resolved, exported = _fp32_model(config, weights, Path(folder), info.weights_sha256) if settings.peers else (None, None)
+        np.savez(
+            images,
+            pixels=pixels,
+            normalized=((pixels.astype(np.float32) / np.float32(255) - mean) / std).astype(np.float32),
+        )
+        resolved, exported = (
+            _fp32_model(config, weights, Path(folder), info.weights_sha256) if settings.peers else (None, None)
+        )
         path, key = (None, None) if resolved is None else (str(resolved.path), resolved.key)
         requests = [
             Request(name, str(engine), config.spec(), path, exported, str(images), count, folder, key, backend.name)
@@ -156,10 +175,22 @@ def bench(engine: str | Path, weights: api.WeightsSource | None = None, settings
         operators = operator_times(load_network(Path(engine)), int8) if backend.profiles else ()
     if results[0].problem is not None:
         raise BackendError(f"the engine cannot be measured: {results[0].problem}")
-    return Bench(str(engine), config.spec(), choose_isa(), default_threads(), settings.batch, settings.rounds, tuple(results), operators, backend.name)
+    return Bench(
+        str(engine),
+        config.spec(),
+        choose_isa(),
+        default_threads(),
+        settings.batch,
+        settings.rounds,
+        tuple(results),
+        operators,
+        backend.name,
+    )
 
 
-def _fp32_model(config: ModelConfig, weights: api.WeightsSource | None, folder: Path, expected: str) -> tuple[WeightsFile, str]:
+def _fp32_model(
+    config: ModelConfig, weights: api.WeightsSource | None, folder: Path, expected: str
+) -> tuple[WeightsFile, str]:
     """Return the checkpoint of the peers, and its export. Raises VimTrtError for weights that are not the engine's."""
     path = api.resolve_weights(config, weights)
     loaded = load_weights(config, path)
@@ -243,7 +274,9 @@ def _best_threads(workers: Sequence[_Worker]) -> tuple[dict[str, _Worker], dict[
     return best, by_threads
 
 
-def _results(best: dict[str, _Worker], by_threads: dict[str, dict[int, float]], truth: F32 | None, batch: int) -> list[PeerResult]:
+def _results(
+    best: dict[str, _Worker], by_threads: dict[str, dict[int, float]], truth: F32 | None, batch: int
+) -> list[PeerResult]:
     own = np.array(best[ENGINE].times)
     results = []
     for name, worker in best.items():

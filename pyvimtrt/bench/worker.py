@@ -1,9 +1,11 @@
-"""A process that runs one peer: JSON lines in, JSON lines out. Peers do not share a process, so that neither threads nor memory of one count for another.
+"""A process that runs one peer: JSON lines in, JSON lines out. Peers do not share a process, so that neither threads
+nor memory of one count for another.
 
 In: the request (the fields of Request), then a line for each turn, then the end of the input.
 Out: {"load_s", "logits", "base_bytes"}, then {"ms"} for each turn, then {"peak_bytes"}; or {"error"}.
 
-A turn is a run that is not timed, since the turns of the others have emptied the caches and put the threads to sleep, and some that are: their median.
+A turn is a run that is not timed, since the turns of the others have emptied the caches and put the threads to sleep,
+and some that are: their median.
 """
 
 from __future__ import annotations
@@ -70,7 +72,9 @@ def main() -> int:
             answer(ms=1e3 * statistics.median(times))
         answer(peak_bytes=peak)
     except ModuleNotFoundError as error:
-        answer(error=f"it needs the package {error.name}, which is not installed; run: pip install 'pyvimtrt[torch,bench]'")
+        answer(
+            error=f"it needs the package {error.name}, which is not installed; run: pip install 'pyvimtrt[torch,bench]'"
+        )
         return 1
     except Exception as error:
         answer(error=f"{type(error).__name__}: {' '.join(str(error).split())}"[:MESSAGE])

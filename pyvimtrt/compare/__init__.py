@@ -1,1 +1,3 @@
-"""Comparing engines and models: how far answers lie apart and which tensors it costs; the options of `polygraphy run`."""
+"""Comparing engines and models: how far answers lie apart and which tensors it costs; the options of
+`polygraphy run`.
+"""

@@ -1,4 +1,6 @@
-"""Where accuracy is lost: each quantizer's cost alone and in company, the error of every tensor, and the ranges that the steps have to cover."""
+"""Where accuracy is lost: each quantizer's cost alone and in company, the error of every tensor, and the ranges that
+the steps have to cover.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +32,17 @@ _LAYER = re.compile(r"layers\.(\d+)\.(.*)")
 
 
 def split_name(name: str) -> tuple[int | None, str]:
-    """Return layer and kind of a tensor: (3, "forward.u") of "layers.3.forward.u", (None, "head.input") outside the layers."""
+    """Return layer and kind of a tensor: (3, "forward.u") of "layers.3.forward.u", (None, "head.input") outside the
+    layers.
+    """
     match = _LAYER.fullmatch(name)
     return (int(match[1]), match[2]) if match else (None, name)
 
 
 def groups_of(quantizers: Sequence[str], detail: str) -> list[Group]:
-    """Return the groups whose cost is measured: all kinds and all layers, and with the detail "tensors" every single quantizer too."""
+    """Return the groups whose cost is measured: all kinds and all layers, and with the detail "tensors" every single
+    quantizer too.
+    """
     kinds: dict[str, set[str]] = {}
     layers: dict[str, set[str]] = {}
     for name in quantizers:
@@ -59,10 +65,11 @@ def attribute(
     detail: str = "kinds",
     progress: Progress | None = None,
 ) -> Attribution:
-    """Measure every group's cost on uint8 images [N, C, H, W]; ``engine_logits`` [N, classes] are the engine's, to check the simulation with.
+    """Measure every group's cost on uint8 images [N, C, H, W]; ``engine_logits`` [N, classes] are the engine's, to
+    check the simulation with.
 
-    The cache must have passed `check_cache`. ``detail``: "kinds" measures kinds and layers, "tensors" every quantizer as well, which takes as many
-    times longer as there are more of them. Raises UsageError for another detail.
+    The cache must have passed `check_cache`. ``detail``: "kinds" measures kinds and layers, "tensors" every quantizer
+    as well, which takes as many times longer as there are more of them. Raises UsageError for another detail.
     """
     if detail not in DETAILS:
         raise UsageError(f"the detail of an attribution is {' or '.join(DETAILS)}, got {detail!r}")
@@ -70,7 +77,14 @@ def attribute(
 
 
 class _Attribution:
-    def __init__(self, simulation: Simulation, cache: Cache, images: npt.NDArray[np.uint8], detail: str, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        simulation: Simulation,
+        cache: Cache,
+        images: npt.NDArray[np.uint8],
+        detail: str,
+        progress: Progress | None,
+    ) -> None:
         self.simulation, self.config, self.images = simulation, simulation.config, images
         self.all = frozenset(simulation.quantizers)
         self.groups = groups_of(simulation.quantizers, detail)
@@ -82,10 +96,14 @@ class _Attribution:
         self._total = -(-len(images) // self._batch) * (self.config.depth + 2 * len(self.groups))
 
     def run(self, engine_logits: npt.NDArray[np.float32]) -> Attribution:
-        parts = [self._run_batch(self.images[start : start + self._batch]) for start in range(0, len(self.images), self._batch)]
+        parts = [
+            self._run_batch(self.images[start : start + self._batch])
+            for start in range(0, len(self.images), self._batch)
+        ]
         exact, everything, alone, without = (torch.cat(part, dim=-2).numpy() for part in zip(*parts, strict=True))
         costs = tuple(
-            Cost(name, group, len(members), closeness(alone[i], exact), closeness(without[i], exact)) for i, (name, group, members) in enumerate(self.groups)
+            Cost(name, group, len(members), closeness(alone[i], exact), closeness(without[i], exact))
+            for i, (name, group, members) in enumerate(self.groups)
         )
         return Attribution(
             images=len(self.images),
@@ -98,7 +116,9 @@ class _Attribution:
         )
 
     def _run_batch(self, images: npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return logits [B, classes] with nothing and with everything quantized, and [groups, B, classes] with each group alone and without it."""
+        """Return logits [B, classes] with nothing and with everything quantized, and [groups, B, classes] with each
+        group alone and without it.
+        """
         s = self.simulation
         exact: list[Stream] = [(s.embed(images, ()), None)]
         full: list[Stream] = [(s.embed(images, self.all), None)]
@@ -115,8 +135,12 @@ class _Attribution:
             self._step()
         return s.head(exact[-1], ()), s.head(full[-1], self.all), torch.stack(alone), torch.stack(without)
 
-    def _run_group(self, images: npt.NDArray[np.uint8], members: frozenset[str], on: frozenset[str], streams: list[Stream]) -> Tensor:
-        """Return logits with the quantizers ``on``; ``streams`` are right up to the first layer that ``members`` are in."""
+    def _run_group(
+        self, images: npt.NDArray[np.uint8], members: frozenset[str], on: frozenset[str], streams: list[Stream]
+    ) -> Tensor:
+        """Return logits with the quantizers ``on``; ``streams`` are right up to the first layer that ``members`` are
+        in.
+        """
         layers = [split_name(name)[0] for name in members]
         if not members.isdisjoint(self.simulation.stem):
             return self.simulation.logits(images, on)
@@ -124,7 +148,9 @@ class _Attribution:
         return self.simulation.run_from(first, streams[first], on)
 
     def _layer(self, i: int, exact: Stream, full: Stream) -> tuple[Stream, Stream]:
-        """Run a layer exactly and with everything quantized; record ranges and states of the one, errors of the other."""
+        """Run a layer exactly and with everything quantized; record ranges and states of the one, errors of the
+        other.
+        """
         seen: dict[str, Tensor] = {}
 
         def observe(name: str, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Plots of a report as inline SVG that follows the page's colours, light or dark.
 
-Matplotlib draws; what it drew in the placeholder colours below then takes its colours from the page's CSS variables, and texts stay text. Only this
-module needs Matplotlib.
+Matplotlib draws; what it drew in the placeholder colours below then takes its colours from the page's CSS variables,
+and texts stay text. Only this module needs Matplotlib.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-VARIABLES = {"#010203": "--ink", "#010204": "--faint", "#010205": "--first", "#010206": "--second"}  # what is drawn in -> what the page shows
+VARIABLES = {
+    "#010203": "--ink",
+    "#010204": "--faint",
+    "#010205": "--first",
+    "#010206": "--second",
+}  # what is drawn in -> what the page shows
 INK, FAINT, FIRST, SECOND = VARIABLES
 SETTINGS: Any = {
     "svg.fonttype": "none",
@@ -35,7 +40,16 @@ SETTINGS: Any = {
     "grid.color": FAINT,
     "legend.frameon": False,
 }
-CLUSTER_COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf")  # legible on light and dark
+CLUSTER_COLOURS = (
+    "#1f77b4",
+    "#ff7f0e",
+    "#2ca02c",
+    "#d62728",
+    "#9467bd",
+    "#8c564b",
+    "#e377c2",
+    "#17becf",
+)  # legible on light and dark
 WIDTH = 8.0  # inches, of 72 units
 DECIBELS = 80.0  # above it a quantizer costs nothing that could be seen: bars and colours end here
 CELLS = 64  # rows or columns of a heat map; more are put together, by their largest
@@ -44,7 +58,9 @@ F32 = npt.NDArray[np.float32]
 
 
 def bars(names: Sequence[str], alone: Sequence[float], without: Sequence[float]) -> str:
-    """Draw the cost of groups: how far the logits are from fp32 with a group alone quantized, and with all but it; both in dB, the lower the bar the dearer."""
+    """Draw the cost of groups: how far the logits are from fp32 with a group alone quantized, and with all but it; both
+    in dB, the lower the bar the dearer.
+    """
 
     def draw(axes: Axes) -> None:
         y = np.arange(len(names))[::-1]
@@ -86,7 +102,9 @@ def reach(axis: str, largest: F32, limit: F32, groups: npt.NDArray[np.int32]) ->
             axes.plot([], [], ".", color=FIRST, label="largest magnitude, a colour for each step")
         else:
             axes.plot(x, _positive(largest), ".", markersize=3, color=FIRST, label="largest magnitude")
-        axes.plot(x, _positive(limit), drawstyle="steps-mid", linewidth=1, color=SECOND, label="127 steps, where int8 ends")
+        axes.plot(
+            x, _positive(limit), drawstyle="steps-mid", linewidth=1, color=SECOND, label="127 steps, where int8 ends"
+        )
         axes.set_yscale("log")
         axes.set_xlabel(axis)
         axes.set_ylabel("magnitude")
@@ -96,11 +114,20 @@ def reach(axis: str, largest: F32, limit: F32, groups: npt.NDArray[np.int32]) ->
 
 
 def profiles(axis: str, before: F32, after: F32) -> str:
-    """Draw a hidden state's largest magnitudes along an axis before and after reparameterization, both divided by their largest."""
+    """Draw a hidden state's largest magnitudes along an axis before and after reparameterization, both divided by their
+    largest.
+    """
 
     def draw(axes: Axes) -> None:
         for values, colour, label in ((before, FIRST, "before"), (after, SECOND, "after")):
-            axes.plot(np.arange(len(values)), _positive(values), "." if len(values) == 1 else "-", linewidth=1.2, color=colour, label=label)
+            axes.plot(
+                np.arange(len(values)),
+                _positive(values),
+                "." if len(values) == 1 else "-",
+                linewidth=1.2,
+                color=colour,
+                label=label,
+            )
         axes.set_yscale("log")
         axes.set_xlabel(axis)
         axes.set_ylabel("share of the largest")
@@ -110,13 +137,25 @@ def profiles(axis: str, before: F32, after: F32) -> str:
 
 
 def state_maps(before: F32, after: F32) -> str:
-    """Draw a hidden state's largest magnitudes by token and state, [L, N], before and after; log10 of the share of the largest."""
+    """Draw a hidden state's largest magnitudes by token and state, [L, N], before and after; log10 of the share of the
+    largest.
+    """
     figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
     with mpl.rc_context(SETTINGS):
         image = None
-        for axes, values, title in zip(np.atleast_1d(figure.subplots(1, 2, sharey=True)), (before, after), ("before", "after"), strict=True):
+        for axes, values, title in zip(
+            np.atleast_1d(figure.subplots(1, 2, sharey=True)), (before, after), ("before", "after"), strict=True
+        ):
             shown = np.log10(_positive(pooled(values))).T
-            image = axes.imshow(shown, aspect="auto", cmap="viridis", vmin=-4, vmax=0, interpolation="nearest", extent=(0, len(values), values.shape[1], 0))
+            image = axes.imshow(
+                shown,
+                aspect="auto",
+                cmap="viridis",
+                vmin=-4,
+                vmax=0,
+                interpolation="nearest",
+                extent=(0, len(values), values.shape[1], 0),
+            )
             axes.set_title(title)
             axes.set_xlabel("token")
         assert image is not None

@@ -1,8 +1,10 @@
 """Images as the feed dicts of a quantized network: a folder, an .npz file, or the bundled samples.
 
-This file is a data loader script for every tool of Polygraphy, told by environment variables what to load; `polygraphy run` has options for the same:
+This file is a data loader script for every tool of Polygraphy, told by environment variables what to load;
+`polygraphy run` has options for the same:
 
-    PYVIMTRT_NETWORK=vim_t.onnx PYVIMTRT_IMAGES=validation polygraphy run ... --data-loader-script pyvimtrt/compare/data.py
+    PYVIMTRT_NETWORK=vim_t.onnx PYVIMTRT_IMAGES=validation polygraphy run ... --data-loader-script
+    pyvimtrt/compare/data.py
 """
 
 from __future__ import annotations
@@ -32,18 +34,27 @@ COUNT_VARIABLE = "PYVIMTRT_COUNT"
 FeedDict = dict[str, npt.NDArray[np.int8]]
 
 
-def feed_dicts(network: str | Path | None = None, images: str | Path | None = None, batch: int = BATCH, count: int = COUNT, seed: int = 0) -> list[FeedDict]:
-    """Return ``count`` images, drawn at random with ``seed``, as {"images": int8 pixel - 128 [B, C, H, W]}; the last batch may be smaller.
+def feed_dicts(
+    network: str | Path | None = None,
+    images: str | Path | None = None,
+    batch: int = BATCH,
+    count: int = COUNT,
+    seed: int = 0,
+) -> list[FeedDict]:
+    """Return ``count`` images, drawn at random with ``seed``, as {"images": int8 pixel - 128 [B, C, H, W]}; the last
+    batch may be smaller.
 
-    ``network`` is the quantized network's file, by default the bundled model; ``images`` a folder or an .npz file, by default the bundled samples.
-    Files that cannot be read are left out, with warnings on stderr.
+    ``network`` is the quantized network's file, by default the bundled model; ``images`` a folder or an .npz file, by
+    default the bundled samples. Files that cannot be read are left out, with warnings on stderr.
     """
     reader = ImageReader(strict=False)
     with in_one_sentence():
         if batch < 1:
             raise UsageError(f"the batch must be at least 1, got {batch}")
         config = parse_model(DEMO_MODEL) if network is None else load_network(Path(network)).config
-        pixels = (sample_images(images or zoo.DEMO_SAMPLES, config, count, seed, reader) ^ np.uint8(PIXEL_ZERO)).view(np.int8)
+        pixels = (sample_images(images or zoo.DEMO_SAMPLES, config, count, seed, reader) ^ np.uint8(PIXEL_ZERO)).view(
+            np.int8
+        )
     print_warnings(reader.warnings())
     return [{INPUT_NAME: pixels[start : start + batch]} for start in range(0, len(pixels), batch)]
 

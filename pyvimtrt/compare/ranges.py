@@ -41,21 +41,39 @@ class RangeRecord:
         return h
 
     def ranges(self) -> tuple[Range, ...]:
-        """Return the ranges along axes that may have steps of their own; along the tokens the channels' factors are divided out, and the other way round."""
+        """Return the ranges along axes that may have steps of their own; along the tokens the channels' factors are
+        divided out, and the other way round.
+        """
         found = []
         for (layer, kind), largest in self._largest.items():
             part, prefix, x = self._tensors[layer][kind], self._layers[layer].prefix + kind, largest.numpy()
             if isinstance(part, Activation) and part.has_token_scale:
                 mean_chan = _geometric_mean(self._cache[f"{prefix}.scale_chan"])
-                tok, chan = self._cache[f"{prefix}.scale_tok"] * mean_chan, self._cache[f"{prefix}.scale_chan"] / mean_chan
+                tok, chan = (
+                    self._cache[f"{prefix}.scale_tok"] * mean_chan,
+                    self._cache[f"{prefix}.scale_chan"] / mean_chan,
+                )
                 mean_tok = _geometric_mean(tok)
                 found.append(_range(prefix, layer, kind, "token", (x / chan).max(axis=1), tok * LEVELS))
-                found.append(_range(prefix, layer, kind, "channel", (x / (tok / mean_tok)[:, None]).max(axis=0), chan * mean_tok * LEVELS))
+                found.append(
+                    _range(
+                        prefix,
+                        layer,
+                        kind,
+                        "channel",
+                        (x / (tok / mean_tok)[:, None]).max(axis=0),
+                        chan * mean_tok * LEVELS,
+                    )
+                )
             elif isinstance(part, Table):
-                reach = TableScales.read(self._cache, prefix).out_scale_chan() * (UNSIGNED_LEVELS if part.is_unsigned else LEVELS)
+                reach = TableScales.read(self._cache, prefix).out_scale_chan() * (
+                    UNSIGNED_LEVELS if part.is_unsigned else LEVELS
+                )
                 found.append(_range(prefix, layer, kind, "channel", x.max(axis=0), reach))
             else:
-                found.append(_range(prefix, layer, kind, "channel", x.max(axis=0), self._cache[f"{prefix}.scale_chan"] * LEVELS))
+                found.append(
+                    _range(prefix, layer, kind, "channel", x.max(axis=0), self._cache[f"{prefix}.scale_chan"] * LEVELS)
+                )
         return tuple(found)
 
     def states(self) -> tuple[StateRange, ...]:
@@ -64,7 +82,9 @@ class RangeRecord:
         for (layer, reverse), largest in self._states.items():
             part = self._layers[layer].states()[reverse]
             name, before = self._layers[layer].prefix + part.name, floored(largest.numpy())
-            tok, chan, state = (self._cache[f"{name}.scale_{axis}"].astype(np.float64) for axis in ("tok", "chan", "state"))
+            tok, chan, state = (
+                self._cache[f"{name}.scale_{axis}"].astype(np.float64) for axis in ("tok", "chan", "state")
+            )
             after = before / (tok[:, None, None] * chan[:, None] * state) / LEVELS
             one_step = before / before.max()
             profiles = _profiles(one_step), _profiles(after / after.max())
@@ -80,7 +100,9 @@ def _geometric_mean(x: npt.NDArray[np.floating]) -> float:
     return float(np.exp(np.log(x.astype(np.float64)).mean()))
 
 
-def _range(name: str, layer: int, kind: str, axis: str, largest: npt.NDArray[np.floating], reach: npt.NDArray[np.floating]) -> Range:
+def _range(
+    name: str, layer: int, kind: str, axis: str, largest: npt.NDArray[np.floating], reach: npt.NDArray[np.floating]
+) -> Range:
     groups = np.unique(reach.astype(np.float32), return_inverse=True)[1]
     return Range(name, layer, kind, axis, largest.astype(np.float32), reach.astype(np.float32), groups.astype(np.int32))  # type: ignore[arg-type]
 

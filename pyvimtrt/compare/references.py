@@ -19,7 +19,9 @@ Array = npt.NDArray[Any]
 
 def _operator(op: str) -> Callable[..., list[Array]]:
     def run(attrs: Mapping[str, Any], *inputs: Array) -> list[Array]:
-        from pyvimtrt.graph.network import Node  # imported when it runs: Polygraphy imports this module for every network
+        from pyvimtrt.graph.network import (
+            Node,
+        )  # imported when it runs: Polygraphy imports this module for every network
         from pyvimtrt.runtime.reference import run_node
 
         return list(run_node(Node(op, op, (), (), {**OPERATORS[op].attributes, **attrs}), list(inputs)))
@@ -29,7 +31,9 @@ def _operator(op: str) -> Callable[..., list[Array]]:
 
 def _reshape(attrs: Mapping[str, Any], x: Array, shape: Array) -> list[Array]:
     keep_zeros = attrs.get("allowzero", 0)
-    return [x.reshape([x.shape[axis] if size == 0 and not keep_zeros else int(size) for axis, size in enumerate(shape)])]
+    return [
+        x.reshape([x.shape[axis] if size == 0 and not keep_zeros else int(size) for axis, size in enumerate(shape)])
+    ]
 
 
 def _transpose(attrs: Mapping[str, Any], x: Array) -> list[Array]:

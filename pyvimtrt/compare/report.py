@@ -35,7 +35,10 @@ THUMBNAIL = 160  # pixels of a worst image's longer side, at most
 
 # Labels, names of files and warnings come from anywhere: whatever a template is given is text, unless it is Markup.
 _PAGES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    keep_trailing_newline=True,
 )
 View = dict[str, Any]  # what the template reads of a part
 T = TypeVar("T")
@@ -55,7 +58,11 @@ def save_report(report: Report, path: Path) -> None:
 def render(report: Report) -> str:
     """Return a report as HTML. The same report gives the same text."""
     found = report.attribution
-    parts: View = {} if found is None else {"losses": _losses(found), "errors": _errors(found), "ranges": _ranges(found), "states": _states(found)}
+    parts: View = (
+        {}
+        if found is None
+        else {"losses": _losses(found), "errors": _errors(found), "ranges": _ranges(found), "states": _states(found)}
+    )
     return _PAGES.get_template("report.html").render(
         title=f"{report.engine.get('model', 'model')}: int8 against fp32",
         subtitle=f"{report.comparison.images:,} images of {report.data}",
@@ -92,12 +99,20 @@ def _figures(found: Comparison) -> list[tuple[str, str, str]]:
         cards += [
             ("top-1, int8", _percent(found.top1), f"fp32: {_percent(found.original_top1)}"),
             ("top-5, int8", _percent(found.top5), f"fp32: {_percent(found.original_top5)}"),
-            ("difference of top-1", f"{100 * found.difference:+.2f} points", f"95 % interval: {100 * found.low:+.2f} to {100 * found.high:+.2f}"),
+            (
+                "difference of top-1",
+                f"{100 * found.difference:+.2f} points",
+                f"95 % interval: {100 * found.low:+.2f} to {100 * found.high:+.2f}",
+            ),
         ]
     cards += [
         ("same class", _percent(found.agreement), "of int8 and fp32, right or wrong"),
         ("cosine of the logits", f"{found.cosine:.5f}", "mean over images, 1 is equal"),
-        ("signal to noise", f"{_decibels(found.snr_db)}{' dB' if math.isfinite(found.snr_db) else ''}", "of the logits"),
+        (
+            "signal to noise",
+            f"{_decibels(found.snr_db)}{' dB' if math.isfinite(found.snr_db) else ''}",
+            "of the logits",
+        ),
     ]
     return cards
 
@@ -105,8 +120,10 @@ def _figures(found: Comparison) -> list[tuple[str, str, str]]:
 def _losses(found: Attribution) -> View:
     """Bars of kinds and layers, and a table of single tensors."""
     text = (
-        f"A simulation whose quantizers can be switched, on {found.images} images. It is {_decibels(found.simulation.snr_db)} dB from the engine, which "
-        f"with everything quantized is {_decibels(found.everything.snr_db)} dB from fp32. A short bar is a dear group: little signal is left where it alone is "
+        f"A simulation whose quantizers can be switched, on {found.images} images. It is "
+        f"{_decibels(found.simulation.snr_db)} dB from the engine, which "
+        f"with everything quantized is {_decibels(found.everything.snr_db)} dB from fp32. A short bar is a dear "
+        "group: little signal is left where it alone is "
         "quantized. A second bar longer than the others shows what would be gained by leaving the group in fp32."
     )
     groups = []
@@ -114,8 +131,16 @@ def _losses(found: Attribution) -> View:
         costs = _dearest(found.costs, group)
         drawn = costs[:COSTS_DRAWN]
         if drawn:
-            svg = charts.bars([cost.name for cost in drawn], [cost.alone.snr_db for cost in drawn], [cost.without.snr_db for cost in drawn])
-            caption = f"The dearest {len(drawn)} of {len(costs)}, dearest first." if len(costs) > len(drawn) else "Dearest first."
+            svg = charts.bars(
+                [cost.name for cost in drawn],
+                [cost.alone.snr_db for cost in drawn],
+                [cost.without.snr_db for cost in drawn],
+            )
+            caption = (
+                f"The dearest {len(drawn)} of {len(costs)}, dearest first."
+                if len(costs) > len(drawn)
+                else "Dearest first."
+            )
             groups.append({"chart": _chart(svg, caption, title), "rows": _cost_rows(costs, found)})
     single = _cost_rows(_dearest(found.costs, "tensor")[:TENSORS_SHOWN], found)
     return {"text": text, "groups": groups, "tensors": single[:TENSORS_OPEN], "more_tensors": single[TENSORS_OPEN:]}
@@ -130,7 +155,13 @@ def _cost_rows(costs: Sequence[Cost], found: Attribution) -> list[tuple[str, ...
     for cost in costs:
         gain = cost.without.snr_db - found.everything.snr_db
         rows.append(
-            (cost.name, _decibels(cost.alone.snr_db), _percent(cost.alone.agreement), f"{cost.alone.cosine:.6f}", f"{gain:+.1f}" if math.isfinite(gain) else "")
+            (
+                cost.name,
+                _decibels(cost.alone.snr_db),
+                _percent(cost.alone.agreement),
+                f"{cost.alone.cosine:.6f}",
+                f"{gain:+.1f}" if math.isfinite(gain) else "",
+            )
         )
     return rows
 
@@ -145,8 +176,13 @@ def _errors(found: Attribution) -> View | None:
     table = np.full((len(kinds), len(layers)), np.nan)
     for error in errors:
         if error.kind in kinds and error.layer in layers:
-            table[kinds.index(error.kind), layers.index(error.layer)] = np.nan_to_num(error.snr_db, posinf=charts.DECIBELS, neginf=0.0)
-    return _chart(charts.error_map(kinds, layers, table), "Tensors in the order of the computation; scan.output is y, before the gate.")
+            table[kinds.index(error.kind), layers.index(error.layer)] = np.nan_to_num(
+                error.snr_db, posinf=charts.DECIBELS, neginf=0.0
+            )
+    return _chart(
+        charts.error_map(kinds, layers, table),
+        "Tensors in the order of the computation; scan.output is y, before the gate.",
+    )
 
 
 def _ranges(found: Attribution) -> View:
@@ -170,17 +206,24 @@ def _range(r: Range) -> View:
 
 def _states(found: Attribution) -> View:
     """Profiles and maps of hidden states before and after reparameterization."""
-    before, after = (float(np.mean([getattr(s, f"used_bits_{when}") for s in found.states] or [0])) for when in ("before", "after"))
+    before, after = (
+        float(np.mean([getattr(s, f"used_bits_{when}") for s in found.states] or [0])) for when in ("before", "after")
+    )
     text = (
-        "The hidden state's ranges differ along tokens, channels and states; dividing by one factor for each levels them, so that int8 has "
-        f"{after:.1f} bits for a magnitude on average instead of {before:.1f}. Level lines and an even map are what reparameterization is for."
+        "The hidden state's ranges differ along tokens, channels and states; dividing by one factor for each levels "
+        "them, so that int8 has "
+        f"{after:.1f} bits for a magnitude on average instead of {before:.1f}. Level lines and an even map are what "
+        "reparameterization is for."
     )
     by_need = sorted(found.states, key=lambda s: (s.used_bits_after, s.layer, s.direction))
     return {"text": text, **_shown_and_folded(by_need, _state, STATES_SHOWN, STATES_FOLDED)}
 
 
 def _state(s: StateRange) -> View:
-    profiles = [_chart(charts.profiles(axis, s.before[axis], s.after[axis]), "")["svg"] for axis in ("token", "channel", "state")]
+    profiles = [
+        _chart(charts.profiles(axis, s.before[axis], s.after[axis]), "")["svg"]
+        for axis in ("token", "channel", "state")
+    ]
     maps = charts.state_maps(s.before["token_by_state"], s.after["token_by_state"])
     caption = f"{s.used_bits_before:.1f} bits used before, {s.used_bits_after:.1f} after."
     return {"title": f"layer {s.layer}, {s.direction}", "profiles": profiles, "maps": _chart(maps, caption)}

@@ -1,6 +1,7 @@
 """What a comparison finds: plain data, which the command prints, `--json` gives and the report draws.
 
-A quantizer rounds one tensor to int8. Its name is the tensor's, ``layers.3.forward.u``; its kind is the name without the layer, ``forward.u``.
+A quantizer rounds one tensor to int8. Its name is the tensor's, ``layers.3.forward.u``; its kind is the name without
+the layer, ``forward.u``.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class Cost:
 
 @dataclass(frozen=True)
 class TensorError:
-    """Signal-to-noise ratio of a tensor where everything is quantized, errors of earlier layers included; in decibels."""
+    """Signal-to-noise ratio of a tensor where everything is quantized, errors of earlier layers included; in
+    decibels.
+    """
 
     name: str
     layer: int | None
@@ -56,7 +59,8 @@ class TensorError:
 class Range:
     """Largest magnitudes of a tensor along one axis, and the magnitude up to which int8 reaches there, 127 steps.
 
-    ``largest`` and ``reach`` [tokens or channels]; ``groups`` [tokens or channels] numbers the steps: equal numbers, equal steps.
+    ``largest`` and ``reach`` [tokens or channels]; ``groups`` [tokens or channels] numbers the steps: equal numbers,
+    equal steps.
     """
 
     name: str
@@ -70,10 +74,13 @@ class Range:
 
 @dataclass(frozen=True)
 class StateRange:
-    """Largest magnitudes of a direction's hidden state h [L, E, N] over images, before and after it is divided by its factors r_L, r_C, r_D.
+    """Largest magnitudes of a direction's hidden state h [L, E, N] over images, before and after it is divided by its
+    factors r_L, r_C, r_D.
 
-    Each is the largest over the other two axes, divided by the largest of all: ``token`` [L], ``channel`` [E], ``state`` [N].
-    ``token_by_state`` [L, N]. ``used_bits``: mean over all entries of log2(127 x entry / the step's reach): the bits that int8 gives an entry.
+    Each is the largest over the other two axes, divided by the largest of all: ``token`` [L], ``channel`` [E],
+    ``state`` [N].
+    ``token_by_state`` [L, N]. ``used_bits``: mean over all entries of log2(127 x entry / the step's reach): the bits
+    that int8 gives an entry.
     """
 
     layer: int
@@ -95,7 +102,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class WorstImage:
-    """An image whose logits moved far: ``distance`` is 1 - cosine. ``pixels`` uint8 [C, H, W]; ``label`` is None where there are no labels."""
+    """An image whose logits moved far: ``distance`` is 1 - cosine. ``pixels`` uint8 [C, H, W]; ``label`` is None where
+    there are no labels.
+    """
 
     index: int
     pixels: npt.NDArray[np.uint8]
@@ -123,7 +132,9 @@ class Attribution:
 
 @dataclass(frozen=True)
 class Report:
-    """A whole comparison. ``engine`` has what the engine says about itself, ready to print; ``warnings`` are sentences."""
+    """A whole comparison. ``engine`` has what the engine says about itself, ready to print; ``warnings`` are
+    sentences.
+    """
 
     engine: Mapping[str, Any]
     data: str
@@ -135,14 +146,20 @@ class Report:
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """Return a report as JSON can hold it: without arrays (pixels, profiles of ranges), and null for what is not finite."""
+    """Return a report as JSON can hold it: without arrays (pixels, profiles of ranges), and null for what is not
+    finite.
+    """
     found: dict[str, Any] = _plain(report)
     return found
 
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value) if not isinstance(getattr(value, field.name), np.ndarray)}
+        return {
+            field.name: _plain(getattr(value, field.name))
+            for field in fields(value)
+            if not isinstance(getattr(value, field.name), np.ndarray)
+        }
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items() if not isinstance(item, np.ndarray)}
     if isinstance(value, tuple | list):

@@ -66,13 +66,16 @@ def compare(
 ) -> Report:
     """Compare an engine with the fp32 model that it was built from, on a data set with or without labels.
 
-    ``weights`` and ``calibration`` are the checkpoint and the cache that the engine was built from, by default the bundled ones. Without a cache
-    there is no attribution. Raises VimTrtError for anything a user can cause.
+    ``weights`` and ``calibration`` are the checkpoint and the cache that the engine was built from, by default the
+    bundled ones. Without a cache there is no attribution. Raises VimTrtError for anything a user can cause.
     """
     settings, engine = settings or Settings(), Path(engine)
     if settings.detail not in DETAILS:
         raise UsageError(f"the attribution is one of {', '.join(DETAILS)}, got {settings.detail!r}")
-    for what, number, least in (("images of the attribution", settings.attribution_images, 1), ("worst images", settings.worst, 0)):
+    for what, number, least in (
+        ("images of the attribution", settings.attribution_images, 1),
+        ("worst images", settings.worst, 0),
+    ):
         if number < least:
             raise UsageError(f"the number of {what} must be at least {least}, got {number}")
     info = read_engine_info(engine)
@@ -82,17 +85,27 @@ def compare(
     cache = None if settings.detail == "none" else _cache(config, info, checkpoint, calibration)
     reader = ImageReader(settings.strict, settings.max_pixels)
     dataset = open_dataset(data, config, labels=info.labels, reader=reader, class_order=settings.class_order)
-    collected = _run(engine, checkpoint, dataset, settings, progress, Likeness(info.calibration_statistics), _Worst(settings.worst))
-    attribution = None if cache is None else _attribute(config, checkpoint, cache, dataset, collected.quantized, settings, progress)
+    collected = _run(
+        engine, checkpoint, dataset, settings, progress, Likeness(info.calibration_statistics), _Worst(settings.worst)
+    )
+    attribution = (
+        None
+        if cache is None
+        else _attribute(config, checkpoint, cache, dataset, collected.quantized, settings, progress)
+    )
     labels = None if dataset.labels is None else dataset.labels[collected.numbers]
     warnings = [*dataset.warnings, *collected.likeness.warnings(), *reader.warnings()]
     if cache is None and settings.detail != "none":
-        warnings.append("what costs how much is left out, as no calibration cache of this engine is known: give it with --calib")
+        warnings.append(
+            "what costs how much is left out, as no calibration cache of this engine is known: give it with --calib"
+        )
     return Report(
         engine=_facts(engine, info, settings.backend),
         data=str(data),
         comparison=compare_logits(collected.quantized, collected.original, labels),
-        worst=tuple(replace(image, index=collected.numbers[image.index]) for image in collected.worst.images(info, labels)),
+        worst=tuple(
+            replace(image, index=collected.numbers[image.index]) for image in collected.worst.images(info, labels)
+        ),
         warnings=tuple(warnings),
         attribution=attribution,
         left_out=reader.left_out,
@@ -108,7 +121,15 @@ class _Collected:
     numbers: list[int]  # of the images in the data set
 
 
-def _run(engine: Path, weights: WeightsFile, dataset: Dataset, settings: Settings, progress: Progress | None, likeness: Likeness, worst: _Worst) -> _Collected:
+def _run(
+    engine: Path,
+    weights: WeightsFile,
+    dataset: Dataset,
+    settings: Settings,
+    progress: Progress | None,
+    likeness: Likeness,
+    worst: _Worst,
+) -> _Collected:
     try:
         from polygraphy.exception import PolygraphyException
         from polygraphy.logger import G_LOGGER
@@ -121,7 +142,11 @@ def _run(engine: Path, weights: WeightsFile, dataset: Dataset, settings: Setting
     numbers: list[int] = []
     try:
         runner = EngineRunner(engine, settings.threads, backend=settings.backend)
-        with G_LOGGER.verbosity(SILENT), runner as quantized, TorchRunner(engine, weights, settings.threads) as original:
+        with (
+            G_LOGGER.verbosity(SILENT),
+            runner as quantized,
+            TorchRunner(engine, weights, settings.threads) as original,
+        ):
             for part, images, _ in dataset.numbered_batches(settings.batch, settings.limit):
                 feed = {INPUT_NAME: (images ^ np.uint8(PIXEL_ZERO)).view(np.int8)}
                 parts.append((original.infer(feed)[OUTPUT_NAME].copy(), quantized.infer(feed)[OUTPUT_NAME].copy()))
@@ -131,7 +156,9 @@ def _run(engine: Path, weights: WeightsFile, dataset: Dataset, settings: Setting
                 if progress is not None:
                     progress("comparing", len(numbers), total)
     except PolygraphyException as error:
-        if isinstance(error.__context__, VimTrtError):  # one of this package's errors, as runners give them to Polygraphy
+        if isinstance(
+            error.__context__, VimTrtError
+        ):  # one of this package's errors, as runners give them to Polygraphy
             raise error.__context__ from None
         raise
     original_logits, quantized_logits = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -152,13 +179,21 @@ class _Worst:
             key = bool(differ[i]), float(distances[i])
             if len(self._heap) < self._count or (self._heap and key > self._heap[0][0]):
                 entry = (key, first + i, images[i].copy(), original[i], quantized[i])
-                heapq.heappush(self._heap, entry) if len(self._heap) < self._count else heapq.heapreplace(self._heap, entry)
+                heapq.heappush(self._heap, entry) if len(self._heap) < self._count else heapq.heapreplace(
+                    self._heap, entry
+                )
 
     def images(self, info: NetworkInfo, labels: npt.NDArray[np.int64] | None) -> tuple[WorstImage, ...]:
         found = []
-        for (_, distance), index, pixels, original, quantized in sorted(self._heap, key=lambda entry: entry[0], reverse=True):
+        for (_, distance), index, pixels, original, quantized in sorted(
+            self._heap, key=lambda entry: entry[0], reverse=True
+        ):
             label = None if labels is None else _label(info.labels, int(labels[index]))
-            found.append(WorstImage(index, pixels, label, answers(original, info.labels), answers(quantized, info.labels), distance))
+            found.append(
+                WorstImage(
+                    index, pixels, label, answers(original, info.labels), answers(quantized, info.labels), distance
+                )
+            )
         return tuple(found)
 
 
@@ -174,7 +209,13 @@ def _label(labels: Sequence[str], index: int) -> str:
 
 
 def _attribute(
-    config: ModelConfig, weights: WeightsFile, cache: Cache, dataset: Dataset, logits: F32, settings: Settings, progress: Progress | None
+    config: ModelConfig,
+    weights: WeightsFile,
+    cache: Cache,
+    dataset: Dataset,
+    logits: F32,
+    settings: Settings,
+    progress: Progress | None,
 ) -> Attribution:
     from pyvimtrt.compare.attribution import attribute
 
@@ -185,7 +226,9 @@ def _attribute(
 
 
 def _cache(config: ModelConfig, info: NetworkInfo, weights: WeightsFile, path: str | Path | None) -> Cache | None:
-    """Return the cache that the engine was built from, or None where none is known. Raises CalibrationError for another one."""
+    """Return the cache that the engine was built from, or None where none is known. Raises CalibrationError for another
+    one.
+    """
     bundled = model_defaults(config).calibration
     if path is None and bundled is None:
         return None
@@ -195,7 +238,10 @@ def _cache(config: ModelConfig, info: NetworkInfo, weights: WeightsFile, path: s
     if cache.sha256() != info.calibration_sha256:
         if path is None:
             return None  # an engine of the bundled model, calibrated anew
-        raise UsageError(f"{chosen} is not the calibration cache that the engine was built from; give that with --calib, or leave it out")
+        raise UsageError(
+            f"{chosen} is not the calibration cache that the engine was built from; give that with --calib, or leave "
+            "it out"
+        )
     check_cache(cache, config, load_weights(config, weights), str(chosen))
     return cache
 

@@ -1,6 +1,8 @@
-"""Polygraphy runners of a quantized network: the CPU engine, the NumPy reference, and the fp32 PyTorch model it was made from.
+"""Polygraphy runners of a quantized network: the CPU engine, the NumPy reference, and the fp32 PyTorch model it was
+made from.
 
-All take the feed dicts that TensorRT's engine of the network takes, {"images": int8 pixel - 128 [B, C, H, W]}, and give {"logits": float32 [B, classes]}:
+All take the feed dicts that TensorRT's engine of the network takes, {"images": int8 pixel - 128 [B, C, H, W]}, and give
+{"logits": float32 [B, classes]}:
 
     results = Comparator.run([CpuRunner("net.onnx"), ReferenceRunner("net.onnx")], data_loader=feed_dicts("net.onnx"))
     assert bool(Comparator.compare_accuracy(results, compare_func=CompareFunc.simple(atol=0, rtol=0)))
@@ -44,7 +46,8 @@ class NetworkRunner(BaseRunner):  # type: ignore[misc]
     prefix: str
 
     def __init__(self, network: str | Path, name: str | None = None, variant: str = "") -> None:
-        """``network``: a file that `pyvimtrt build` made with the backend cpu, read on activation; of any backend, where a subclass says so.
+        """``network``: a file that `pyvimtrt build` made with the backend cpu, read on activation; of any backend,
+        where a subclass says so.
 
         ``name``: in reports, by default the kind and ``variant``.
         """
@@ -86,8 +89,12 @@ class EngineRunner(NetworkRunner):
 
     prefix = "vimtrt-engine"
 
-    def __init__(self, engine: str | Path, threads: int | None = None, name: str | None = None, backend: str = AUTO) -> None:
-        """``threads`` are the CPU engine's, by default all cores; a TensorRT engine takes none. ``backend`` as for `load_engine`."""
+    def __init__(
+        self, engine: str | Path, threads: int | None = None, name: str | None = None, backend: str = AUTO
+    ) -> None:
+        """``threads`` are the CPU engine's, by default all cores; a TensorRT engine takes none. ``backend`` as for
+        `load_engine`.
+        """
         super().__init__(engine, name)
         self._threads, self._backend = threads, backend
 
@@ -133,10 +140,16 @@ class CpuRunner(NetworkRunner):
         program = build_program(network, [network.input], written, engine.isa, engine.threads)
 
         def infer(pixels: npt.NDArray[np.int8]) -> dict[str, Array]:
-            arrays = {name: np.empty((len(pixels), *network.values[name].shape[1:]), network.values[name].dtype) for name in written}
+            arrays = {
+                name: np.empty((len(pixels), *network.values[name].shape[1:]), network.values[name].dtype)
+                for name in written
+            }
             program.run(len(pixels), [pixels], list(arrays.values()))
             arrays[network.input] = pixels
-            return {name: arrays[origin].reshape(len(pixels), *network.values[name].shape[1:]) for name, origin in names.items()}
+            return {
+                name: arrays[origin].reshape(len(pixels), *network.values[name].shape[1:])
+                for name, origin in names.items()
+            }
 
         return infer
 
@@ -146,7 +159,9 @@ class ReferenceRunner(NetworkRunner):
 
     prefix = "vimtrt-ref"
 
-    def __init__(self, network: str | Path, outputs: Sequence[str] | str | None = None, name: str | None = None) -> None:
+    def __init__(
+        self, network: str | Path, outputs: Sequence[str] | str | None = None, name: str | None = None
+    ) -> None:
         """``outputs`` as for CpuRunner."""
         super().__init__(network, name)
         self._outputs = outputs
@@ -176,7 +191,9 @@ class TorchRunner(NetworkRunner):
         name: str | None = None,
         weights_key: str | None = None,
     ) -> None:
-        """``weights``: the checkpoint that the network was built from, by default the bundled one; ``weights_key``: the set in it, where several fit."""
+        """``weights``: the checkpoint that the network was built from, by default the bundled one; ``weights_key``: the
+        set in it, where several fit.
+        """
         super().__init__(network, name)
         self._weights = weights if isinstance(weights, WeightsFile) else keyed_weights(weights, weights_key)
         self._threads = threads
@@ -206,14 +223,18 @@ class TorchRunner(NetworkRunner):
 
 
 def select_outputs(network: Network, outputs: Sequence[str] | str) -> list[str]:
-    """Return the names of tensors that names or patterns stand for, in the network's order. Raises UsageError where one stands for none."""
+    """Return the names of tensors that names or patterns stand for, in the network's order. Raises UsageError where one
+    stands for none.
+    """
     names = [name for node in network.nodes for name in node.outputs]
     if outputs == constants.MARK_ALL:
         return names
     patterns = [outputs] if isinstance(outputs, str) else outputs
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
-            raise UsageError(f"the network has no tensor {pattern!r}; its tensors are {names[0]}, {names[1]}, ..., {names[-1]}")
+            raise UsageError(
+                f"the network has no tensor {pattern!r}; its tensors are {names[0]}, {names[1]}, ..., {names[-1]}"
+            )
     return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 

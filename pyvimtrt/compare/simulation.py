@@ -1,7 +1,9 @@
-"""The quantized network in fp32 PyTorch, every quantizer of which can be switched on and off: what shows where accuracy is lost.
+"""The quantized network in fp32 PyTorch, every quantizer of which can be switched on and off: what shows where accuracy
+is lost.
 
-With all quantizers on it rounds the tensors that the engine rounds, by the same steps; it differs from the engine in the last bits of fp32 alone, which
-now and then move a value across a rounding boundary. With all off it is the fp32 model.
+With all quantizers on it rounds the tensors that the engine rounds, by the same steps; it differs from the engine in
+the last bits of fp32 alone, which now and then move a value across a rounding boundary. With all off it is the fp32
+model.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ def _by_the_scan(h: Tensor) -> Tensor:
 class Simulation:
     """A model whose quantizers can be switched. ``quantizers`` names them all, in the order of the network.
 
-    Methods take ``on``, the names of the quantizers that round; they do not need gradients and run under ``torch.no_grad``.
+    Methods take ``on``, the names of the quantizers that round; they do not need gradients and run under
+    ``torch.no_grad``.
     """
 
     def __init__(self, config: ModelConfig, weights: Weights, cache: Cache) -> None:
@@ -47,11 +50,19 @@ class Simulation:
         self.normalization = Normalization(cache.info.mean, cache.info.std)
         self._cache = {name: torch.from_numpy(np.asarray(value)) for name, value in cache.tensors.items()}
         self._roundings: dict[str, Rounding] = {}  # of activations, by quantizer
-        self._weights: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # parameter, exact and rounded values, by quantizer
-        self._corrections: dict[str, tuple[Tensor, str, str]] = {}  # of a bias, with the quantizers of weight and input, by the layer's output
+        self._weights: dict[
+            str, tuple[Tensor, Tensor, Tensor]
+        ] = {}  # parameter, exact and rounded values, by quantizer
+        self._corrections: dict[
+            str, tuple[Tensor, str, str]
+        ] = {}  # of a bias, with the quantizers of weight and input, by the layer's output
         self._rounds_state = cache.info.state == "int8"
         blocks = [self._add_block(block, cache) for block in self.description.blocks]
-        self.stem, self._layer_weights, self._head_weights = blocks[0], blocks[1:-1], blocks[-1]  # quantizers of weights
+        self.stem, self._layer_weights, self._head_weights = (
+            blocks[0],
+            blocks[1:-1],
+            blocks[-1],
+        )  # quantizers of weights
         self.quantizers = tuple(self._order())
 
     def logits(self, images: npt.NDArray[np.uint8], on: Collection[str]) -> Tensor:
@@ -71,7 +82,9 @@ class Simulation:
         exact_biases: dict[str, Tensor] = {}
         for part in self.description.stem.parts:
             quantizer = f"{part.name}.weight"
-            if isinstance(part, ImageConv) and quantizer in on:  # the engine's input is pixel - 128, and its bias has the exact weights' share of the 128
+            if (
+                isinstance(part, ImageConv) and quantizer in on
+            ):  # the engine's input is pixel - 128, and its bias has the exact weights' share of the 128
                 _, exact, rounded = self._weights[quantizer]
                 offset = self.normalization.apply(np.full((1, self.config.channels, 1, 1), PIXEL_ZERO, np.uint8))
                 bias = self.model.get_parameter(part.bias)
@@ -84,8 +97,12 @@ class Simulation:
                 self.model.get_parameter(name).data.copy_(values)
 
     @torch.no_grad()
-    def layer(self, i: int, stream: Stream, on: Collection[str], tap: Tap = no_tap, scan: Callable[..., Tensor] | None = None) -> Stream:
-        """Return what layer i gives; ``tap`` sees its tensors after rounding, ``scan`` replaces the fp32 scan where the state is not rounded."""
+    def layer(
+        self, i: int, stream: Stream, on: Collection[str], tap: Tap = no_tap, scan: Callable[..., Tensor] | None = None
+    ) -> Stream:
+        """Return what layer i gives; ``tap`` sees its tensors after rounding, ``scan`` replaces the fp32 scan where the
+        state is not rounded.
+        """
         block = self.description.layers[i]
         self._select_weights(self._layer_weights[i], on)
 
@@ -93,7 +110,9 @@ class Simulation:
             tensor = block.prefix + name
             return tap(name, self._round(tensor, self._correct(tensor, x, on), on))
 
-        def rounding_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, reverse: bool) -> Tensor:
+        def rounding_scan(
+            u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, reverse: bool
+        ) -> Tensor:
             quantizer = block.prefix + block.states()[reverse].name
             if quantizer not in on:
                 return (scan or selective_scan)(u, delta, A, B, C, D, reverse)
@@ -121,14 +140,22 @@ class Simulation:
             name = block.prefix + part.name
             if isinstance(part, Activation):
                 chan = self._cache[f"{name}.scale_chan"]
-                self._add_steps(name, self._cache[f"{name}.scale_tok"][:, None] * chan if part.has_token_scale else chan)
+                self._add_steps(
+                    name, self._cache[f"{name}.scale_tok"][:, None] * chan if part.has_token_scale else chan
+                )
             elif isinstance(part, Table):
-                self._add_table(block.prefix + part.argument, name, cache, *((0.0, 255.0) if part.is_unsigned else (-128.0, 127.0)))
+                self._add_table(
+                    block.prefix + part.argument, name, cache, *((0.0, 255.0) if part.is_unsigned else (-128.0, 127.0))
+                )
             elif isinstance(part, State):
                 if self._rounds_state:
                     self._roundings[name] = _by_the_scan
             else:
-                self._add_weight(f"{name}.weight", self.model.get_parameter(block.prefix + part.weight), self._weight_factor(block, part, cache))
+                self._add_weight(
+                    f"{name}.weight",
+                    self.model.get_parameter(block.prefix + part.weight),
+                    self._weight_factor(block, part, cache),
+                )
                 if isinstance(part, Linear):
                     self._add_correction(block, part)
         return tuple(self._weights)[before:]
@@ -151,7 +178,9 @@ class Simulation:
     def _add_table(self, index: str, output: str, cache: Cache, low: float, high: float) -> None:
         """Add the rounding of a table's index and of its entries."""
         scales = TableScales.read(cache.tensors, output)
-        step, center = (torch.from_numpy(values[scales.table_id]) for values in (scales.index_scale, scales.index_center))
+        step, center = (
+            torch.from_numpy(values[scales.table_id]) for values in (scales.index_scale, scales.index_center)
+        )
         out = torch.from_numpy(scales.out_scale[scales.table_id])
         self._roundings[index] = lambda x: fake_quantize(x - center, step) + center
         self._roundings[output] = lambda x: fake_quantize(x, out, low, high)
@@ -189,7 +218,9 @@ class Simulation:
             parameter.data = rounded if name in on else exact
 
     def _correct(self, output: str, x: Tensor, on: Collection[str]) -> Tensor:
-        """Add the correction of the bias to a linear layer's output [.., O]: where weight and input are rounded, as it makes up for both together."""
+        """Add the correction of the bias to a linear layer's output [.., O]: where weight and input are rounded, as it
+        makes up for both together.
+        """
         if output not in self._corrections:
             return x
         correction, weight, source = self._corrections[output]
@@ -198,7 +229,9 @@ class Simulation:
     def _order(self) -> list[str]:
         """Return the quantizers block by block, of each its activations and then its weights."""
         names = []
-        for block, weights in zip(self.description.blocks, (self.stem, *self._layer_weights, self._head_weights), strict=True):
+        for block, weights in zip(
+            self.description.blocks, (self.stem, *self._layer_weights, self._head_weights), strict=True
+        ):
             for part in block.parts:
                 tensors = (part.argument, part.name) if isinstance(part, Table) else (part.name,)
                 names += [block.prefix + tensor for tensor in tensors if block.prefix + tensor in self._roundings]

@@ -11,7 +11,9 @@ from pyvimtrt.errors import DataError, UsageError
 ORDERS = ("labels", "numbers", "text")
 
 
-def class_numbers(path: Path, names: list[str], classes: int, labels: Sequence[str], order: str | None = None) -> tuple[list[int], tuple[str, ...]]:
+def class_numbers(
+    path: Path, names: list[str], classes: int, labels: Sequence[str], order: str | None = None
+) -> tuple[list[int], tuple[str, ...]]:
     """Return the class of each folder, ``names`` sorted, and warnings about how the names were understood.
 
     ``order``: labels, where each is named after one of the model's labels; numbers, folder 10 is class 10; text, the
@@ -26,12 +28,17 @@ def class_numbers(path: Path, names: list[str], classes: int, labels: Sequence[s
         raise DataError(_misfit(path, names, classes, order))
     if len(set(found)) < len(found):
         twice = next(name for name, number in zip(names, found, strict=True) if found.count(number) > 1)
-        same = next(n for n, number in zip(names, found, strict=True) if n != twice and number == found[names.index(twice)])
-        raise DataError(f"{path} has two folders of one class, {twice} and {same}; keep one, or give --class-order text")
+        same = next(
+            n for n, number in zip(names, found, strict=True) if n != twice and number == found[names.index(twice)]
+        )
+        raise DataError(
+            f"{path} has two folders of one class, {twice} and {same}; keep one, or give --class-order text"
+        )
     if order is None and found is by_number and by_text is not None:
         if max(found) >= classes:
             raise DataError(
-                f"{path} has the label {max(found)}; the model's classes are 0 to {classes - 1}: number folders so, or give "
+                f"{path} has the label {max(found)}; the model's classes are 0 to {classes - 1}: number folders so, "
+                "or give "
                 "--class-order text to take them sorted as text, as torchvision does"
             )
         return found, _difference(names, found, by_text)
@@ -49,7 +56,9 @@ def _by_number(names: list[str]) -> list[int] | None:
 
 
 def _by_text(names: list[str], classes: int) -> list[int] | None:
-    """Return the places of the names; of some of the numbers 0, 1, .. without zeros before them, those among all of them."""
+    """Return the places of the names; of some of the numbers 0, 1, .. without zeros before them, those among all of
+    them.
+    """
     if len(names) == classes:
         return list(range(classes))
     every = {str(number): number for number in range(classes)}
@@ -67,7 +76,8 @@ def _difference(names: list[str], numbers: list[int], places: list[int]) -> tupl
     name, number, place = differ[0]
     return (
         f"folders are taken as class numbers, {name} as class {number}; sorted as text, as torchvision has them, "
-        f"{len(differ)} of {len(names)} would be other classes, {name} class {place}: --class-order text takes them so, "
+        f"{len(differ)} of {len(names)} would be other classes, {name} class {place}: --class-order text takes them "
+        "so, "
         "--class-order numbers ends this warning",
     )
 

@@ -25,10 +25,11 @@ I64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Dataset:
-    """A number of images of one model's size. ``read(indices)`` yields the images [C, H, W] of ascending indices, or None.
+    """A number of images of one model's size. ``read(indices)`` yields the images [C, H, W] of ascending indices, or
+    None.
 
-    None stands for a file that ``reader`` has left out. ``labels`` is int64 [N], or None; ``class_names`` has a name per
-    class of the model, or is empty. ``warnings`` are sentences about how the data was understood.
+    None stands for a file that ``reader`` has left out. ``labels`` is int64 [N], or None; ``class_names`` has a name
+    per class of the model, or is empty. ``warnings`` are sentences about how the data was understood.
     """
 
     count: int
@@ -65,7 +66,9 @@ class Dataset:
             raise self.reader.nothing_read(self.source)
 
     def sample(self, count: int, seed: int) -> U8:
-        """Return ``count`` images drawn at random, in order; others are drawn for those left out, as long as there are any."""
+        """Return ``count`` images drawn at random, in order; others are drawn for those left out, as long as there are
+        any.
+        """
         random = np.random.default_rng(seed)
         found: dict[int, U8] = {}
         left = np.arange(len(self))
@@ -93,10 +96,10 @@ def open_dataset(
 ) -> Dataset:
     """Return the data set at a path for a model; ``labels`` are the model's, where it has some.
 
-    A folder of class folders: ``class_order`` as for `class_numbers`. A folder of images has no labels. ``split`` (train
-    or test) picks the IDX files of (Fashion-)MNIST. ``reader`` says what becomes of files that cannot be read; by default
-    the first raises. Raises DataError where there is no data set, it does not fit the model, or a label lies outside the
-    classes.
+    A folder of class folders: ``class_order`` as for `class_numbers`. A folder of images has no labels. ``split``
+    (train or test) picks the IDX files of (Fashion-)MNIST. ``reader`` says what becomes of files that cannot be read;
+    by default the first raises. Raises DataError where there is no data set, it does not fit the model, or a label lies
+    outside the classes.
     """
     path, reader = Path(path), reader or ImageReader()
     if not path.is_dir():
@@ -109,7 +112,9 @@ def open_dataset(
     return dataset
 
 
-def sample_images(path: str | Path, config: ModelConfig, count: int, seed: int = 0, reader: ImageReader | None = None) -> U8:
+def sample_images(
+    path: str | Path, config: ModelConfig, count: int, seed: int = 0, reader: ImageReader | None = None
+) -> U8:
     """Return ``count`` images uint8 [n, C, H, W] drawn at random without repetition, all of them where there are fewer.
 
     The same files, count and seed give the same images in the same order. Labels are neither needed nor checked.
@@ -163,10 +168,14 @@ def _idx(path: Path, config: ModelConfig, split: str, names: Sequence[str]) -> D
 
 
 def _files(paths: Sequence[Path], config: ModelConfig, source: Path, reader: ImageReader) -> Dataset:
-    return Dataset(len(paths), lambda indices: (reader.read(paths[i], config) for i in indices), source=str(source), reader=reader)
+    return Dataset(
+        len(paths), lambda indices: (reader.read(paths[i], config) for i in indices), source=str(source), reader=reader
+    )
 
 
-def _folder(path: Path, config: ModelConfig, labels: Sequence[str], reader: ImageReader, class_order: str | None) -> Dataset:
+def _folder(
+    path: Path, config: ModelConfig, labels: Sequence[str], reader: ImageReader, class_order: str | None
+) -> Dataset:
     if folders := _class_folders(path):
         return _folders(path, folders, config, labels, reader, class_order)
     return _files(find_images(path, reader.leave_out), config, path, reader)
@@ -181,11 +190,20 @@ def _class_folders(path: Path) -> list[Path]:
     folders = [p for p in visible if p.is_dir()]
     loose = [p for p in visible if is_image(p.name) and p.is_file()]
     if folders and loose:
-        raise DataError(f"{path} holds both images ({loose[0].name}) and folders ({folders[0].name}); keep only one kind")
+        raise DataError(
+            f"{path} holds both images ({loose[0].name}) and folders ({folders[0].name}); keep only one kind"
+        )
     return folders
 
 
-def _folders(path: Path, folders: list[Path], config: ModelConfig, labels: Sequence[str], reader: ImageReader, class_order: str | None) -> Dataset:
+def _folders(
+    path: Path,
+    folders: list[Path],
+    config: ModelConfig,
+    labels: Sequence[str],
+    reader: ImageReader,
+    class_order: str | None,
+) -> Dataset:
     numbers, warnings = class_numbers(path, [f.name for f in folders], config.classes, labels, class_order)
     paths: list[Path] = []
     targets: list[int] = []

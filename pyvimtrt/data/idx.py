@@ -19,7 +19,10 @@ from pyvimtrt.errors import DataError
 
 FASHION_MNIST_PACKAGE = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts the files
 MAX_IDX_BYTES = 1 << 31
-_FILES = {"train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"), "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")}
+_FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
 
 
 def read_idx(path: Path) -> npt.NDArray[np.uint8]:
@@ -55,5 +58,7 @@ def read_idx_split(folder: Path, split: str = "test") -> tuple[npt.NDArray[np.ui
         raise DataError(f"{folder} holds no {_FILES[split][0]}[.gz] and {_FILES[split][1]}[.gz]")
     images, labels = read_idx(pair[0]), read_idx(pair[1])
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
-        raise DataError(f"{folder}: images of shape {images.shape} and labels of shape {labels.shape} do not belong together")
+        raise DataError(
+            f"{folder}: images of shape {images.shape} and labels of shape {labels.shape} do not belong together"
+        )
     return images[:, None], labels.astype(np.int64)

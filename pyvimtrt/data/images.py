@@ -47,14 +47,22 @@ def load_image(path: Path, config: ModelConfig, max_pixels: int = MAX_PIXELS) ->
     return decode_image(path, config, str(path), max_pixels)
 
 
-def decode_image(source: Path | BinaryIO, config: ModelConfig, name: str, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS) -> U8:
+def decode_image(
+    source: Path | BinaryIO,
+    config: ModelConfig,
+    name: str,
+    max_pixels: int = MAX_PIXELS,
+    formats: tuple[str, ...] = FORMATS,
+) -> U8:
     """Return an image file as uint8 [C, img, img]: EXIF orientation applied, resized and cropped as the model asks.
 
     An image that already has the model's size is taken pixel by pixel. ``name`` stands in messages. Raises DataError
     where the source is no image of one of the ``formats``, is truncated or has more than ``max_pixels`` pixels.
     """
     if config.channels not in _MODES:
-        raise DataError(f"the model takes {config.channels} channels, which no image file has; give an .npz of arrays instead")
+        raise DataError(
+            f"the model takes {config.channels} channels, which no image file has; give an .npz of arrays instead"
+        )
     _allow(max_pixels)
     try:
         if isinstance(source, Path) and not (source.is_file() or source.is_dir()):
@@ -97,7 +105,9 @@ def _too_many(name: str, size: str, max_pixels: int) -> str:
 
 
 def _allow(max_pixels: int) -> None:
-    """Raise Pillow's own limit, which is the process's and begins at twice MAX_IMAGE_PIXELS, where more is asked for."""
+    """Raise Pillow's own limit, which is the process's and begins at twice MAX_IMAGE_PIXELS, where more is asked
+    for.
+    """
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > 2 * Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
 
@@ -112,7 +122,9 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_mode(image: Image.Image, mode: str, name: str) -> Image.Image:
-    if image.mode.startswith("I"):  # greyscale of 16 bits, in Pillow's modes of 16 and 32: scale to 8 bits instead of clipping
+    if image.mode.startswith(
+        "I"
+    ):  # greyscale of 16 bits, in Pillow's modes of 16 and 32: scale to 8 bits instead of clipping
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise DataError(f"{name} has pixels of more than 16 bits; convert it to 8 or 16 bits")
@@ -123,7 +135,8 @@ def _to_mode(image: Image.Image, mode: str, name: str) -> Image.Image:
 
 
 def _fit(image: Image.Image, size: int, name: str) -> Image.Image:
-    """Resize the short side to size / CROP_FRACTION and crop the middle; small models (under 64 pixels) take the whole middle square.
+    """Resize the short side to size / CROP_FRACTION and crop the middle; small models (under 64 pixels) take the whole
+    middle square.
 
     Sizes are rounded as torchvision's Resize and CenterCrop round them, which published accuracies were measured with.
     """

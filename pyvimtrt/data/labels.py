@@ -29,13 +29,39 @@ _NUMBER_FIRST = re.compile(r"(?P<number>[0-9]{1,9})(?: ?[,;:=|] ?| )(?P<label>\S
 _NUMBER_LAST = re.compile(r"(?P<label>.*\S)(?: ?[,;:=|] ?| )(?P<number>[0-9]{1,9})")
 _WORDNET = re.compile(r"n[0-9]{8}(?:[,:] ?| )(?P<label>\S.*)")
 _HEADING = frozenset(
-    ["id", "idx", "index", "number", "class", "classid", "class_id", "class_index", "class_name", "category", "label", "name", "names", "labels"]
+    [
+        "id",
+        "idx",
+        "index",
+        "number",
+        "class",
+        "classid",
+        "class_id",
+        "class_index",
+        "class_name",
+        "category",
+        "label",
+        "name",
+        "names",
+        "labels",
+    ]
 )
-_INDEX_KEYS = ("id2label", "label2id", "class_to_idx", "idx_to_class", "names", "labels", "classes", "categories")  # of tools' files
+_INDEX_KEYS = (
+    "id2label",
+    "label2id",
+    "class_to_idx",
+    "idx_to_class",
+    "names",
+    "labels",
+    "classes",
+    "categories",
+)  # of tools' files
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """Return the labels of a file in the order of the classes. Raises DataError, saying what is expected, for any other."""
+    """Return the labels of a file in the order of the classes. Raises DataError, saying what is expected, for any
+    other.
+    """
     text = _decode(path).strip()
     if text.startswith(("{", "[")):
         labels = _parsed(path, text)
@@ -88,13 +114,17 @@ def _lines(path: Path, text: str) -> list[str]:
 
 
 def _numbered(path: Path, lines: list[str], pairs: list[tuple[int, str]]) -> list[str]:
-    """Return the labels in order of their numbers; the lines where the numbers are the labels' own ("1 euro", "2 euro")."""
+    """Return the labels in order of their numbers; the lines where the numbers are the labels' own ("1 euro", "2
+    euro").
+    """
     numbers, labels = [number for number, _ in pairs], {label for _, label in pairs}
     first = min(numbers)
     if len(labels) == len(pairs) and first in (0, 1) and sorted(numbers) == list(range(first, first + len(pairs))):
         return [label for _, label in sorted(pairs)]
     if len(labels) == len(pairs) and first == 0:
-        raise DataError(f"{path}: the numbers of the lines are not 0 to {len(pairs) - 1}, each once; number every class")
+        raise DataError(
+            f"{path}: the numbers of the lines are not 0 to {len(pairs) - 1}, each once; number every class"
+        )
     return lines
 
 

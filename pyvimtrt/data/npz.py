@@ -69,7 +69,9 @@ class NpzImages:
         if header is None:
             return None
         if header.dtype.kind not in "iu" or header.shape != (len(self),):
-            raise DataError(f"{self.path}: labels must be {len(self)} whole numbers, got {header.dtype} {list(header.shape)}")
+            raise DataError(
+                f"{self.path}: labels must be {len(self)} whole numbers, got {header.dtype} {list(header.shape)}"
+            )
         with self._open("labels") as (stream, _):
             stream.read(header.offset)
             data = stream.read(len(self) * header.dtype.itemsize)
@@ -129,7 +131,9 @@ class NpzImages:
         if fortran and len(shape) > 1:
             raise DataError(f"{self.path}: {name} is in Fortran order; save np.ascontiguousarray({name})")
         if stored != head.tell() + size:
-            raise DataError(f"{self.path} is damaged: {name} claims {size} bytes, the file holds {stored - head.tell()}")
+            raise DataError(
+                f"{self.path} is damaged: {name} claims {size} bytes, the file holds {stored - head.tell()}"
+            )
         return ArrayHeader(dtype, tuple(shape), head.tell())
 
 

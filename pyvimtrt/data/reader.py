@@ -48,7 +48,9 @@ class ImageReader:
             try:
                 found += find_images(path, self.leave_out) if path.is_dir() else [path]
             except (DataError, OSError) as error:  # OSError: a name that is too long, a folder that may not be entered
-                self.leave_out(error if isinstance(error, DataError) else DataError(f"cannot read {path}: {error.strerror}"))
+                self.leave_out(
+                    error if isinstance(error, DataError) else DataError(f"cannot read {path}: {error.strerror}")
+                )
         return found
 
     def leave_out(self, error: DataError, path: Path | None = None) -> None:
@@ -63,7 +65,9 @@ class ImageReader:
         if not count:
             return DataError(f"{source} holds no images")
         first = self.left_out[0]
-        return DataError(first if count == 1 else f"none of the {count} images of {source} can be read; the first: {first}")
+        return DataError(
+            first if count == 1 else f"none of the {count} images of {source} can be read; the first: {first}"
+        )
 
     def warnings(self) -> list[str]:
         """Return sentences that count and name what was left out, none where all was read."""

@@ -1,6 +1,8 @@
-"""Do images look like those that an engine was calibrated with? A few numbers of each image tell sets apart that were made differently.
+"""Do images look like those that an engine was calibrated with? A few numbers of each image tell sets apart that were
+made differently.
 
-Steps are chosen for the calibration images: on images that are darker, flatter, sharper or otherwise unlike them values are clipped that were never seen.
+Steps are chosen for the calibration images: on images that are darker, flatter, sharper or otherwise unlike them values
+are clipped that were never seen.
 """
 
 from __future__ import annotations
@@ -22,18 +24,23 @@ Moments = tuple[tuple[float, float], ...]  # mean and standard deviation over im
 def image_statistics(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     """Return [N, 4] for uint8 images [N, C, H, W], all of pixels in 0..1.
 
-    brightness: mean; contrast: standard deviation; detail: mean difference between neighbours; colourfulness: mean standard deviation over channels.
+    brightness: mean; contrast: standard deviation; detail: mean difference between neighbours; colourfulness: mean
+    standard deviation over channels.
     """
     x = images.astype(np.float32) / 255.0
     across, down = (np.abs(np.diff(x, axis=axis)) for axis in (3, 2))
     detail = np.stack([d.mean(axis=(1, 2, 3)) if d.size else np.zeros(len(x)) for d in (across, down)]).mean(axis=0)
-    return np.stack([x.mean(axis=(1, 2, 3)), x.std(axis=(1, 2, 3)), detail, x.std(axis=1).mean(axis=(1, 2))], axis=1).astype(np.float64)
+    return np.stack(
+        [x.mean(axis=(1, 2, 3)), x.std(axis=(1, 2, 3)), detail, x.std(axis=1).mean(axis=(1, 2))], axis=1
+    ).astype(np.float64)
 
 
 def moments(images: npt.NDArray[np.uint8]) -> Moments:
     """Return what a calibration keeps of its images, to compare others with."""
     found = image_statistics(images)
-    return tuple((float(mean), float(deviation)) for mean, deviation in zip(found.mean(axis=0), found.std(axis=0), strict=True))
+    return tuple(
+        (float(mean), float(deviation)) for mean, deviation in zip(found.mean(axis=0), found.std(axis=0), strict=True)
+    )
 
 
 class Likeness:
@@ -59,7 +66,10 @@ class Likeness:
         differing = list(self._differing(found.mean(axis=0), found.std(axis=0) / np.sqrt(len(found))))
         if not differing:
             return []
-        return [f"the images look unlike those of the calibration ({'; '.join(differing)}): accuracy may suffer; calibrate with images like these"]
+        return [
+            f"the images look unlike those of the calibration ({'; '.join(differing)}): accuracy may suffer; "
+            "calibrate with images like these"
+        ]
 
     def _differing(self, means: npt.NDArray[np.float64], errors: npt.NDArray[np.float64]) -> Iterable[str]:
         for name, mean, error, (expected, deviation) in zip(STATISTICS, means, errors, self._calibration, strict=True):
@@ -72,7 +82,9 @@ def is_plausible(value: object) -> bool:
     if not isinstance(value, tuple | list) or len(value) not in (0, len(STATISTICS)):
         return False
     pairs = all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in value)
-    return pairs and all(type(number) in (int, float) and bool(np.isfinite(number)) for pair in value for number in pair)
+    return pairs and all(
+        type(number) in (int, float) and bool(np.isfinite(number)) for pair in value for number in pair
+    )
 
 
 def parse(value: object) -> Moments:

@@ -24,7 +24,9 @@ class Fp32Graph:
         return name
 
     def numbers(self, *values: int) -> str:
-        return self.constant("numbers_" + "_".join(str(v).replace("-", "m") for v in values), np.array(values, np.int64))
+        return self.constant(
+            "numbers_" + "_".join(str(v).replace("-", "m") for v in values), np.array(values, np.int64)
+        )
 
     def op(self, kind: str, name: str, *inputs: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(kind, list(inputs), [name], name, **attributes))

@@ -1,6 +1,7 @@
 """What KServe takes to run an engine on Kubernetes: an InferenceService manifest and a Dockerfile for its image.
 
-A CPU engine scales on processor load (KServe's Standard mode), a GPU engine on requests in flight (its Knative mode), which is what fills its batches.
+A CPU engine scales on processor load (KServe's Standard mode), a GPU engine on requests in flight (its Knative mode),
+which is what fills its batches.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ HTTP_PORT, GRPC_PORT = 8080, 8081
 BASE_IMAGE = "python:3.12-slim"  # for GPUs too: pip brings the CUDA libraries, the container runtime the driver
 MODELS = "/models"
 MEMORY, GPU_MEMORY = "2Gi", "8Gi"
-_NAME = re.compile(r"[a-z]([a-z0-9-]{0,51}[a-z0-9])?")  # KServe's rule; it appends "-predictor", and 63 characters are all that a name may have
+_NAME = re.compile(
+    r"[a-z]([a-z0-9-]{0,51}[a-z0-9])?"
+)  # KServe's rule; it appends "-predictor", and 63 characters are all that a name may have
 _SECRET = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}")
 _QUANTITY = re.compile(r"[0-9]{1,9}(\.[0-9]{1,3})?(M|G|T|Mi|Gi|Ti)")
@@ -50,19 +53,30 @@ class Deployment:
         """Raise UsageError for what Kubernetes would refuse."""
         for option, text in (("name", self.name), ("namespace", self.namespace or "a")):
             if not _NAME.fullmatch(text):
-                raise UsageError(f"{text!r} cannot be a name: small letters, digits and dashes, a letter first, at most 53; choose with --{option}")
+                raise UsageError(
+                    f"{text!r} cannot be a name: small letters, digits and dashes, a letter first, at most 53; choose "
+                    f"with --{option}"
+                )
         if not _SECRET.fullmatch(self.key_secret or "a"):
-            raise UsageError(f"--key-secret is the name of a Secret, of small letters, digits, dashes and dots; got {self.key_secret!r}")
+            raise UsageError(
+                "--key-secret is the name of a Secret, of small letters, digits, dashes and dots; got "
+                f"{self.key_secret!r}"
+            )
         if not _IMAGE.fullmatch(self.image):
             raise UsageError(f"{self.image!r} is not the name of an image, such as registry.example/vim:1")
         if not _QUANTITY.fullmatch(self.memory or MEMORY):
             raise UsageError(f"--memory is a quantity such as 2Gi, got {self.memory!r}")
         if not 0 <= self.min_replicas <= self.max_replicas or self.max_replicas < 1:
-            raise UsageError(f"--min-replicas and --max-replicas must rise from 0 and 1, got {self.min_replicas} and {self.max_replicas}")
+            raise UsageError(
+                f"--min-replicas and --max-replicas must rise from 0 and 1, got {self.min_replicas} and "
+                f"{self.max_replicas}"
+            )
 
 
 def export_kserve(engine: Path, output: Path, deployment: Deployment) -> list[Path]:
-    """Write inferenceservice.yaml, Dockerfile and the engine's files into a new folder and return them. Raises VimTrtError for anything a user can cause."""
+    """Write inferenceservice.yaml, Dockerfile and the engine's files into a new folder and return them. Raises
+    VimTrtError for anything a user can cause.
+    """
     deployment.check()
     plan = _read(engine, deployment)
     with new_folder(output) as folder:
@@ -75,15 +89,21 @@ def export_kserve(engine: Path, output: Path, deployment: Deployment) -> list[Pa
 
 
 def _read(engine: Path, deployment: Deployment) -> PlanInfo | None:
-    """Check an engine and return the description of a plan, None for the CPU's. Raises VimTrtError for one that cannot be deployed."""
+    """Check an engine and return the description of a plan, None for the CPU's. Raises VimTrtError for one that cannot
+    be deployed.
+    """
     if engine_kind(engine) is not PLAN:
         read_engine_info(engine)
         if deployment.min_replicas < 1:
-            raise UsageError("a CPU engine is scaled by load, of which no replica has none; give --min-replicas 1 or more")
+            raise UsageError(
+                "a CPU engine is scaled by load, of which no replica has none; give --min-replicas 1 or more"
+            )
         return None
     _, plan = read_plan(engine)  # the whole plan, whose hash is checked
     if plan.plugins != "embedded":
-        raise UsageError(f"{engine} was built with --separate-plugins, whose library the image would lack; build it without")
+        raise UsageError(
+            f"{engine} was built with --separate-plugins, whose library the image would lack; build it without"
+        )
     return plan
 
 
@@ -98,11 +118,18 @@ def manifest(deployment: Deployment, plan: PlanInfo | None) -> str:
         raise missing_extra(error.name or "kserve", "serve", "the manifest") from error
 
     def probe(path: str, failures: int) -> Any:
-        return client.V1Probe(http_get=client.V1HTTPGetAction(path=path, port=HTTP_PORT), period_seconds=5, timeout_seconds=3, failure_threshold=failures)
+        return client.V1Probe(
+            http_get=client.V1HTTPGetAction(path=path, port=HTTP_PORT),
+            period_seconds=5,
+            timeout_seconds=3,
+            failure_threshold=failures,
+        )
 
     amounts = {"cpu": str(deployment.cpu), "memory": deployment.memory or (MEMORY if plan is None else GPU_MEMORY)}
     amounts |= {} if plan is None else {"nvidia.com/gpu": str(deployment.gpus)}
-    keys = [client.V1VolumeMount(name="api-keys", mount_path="/keys", read_only=True)] if deployment.key_secret else None
+    keys = (
+        [client.V1VolumeMount(name="api-keys", mount_path="/keys", read_only=True)] if deployment.key_secret else None
+    )
     container = client.V1Container(
         name="kserve-container",
         image=deployment.image,
@@ -114,12 +141,17 @@ def manifest(deployment: Deployment, plan: PlanInfo | None) -> str:
         liveness_probe=probe("/v2/health/live", 6),
         volume_mounts=keys,
         security_context=client.V1SecurityContext(
-            run_as_non_root=True, allow_privilege_escalation=False, read_only_root_filesystem=True, capabilities=client.V1Capabilities(drop=["ALL"])
+            run_as_non_root=True,
+            allow_privilege_escalation=False,
+            read_only_root_filesystem=True,
+            capabilities=client.V1Capabilities(drop=["ALL"]),
         ),
     )
     on_cpu = plan is None
     if on_cpu:  # Knative sets the hook itself. Until the endpoint is gone from all routers, requests still come.
-        container.lifecycle = client.V1Lifecycle(pre_stop=client.V1LifecycleHandler(_exec=client.V1ExecAction(command=["sleep", "5"])))
+        container.lifecycle = client.V1Lifecycle(
+            pre_stop=client.V1LifecycleHandler(_exec=client.V1ExecAction(command=["sleep", "5"]))
+        )
     predictor = kserve.V1beta1PredictorSpec(
         containers=[container],
         min_replicas=deployment.min_replicas,
@@ -128,7 +160,11 @@ def manifest(deployment: Deployment, plan: PlanInfo | None) -> str:
         scale_target=80 if plan is None else 2 * plan.batch[1],
         timeout=60,
         termination_grace_period_seconds=60 if on_cpu else None,
-        volumes=[client.V1Volume(name="api-keys", secret=client.V1SecretVolumeSource(secret_name=deployment.key_secret))] if keys else None,
+        volumes=[
+            client.V1Volume(name="api-keys", secret=client.V1SecretVolumeSource(secret_name=deployment.key_secret))
+        ]
+        if keys
+        else None,
     )
     metadata = client.V1ObjectMeta(
         name=deployment.name,
@@ -141,14 +177,19 @@ def manifest(deployment: Deployment, plan: PlanInfo | None) -> str:
         },
     )
     service = kserve.V1beta1InferenceService(
-        api_version="serving.kserve.io/v1beta1", kind="InferenceService", metadata=metadata, spec=kserve.V1beta1InferenceServiceSpec(predictor=predictor)
+        api_version="serving.kserve.io/v1beta1",
+        kind="InferenceService",
+        metadata=metadata,
+        spec=kserve.V1beta1InferenceServiceSpec(predictor=predictor),
     )
     text: str = yaml.safe_dump(plain(service), sort_keys=False)
     return f"# KServe 0.16 or newer, whose modes are named Standard and Knative (before: RawDeployment and Serverless).\n{text}"
 
 
 def plain(value: Any) -> Any:
-    """Return an object of the SDK's or of Kubernetes' types as their API writes it. Their own serializers do not agree on each other's objects."""
+    """Return an object of the SDK's or of Kubernetes' types as their API writes it. Their own serializers do not agree
+    on each other's objects.
+    """
     if isinstance(value, list):
         return [plain(entry) for entry in value]
     names = getattr(value, "attribute_map", None)
@@ -158,12 +199,22 @@ def plain(value: Any) -> Any:
 
 
 def dockerfile(deployment: Deployment, engine: str, files: list[str], plan: PlanInfo | None) -> str:
-    """Return the Dockerfile. The plan of TensorRT runs with the very version that built it, so that version is installed."""
+    """Return the Dockerfile. The plan of TensorRT runs with the very version that built it, so that version is
+    installed.
+    """
     extras, package = "serve", ""
     if plan is not None:
         backend = find(plan.backend)
         extras, package = f"serve,{backend.extra}", f' "{backend.distribution}=={plan.tensorrt_version}"'
-    serve = ["/venv/bin/pyvimtrt", "serve", f"{deployment.name}={MODELS}/{engine}", "--host", "0.0.0.0", "--port", str(HTTP_PORT)]
+    serve = [
+        "/venv/bin/pyvimtrt",
+        "serve",
+        f"{deployment.name}={MODELS}/{engine}",
+        "--host",
+        "0.0.0.0",
+        "--port",
+        str(HTTP_PORT),
+    ]
     serve += ["--grpc-port", str(GRPC_PORT), "--threads", str(deployment.cpu), "--no-model-control"]
     return f"""\
 # docker build -t {deployment.image} .

@@ -1,6 +1,7 @@
 """The fp32 model as plain ONNX, standard operators only, for any runtime that has the operator Scan.
 
-Input ``images`` fp32 [batch, C, H, W], normalized as the model was trained; output ``logits`` fp32 [batch, classes]. The model's family adds the nodes.
+Input ``images`` fp32 [batch, C, H, W], normalized as the model was trained; output ``logits`` fp32 [batch, classes].
+The model's family adds the nodes.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def export_model(
 ) -> None:
     """Write the fp32 model of a name or ``vim:...`` text, with a checkpoint or the bundled weights.
 
-    Normalization and labels, by default the model's own, become metadata. Raises VimTrtError for anything a user can cause.
+    Normalization and labels, by default the model's own, become metadata. Raises VimTrtError for anything a user can
+    cause.
     """
     check_writable(output, (".onnx",), [None if weights is None else as_weights_file(weights).path], made_here=True)
     config = parse_model(model)
@@ -54,16 +56,32 @@ def save(model: onnx.ModelProto, path: Path) -> None:
         onnx.save(model, temporary)
 
 
-def build(config: ModelConfig, weights: Weights, mean: Sequence[float] = (), std: Sequence[float] = (), labels: Sequence[str] = ()) -> onnx.ModelProto:
+def build(
+    config: ModelConfig,
+    weights: Weights,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    labels: Sequence[str] = (),
+) -> onnx.ModelProto:
     """Return the fp32 model as ONNX."""
     graph = Fp32Graph()
     family_of(config).export_fp32(config, graph, weights)
-    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", config.channels, config.img, config.img])
+    images = helper.make_tensor_value_info(
+        "images", TensorProto.FLOAT, ["batch", config.channels, config.img, config.img]
+    )
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", config.classes])
     proto = helper.make_graph(graph.nodes, model_name(config), [images], [logits], list(graph.initializers.values()))
     opsets = [helper.make_opsetid("", OPSET)]
-    model = helper.make_model(proto, opset_imports=opsets, ir_version=IR_VERSION, producer_name="pyvimtrt", producer_version=__version__)
+    model = helper.make_model(
+        proto, opset_imports=opsets, ir_version=IR_VERSION, producer_name="pyvimtrt", producer_version=__version__
+    )
     properties = {"mean": list(mean), "std": list(std), "labels": list(labels)}
-    helper.set_model_props(model, {"model": config.spec(), **{name: json.dumps(values, ensure_ascii=False) for name, values in properties.items()}})
+    helper.set_model_props(
+        model,
+        {
+            "model": config.spec(),
+            **{name: json.dumps(values, ensure_ascii=False) for name, values in properties.items()},
+        },
+    )
     onnx.checker.check_model(model, full_check=True)
     return model

@@ -1,8 +1,10 @@
-"""A model repository for NVIDIA's Triton Inference Server: a TensorRT plan under its name, with dynamic batching and labels.
+"""A model repository for NVIDIA's Triton Inference Server: a TensorRT plan under its name, with dynamic batching and
+labels.
 
-The plugin library must travel inside the plan. Triton's option ``plugins`` only dlopens a library, but one that works in TensorRT 10 and 11 alike registers
-nothing by itself; from a plan TensorRT loads and registers it, where the server is started with ``--backend-config=tensorrt,version-compatible=true``, which
-is how Triton allows the code in plans to run.
+The plugin library must travel inside the plan. Triton's option ``plugins`` only dlopens a library, but one that works
+in TensorRT 10 and 11 alike registers nothing by itself; from a plan TensorRT loads and registers it, where the server
+is started with ``--backend-config=tensorrt,version-compatible=true``, which is how Triton allows the code in plans to
+run.
 """
 
 from __future__ import annotations
@@ -26,19 +28,33 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def export_triton(engine: Path, output: Path, name: str = "", instances: int = TRITON_INSTANCES) -> list[Path]:
-    """Write a model repository into a new folder and return its files. Raises VimTrtError for anything a user can cause."""
+    """Write a model repository into a new folder and return its files. Raises VimTrtError for anything a user can
+    cause.
+    """
     name = name or engine.stem
     if not _NAME.fullmatch(name):
-        raise UsageError(f"{name!r} cannot be a model's name: letters, digits, dots, dashes and underscores; choose with --name")
+        raise UsageError(
+            f"{name!r} cannot be a model's name: letters, digits, dots, dashes and underscores; choose with --name"
+        )
     if engine_kind(engine) is not PLAN:
-        raise UsageError(f"Triton runs TensorRT plans, files {PLAN.suffix}; build one with --backend tensorrt, or serve {engine} with pyvimtrt serve")
+        raise UsageError(
+            f"Triton runs TensorRT plans, files {PLAN.suffix}; build one with --backend tensorrt, or serve {engine} "
+            "with pyvimtrt serve"
+        )
     _, info = read_plan(engine)  # the whole plan, whose hash is checked
     if info.backend != "tensorrt":
-        raise UsageError(f"{engine} is a plan of TensorRT for RTX, which Triton does not run; build it with --backend tensorrt")
+        raise UsageError(
+            f"{engine} is a plan of TensorRT for RTX, which Triton does not run; build it with --backend tensorrt"
+        )
     if info.plugins != "embedded":
-        raise UsageError(f"{engine} was built with --separate-plugins; Triton takes the plugins from the plan, so build it without")
+        raise UsageError(
+            f"{engine} was built with --separate-plugins; Triton takes the plugins from the plan, so build it without"
+        )
     if info.batch[0] != 1:
-        raise UsageError(f"{engine} takes batches from {info.batch[0]} on, but Triton may send single images; build it with --batch 1,OPT,MAX")
+        raise UsageError(
+            f"{engine} takes batches from {info.batch[0]} on, but Triton may send single images; build it with "
+            "--batch 1,OPT,MAX"
+        )
     with new_folder(output) as folder:
         (folder / name / "1").mkdir(parents=True)
         shutil.copyfile(engine, folder / name / "1" / "model.plan")

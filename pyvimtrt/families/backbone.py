@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-# A tap sees named tensors as they are computed, and returns what the model goes on with: x = tap(name, x). The names are the description's.
+# A tap sees named tensors as they are computed, and returns what the model goes on with: x = tap(name, x). The names
+# are the description's.
 Tap = Callable[[str, Tensor], Tensor]
 Scan = Callable[..., Tensor]
 
@@ -18,10 +19,11 @@ def no_tap(name: str, tensor: Tensor) -> Tensor:
 
 
 class Backbone(nn.Module):
-    """A model in stages: ``embed``, every one of ``layers`` as layer(hidden, residual, tap, scan), ``pooled``, ``features``, ``forward_head``.
+    """A model in stages: ``embed``, every one of ``layers`` as layer(hidden, residual, tap, scan), ``pooled``,
+    ``features``, ``forward_head``.
 
-    A layer takes and gives the stream (hidden, residual), residual None before the first, and calls scan(u, delta, A, B, C, D, reverse) for
-    each of its scans. The parameters have the names of published checkpoints.
+    A layer takes and gives the stream (hidden, residual), residual None before the first, and calls scan(u, delta, A,
+    B, C, D, reverse) for each of its scans. The parameters have the names of published checkpoints.
     """
 
     layers: nn.ModuleList

@@ -8,7 +8,9 @@ SHOWN = 40  # characters of a value in a message
 
 
 class ModelConfig(Protocol):
-    """Shape of a model. A family's own configuration is a frozen dataclass whose fields are the options of ``family:key=value,...``."""
+    """Shape of a model. A family's own configuration is a frozen dataclass whose fields are the options of
+    ``family:key=value,...``.
+    """
 
     @property
     def img(self) -> int:

@@ -1,8 +1,10 @@
-"""The words in which a family says what its models are made of. Calibration, caches, assembly and simulation interpret them.
+"""The words in which a family says what its models are made of. Calibration, caches, assembly and simulation interpret
+them.
 
-A model is a stem, layers and a head, each a `Block`: its parts in the order in which data passes them, so that what a part refers to
-stands before it, or is what the part gives. Names are without the block's prefix (``layers.3.``); ``weight`` and ``bias`` are those of
-published checkpoints, ``name`` is that of a part's scales in calibration caches and, of a tensor, what the PyTorch model's taps call it.
+A model is a stem, layers and a head, each a `Block`: its parts in the order in which data passes them, so that what a
+part refers to stands before it, or is what the part gives. Names are without the block's prefix (``layers.3.``);
+``weight`` and ``bias`` are those of published checkpoints, ``name`` is that of a part's scales in calibration caches
+and, of a tensor, what the PyTorch model's taps call it.
 A ``role`` is what recipes name tensors by: the same in all families, layers and directions.
 """
 
@@ -15,7 +17,8 @@ from typing import Literal
 Shape = tuple[int, ...]
 
 # How an activation's scales are found:
-#   reader      a scale per token, searched together with the weight of the linear layer that reads the tensor; the scales per channel are
+#   reader      a scale per token, searched together with the weight of the linear layer that reads the tensor; the
+# scales per channel are
 #               factors that move range from the tensor into that weight
 #   cover       a scale per token times a scale per channel, so that the products cover the largest magnitudes
 #   channels    a scale per channel, clipped
@@ -26,7 +29,9 @@ Fit = Literal["reader", "cover", "channels", "min_max", "shared"]
 
 @dataclass(frozen=True)
 class Activation:
-    """A tensor [B, tokens, channels] that is rounded to int8: by a scale per token, where its fit has one, times a scale per channel."""
+    """A tensor [B, tokens, channels] that is rounded to int8: by a scale per token, where its fit has one, times a
+    scale per channel.
+    """
 
     name: str
     role: str
@@ -42,7 +47,9 @@ class Activation:
 
 @dataclass(frozen=True)
 class Table:
-    """A tensor [B, tokens, channels] that a function gives by table: ``argument``, rounded, is the index; the entries are int8 or, of softplus, uint8."""
+    """A tensor [B, tokens, channels] that a function gives by table: ``argument``, rounded, is the index; the entries
+    are int8 or, of softplus, uint8.
+    """
 
     name: str
     role: str
@@ -67,7 +74,9 @@ class Plain:
 
 @dataclass(frozen=True)
 class ImageConv:
-    """The convolution of raw pixels, weight [out, channels, size, size]: the images' normalization is folded into it. A scale per output channel."""
+    """The convolution of raw pixels, weight [out, channels, size, size]: the images' normalization is folded into it. A
+    scale per output channel.
+    """
 
     name: str
     weight: str
@@ -79,8 +88,9 @@ class ImageConv:
 class Linear:
     """A linear layer, weight ``shape`` [O, C]: a scale per output, a correction of the bias.
 
-    It reads the first C channels of ``input``, whose scales per channel are folded into its weight. ``outputs`` lie side by side in its result,
-    all of one width: their scales per channel, and of tables the index' scale and center, are folded into its multipliers and bias.
+    It reads the first C channels of ``input``, whose scales per channel are folded into its weight. ``outputs`` lie
+    side by side in its result, all of one width: their scales per channel, and of tables the index' scale and center,
+    are folded into its multipliers and bias.
     """
 
     name: str
@@ -104,7 +114,8 @@ class DepthwiseConv:
 
 @dataclass(frozen=True)
 class State:
-    """The hidden state of a scan, h[t] [B, channels, states]: rounded by a scale per token times factors per channel and per state.
+    """The hidden state of a scan, h[t] [B, channels, states]: rounded by a scale per token times factors per channel
+    and per state.
 
     C, which reads the state, is in the channels of ``reader`` from ``reader_offset`` on.
     """

@@ -20,11 +20,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Family(ABC, Generic[Config]):
-    """A family of models that share a configuration and a description of their layers. Methods import torch or onnx when they are called."""
+    """A family of models that share a configuration and a description of their layers. Methods import torch or onnx
+    when they are called.
+    """
 
     name: str  # the prefix of its model texts: "vim" of vim:img=32,..
     example: str  # such a text, for messages
-    anchor: str  # a checkpoint's tensor that every model of the family has once; what stands before it in a file stands before all
+    # A checkpoint's tensor that every model of the family has once; what stands before it in a file stands before all.
+    anchor: str
     config: type[Config]
     models: Mapping[str, Config]  # by registered name
 
@@ -41,7 +44,9 @@ class Family(ABC, Generic[Config]):
 
     @abstractmethod
     def cure(self, config: Config, shapes: Shapes, fitting: ModelConfig | None) -> str:
-        """Return what to do about weights of other shapes than the model's, as the end of a sentence, or nothing; ``fitting`` is the model they fit."""
+        """Return what to do about weights of other shapes than the model's, as the end of a sentence, or nothing;
+        ``fitting`` is the model they fit.
+        """
 
     @abstractmethod
     def new_model(self, config: Config) -> Backbone:

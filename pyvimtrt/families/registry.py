@@ -29,7 +29,8 @@ def family_of(config: ModelConfig) -> Family[Any]:
 
 
 def parse_model(text: str) -> ModelConfig:
-    """Return the configuration of a registered name or of a text ``vim:img=32,patch=4,dim=128,depth=8,classes=10,channels=3``.
+    """Return the configuration of a registered name or of a text
+    ``vim:img=32,patch=4,dim=128,depth=8,classes=10,channels=3``.
 
     Raises ModelError with the nearest registered names, or with the option that is wrong.
     """
@@ -39,13 +40,19 @@ def parse_model(text: str) -> ModelConfig:
             return MODELS[text]
         near = difflib.get_close_matches(text[: 4 * SHOWN], MODELS, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else "pyvimtrt models lists the names"
-        raise ModelError(f"unknown model {shown(text)}; {hint} Any other size: {' or '.join(family.example for family in FAMILIES.values())}")
+        raise ModelError(
+            f"unknown model {shown(text)}; {hint} Any other size: "
+            f"{' or '.join(family.example for family in FAMILIES.values())}"
+        )
     kinds = {field.name: field.type for field in fields(FAMILIES[name].config)}
     options: dict[str, int | str | float] = {}
     for item in filter(None, listed.split(",")):
         key, separator, value = item.partition("=")
         if key not in kinds or not separator:
-            raise ModelError(f"bad model option {shown(item)} in {shown(text)}; the options are {', '.join(f'{k}=..' for k in kinds)}")
+            raise ModelError(
+                f"bad model option {shown(item)} in {shown(text)}; the options are "
+                f"{', '.join(f'{k}=..' for k in kinds)}"
+            )
         if key in options:
             raise ModelError(f"model option {key} is given twice in {shown(text)}")
         try:
@@ -75,7 +82,8 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def infer_config(shapes: Shapes, like: ModelConfig | None = None) -> ModelConfig | None:
     """Return the model that tensors of these shapes are the weights of, or None.
 
-    What shapes do not tell (of a Vim eps; the stride, and so the image) is that of ``like`` where it can be, else the usual.
+    What shapes do not tell (of a Vim eps; the stride, and so the image) is that of ``like`` where it can be, else the
+    usual.
     """
     for family in FAMILIES.values():
         found: ModelConfig | None = family.infer_config(shapes, like if isinstance(like, family.config) else None)

@@ -1,6 +1,7 @@
 """Assembly of the quantized network: fp32 weights and a calibration cache become an ONNX file of the four operators.
 
-Needs NumPy and onnx only. The model's family adds the nodes (`pyvimtrt.families`); here are the file's frame and its metadata.
+Needs NumPy and onnx only. The model's family adds the nodes (`pyvimtrt.families`); here are the file's frame and its
+metadata.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from pyvimtrt.quantization.cache import Cache
 def assemble(config: ModelConfig, weights: Weights, cache: Cache, labels: Sequence[str] = ()) -> onnx.ModelProto:
     """Return the quantized network as a checked ONNX model.
 
-    ``weights`` and ``cache`` must have passed `check_weights` and `check_cache`. The input is ``images``, int8 pixel - 128
-    [B, C, H, W]; the output ``logits``, float32 [B, classes].
+    ``weights`` and ``cache`` must have passed `check_weights` and `check_cache`. The input is ``images``, int8 pixel -
+    128 [B, C, H, W]; the output ``logits``, float32 [B, classes].
     """
     graph = PartBuilder(weights, cache)
     family_of(config).assemble(config, graph)

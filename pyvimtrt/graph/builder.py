@@ -1,4 +1,6 @@
-"""What assembly adds nodes and constants with, and the rounding of weights and tables. All arithmetic is float64; what is stored is rounded once."""
+"""What assembly adds nodes and constants with, and the rounding of weights and tables. All arithmetic is float64; what
+is stored is rounded once.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,13 @@ def softplus(x: F64) -> F64:
 
 
 def function_tables(scales: TableScales, function: Function, zero: int = 0) -> npt.NDArray[np.int8]:
-    """Return tables [T, 256] int8: entry q + 128 holds sat8(rne(f(q * index_scale + index_center) / out_scale) - zero)."""
-    index = np.arange(-128, 128, dtype=np.float64) * scales.index_scale[:, None].astype(np.float64) + scales.index_center[:, None]
+    """Return tables [T, 256] int8: entry q + 128 holds sat8(rne(f(q * index_scale + index_center) / out_scale) -
+    zero).
+    """
+    index = (
+        np.arange(-128, 128, dtype=np.float64) * scales.index_scale[:, None].astype(np.float64)
+        + scales.index_center[:, None]
+    )
     entries = np.rint(function(index) / scales.out_scale[:, None]) - zero
     return np.asarray(np.clip(entries, -128, 127), np.int8)
 
@@ -81,8 +88,8 @@ class GraphBuilder:
     ) -> str:
         """Add a KScaledLinear of given values and return its output.
 
-        ``weight`` [O, C] already holds the input's channel scales, ``token_scale`` [L] is the input's token scale. The output's
-        scales go into channel_scale, bias and out_token_scale.
+        ``weight`` [O, C] already holds the input's channel scales, ``token_scale`` [L] is the input's token scale. The
+        output's scales go into channel_scale, bias and out_token_scale.
         """
         tokens = len(token_scale)
         out = np.ones(len(weight)) if out_scale_chan is None else out_scale_chan
@@ -96,6 +103,9 @@ class GraphBuilder:
             self.constant(f"{name}.out_token_scale", 1.0 / ones),
         ]
         if tables is not None:
-            inputs += [self.constant(f"{name}.table", tables[0], np.int8), self.constant(f"{name}.table_id", tables[1], np.int32)]
+            inputs += [
+                self.constant(f"{name}.table", tables[0], np.int8),
+                self.constant(f"{name}.table_id", tables[1], np.int32),
+            ]
         self.operator("KScaledLinear", name, inputs, [f"{name}.y"], x_offset=x_offset, out_type=out_type)
         return f"{name}.y"

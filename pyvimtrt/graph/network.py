@@ -57,15 +57,22 @@ class NetworkInfo:
     @classmethod
     def from_metadata(cls, entries: Mapping[str, str], source: str) -> NetworkInfo:
         """Parse the metadata of a file. Raises NetworkError where it is not a network of this package."""
-        found = {key[len(_METADATA_PREFIX) :]: value for key, value in entries.items() if key.startswith(_METADATA_PREFIX)}
+        found = {
+            key[len(_METADATA_PREFIX) :]: value for key, value in entries.items() if key.startswith(_METADATA_PREFIX)
+        }
         if "format_version" not in found:
-            raise NetworkError(f"{source} is an ONNX model, but not one made by pyvimtrt build; build the network with this package")
+            raise NetworkError(
+                f"{source} is an ONNX model, but not one made by pyvimtrt build; build the network with this package"
+            )
         try:
             values = {key: json.loads(value) for key, value in found.items()}
         except json.JSONDecodeError as error:
             raise NetworkError(f"{source}: damaged metadata: {error}; build the network again") from error
         if values["format_version"] != FORMAT_VERSION:
-            raise NetworkError(f"{source} has format version {values['format_version']}, this package reads version {FORMAT_VERSION}; build the network again")
+            raise NetworkError(
+                f"{source} has format version {values['format_version']}, this package reads version "
+                f"{FORMAT_VERSION}; build the network again"
+            )
         for key in ("labels", "mean", "std"):
             if not isinstance(values.get(key), list):
                 raise NetworkError(f"{source}: metadata {key} is missing; build the network again")
@@ -74,7 +81,9 @@ class NetworkInfo:
             values["calibration_statistics"] = statistics.parse(values.get("calibration_statistics", ()))
             info = cls(**values)
         except TypeError as error:
-            raise NetworkError(f"{source}: metadata does not match this package ({error}); build the network again") from error
+            raise NetworkError(
+                f"{source}: metadata does not match this package ({error}); build the network again"
+            ) from error
         if not info.is_plausible():
             raise NetworkError(f"{source}: damaged metadata; build the network again")
         return info
@@ -128,7 +137,16 @@ def load_network(path: Path) -> Network:
     model = _read_model(path)
     try:
         return network_from_model(model, str(path))
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError, MemoryError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        MemoryError,
+    ) as error:
         # Protobuf hands out bytes where text is not UTF-8, and numbers of any size: no check below foresees all of it.
         raise NetworkError(f"{path} is damaged ({brief(error)}); build the network again") from error
 
@@ -168,13 +186,18 @@ def network_from_model(model: onnx.ModelProto, source: str) -> Network:
     _check_parts(model, source)
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     if opsets.get(DOMAIN) != OPSET:
-        raise NetworkError(f"{source}: operators of {DOMAIN} have version {opsets.get(DOMAIN)}, this package runs version {OPSET}")
+        raise NetworkError(
+            f"{source}: operators of {DOMAIN} have version {opsets.get(DOMAIN)}, this package runs version {OPSET}"
+        )
     graph = model.graph
     if len(graph.node) > MAX_NODES:
         raise NetworkError(f"{source} has {len(graph.node)} nodes; a quantized network has at most {MAX_NODES}")
     for tensor in graph.initializer:
         if tensor.name in ("", INPUT_NAME):
-            raise NetworkError(f"{source}: a constant has the name {tensor.name!r}, which is none for constants; build the network again")
+            raise NetworkError(
+                f"{source}: a constant has the name {tensor.name!r}, which is none for constants; build the network "
+                "again"
+            )
         network.values[tensor.name] = Value.constant(_array(tensor, source))
     inputs = [i for i in graph.input if i.name not in network.values]
     if [i.name for i in inputs] != [INPUT_NAME] or [o.name for o in graph.output] != [OUTPUT_NAME]:
@@ -187,20 +210,29 @@ def network_from_model(model: onnx.ModelProto, source: str) -> Network:
         raise NetworkError(f"{source}: the output must be float32 [B, {config.classes}]")
     _check_declared(inputs[0], network.values[INPUT_NAME], source)
     _check_declared(graph.output[0], output, source)
-    if len(info.mean) != config.channels or len(info.std) != config.channels or len(info.labels) not in (0, config.classes):
+    if (
+        len(info.mean) != config.channels
+        or len(info.std) != config.channels
+        or len(info.labels) not in (0, config.classes)
+    ):
         raise NetworkError(f"{source}: mean, std or labels do not match the model; build the network again")
     return network
 
 
 def _check_parts(model: onnx.ModelProto, source: str) -> None:
-    """Raise NetworkError for names that two things have, and for parts of ONNX models that a quantized network has none of.
+    """Raise NetworkError for names that two things have, and for parts of ONNX models that a quantized network has none
+    of.
 
     Whoever reads such a file takes one of the two, and not everybody the same.
     """
     graph = model.graph
     _check_names([tensor.name for tensor in graph.initializer], "constants", source)
     _check_names([entry.domain for entry in model.opset_import], "versions of operators", source)
-    for what, parts in (("functions", model.functions), ("training steps", model.training_info), ("sparse constants", graph.sparse_initializer)):
+    for what, parts in (
+        ("functions", model.functions),
+        ("training steps", model.training_info),
+        ("sparse constants", graph.sparse_initializer),
+    ):
         if parts:
             raise NetworkError(f"{source} holds {what}, of which a quantized network has none; build the network again")
 
@@ -216,9 +248,14 @@ def _check_declared(declared: onnx.ValueInfoProto, value: Value, source: str) ->
     """Raise NetworkError where the graph says another type or shape of its input or output than the network has."""
     tensor = declared.type.tensor_type
     sizes = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
-    good = tensor.elem_type == onnx.helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype)) and len(sizes) == len(value.shape)
+    good = tensor.elem_type == onnx.helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype)) and len(sizes) == len(
+        value.shape
+    )
     if not good or any(size not in (None, expected) for size, expected in zip(sizes[1:], value.shape[1:], strict=True)):
-        raise NetworkError(f"{source}: {declared.name} is declared with another type or shape than {value.dtype} {list(value.shape)}; build the network again")
+        raise NetworkError(
+            f"{source}: {declared.name} is declared with another type or shape than {value.dtype} "
+            f"{list(value.shape)}; build the network again"
+        )
 
 
 _DATA_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
@@ -238,7 +275,9 @@ def _array(tensor: onnx.TensorProto, source: str) -> npt.NDArray[Any]:
 
 
 def _add_node(network: Network, proto: onnx.NodeProto, where: str) -> None:
-    if not all(isinstance(text, str) for text in (proto.name, proto.op_type, proto.domain, *proto.input, *proto.output)):
+    if not all(
+        isinstance(text, str) for text in (proto.name, proto.op_type, proto.domain, *proto.input, *proto.output)
+    ):
         raise NetworkError(f"{where} is damaged: a name is not UTF-8; build the network again")
     if "" in proto.output:
         raise NetworkError(f"{where} is damaged: an output has no name; build the network again")
@@ -255,7 +294,9 @@ def _add_node(network: Network, proto: onnx.NodeProto, where: str) -> None:
     elif proto.domain in ("", "ai.onnx") and proto.op_type in _COPIES:
         outputs = [_copy_output(proto.op_type, inputs, attributes, where)]
     else:
-        raise NetworkError(f"{where}: operator {proto.domain or 'ai.onnx'}.{proto.op_type} is not one a quantized network is made of")
+        raise NetworkError(
+            f"{where}: operator {proto.domain or 'ai.onnx'}.{proto.op_type} is not one a quantized network is made of"
+        )
     if len(outputs) != len(proto.output):
         raise NetworkError(f"{where}: {proto.op_type} has {len(outputs)} outputs, got {len(proto.output)}")
     for name, value in zip(proto.output, outputs, strict=True):
@@ -269,7 +310,10 @@ def _add_node(network: Network, proto: onnx.NodeProto, where: str) -> None:
 
 def _attribute(attribute: onnx.AttributeProto, where: str) -> Any:
     if attribute.ref_attr_name:
-        raise NetworkError(f"{where}: the attribute {attribute.name} refers to one of a function, of which a quantized network has none")
+        raise NetworkError(
+            f"{where}: the attribute {attribute.name} refers to one of a function, of which a quantized network has "
+            "none"
+        )
     value = onnx.helper.get_attribute_value(attribute)
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
@@ -281,14 +325,22 @@ def _copy_output(op: str, inputs: list[Value], attributes: Mapping[str, Any], wh
     """Return the output of a copy; the batch stays the first axis."""
     count, names = _COPIES[op]
     if len(inputs) != count or not attributes.keys() <= names:
-        raise NetworkError(f"{where}: {op} takes {count} inputs and the attribute {', '.join(names)}; got {len(inputs)} and {', '.join(attributes) or 'none'}")
+        raise NetworkError(
+            f"{where}: {op} takes {count} inputs and the attribute {', '.join(names)}; got {len(inputs)} and "
+            f"{', '.join(attributes) or 'none'}"
+        )
     if not inputs or inputs[0].data is not None or not inputs[0].shape or inputs[0].shape[0] != 0:
         raise NetworkError(f"{where}: {op} must copy an activation whose first axis is the batch")
     shape = inputs[0].shape
     if op == "Transpose":
         order = attributes.get("perm")
         whole = isinstance(order, list | tuple) and all(type(axis) is int for axis in order)
-        if not isinstance(order, list | tuple) or not whole or sorted(order) != list(range(len(shape))) or order[0] != 0:
+        if (
+            not isinstance(order, list | tuple)
+            or not whole
+            or sorted(order) != list(range(len(shape)))
+            or order[0] != 0
+        ):
             raise NetworkError(f"{where}: perm must reorder all axes but the first, got {order}")
         return Value(inputs[0].dtype, tuple(shape[axis] for axis in order))
     if inputs[1].data is None or inputs[1].dtype not in ("int32", "int64"):
@@ -297,13 +349,25 @@ def _copy_output(op: str, inputs: list[Value], attributes: Mapping[str, Any], wh
     if op == "Reshape":
         if numbers.ndim != 1 or attributes.get("allowzero", 0) != 0:
             raise NetworkError(
-                f"{where}: Reshape takes a list of sizes, whose first is 0 for the batch, and no allowzero; got sizes of the shape {list(numbers.shape)}"
+                f"{where}: Reshape takes a list of sizes, whose first is 0 for the batch, and no allowzero; got sizes "
+                f"of the shape {list(numbers.shape)}"
             )
         target = tuple(int(n) for n in numbers)
-        if not target or target[0] != 0 or any(n < 1 for n in target[1:]) or math.prod(target[1:]) != math.prod(shape[1:]):
+        if (
+            not target
+            or target[0] != 0
+            or any(n < 1 for n in target[1:])
+            or math.prod(target[1:]) != math.prod(shape[1:])
+        ):
             raise NetworkError(f"{where}: the shape {target} does not hold the elements of {list(shape)}")
         return Value(inputs[0].dtype, target)
     axis = attributes.get("axis", 0)
-    if type(axis) is not int or not 1 <= axis < len(shape) or numbers.size < 1 or numbers.min() < 0 or numbers.max() >= shape[axis]:
+    if (
+        type(axis) is not int
+        or not 1 <= axis < len(shape)
+        or numbers.size < 1
+        or numbers.min() < 0
+        or numbers.max() >= shape[axis]
+    ):
         raise NetworkError(f"{where}: Gather needs an axis after the batch and indices within it")
     return Value(inputs[0].dtype, shape[:axis] + numbers.shape + shape[axis + 1 :])

@@ -29,8 +29,8 @@ Shape = tuple[int, ...]
 class Tensor:
     """An input or output: its element type, or the attribute that gives it, and its shape in letters.
 
-    A letter means the same size everywhere in the operator; sizes may be products and quotients of one, such as ``C/2``.
-    ``source`` is activation, constant or either.
+    A letter means the same size everywhere in the operator; sizes may be products and quotients of one, such as
+    ``C/2``. ``source`` is activation, constant or either.
     """
 
     name: str
@@ -67,8 +67,17 @@ class _Operators(Mapping[str, Operator]):
             tensors = {key: tuple(Tensor(*tensor) for tensor in given[key]) for key in ("inputs", "outputs")}
             choices = {name: tuple(texts) for name, texts in given["choices"].items()}
             # An fp32 default as the decimal it was written as: 1e-05, not the double beside it.
-            attributes = {n: float(str(np.float32(v))) if isinstance(v, float) else v for n, v in given["attributes"].items()}
-            operator = Operator(given["name"], given["stem"], **tensors, attributes=attributes, choices=choices, optional=given["optional"])
+            attributes = {
+                n: float(str(np.float32(v))) if isinstance(v, float) else v for n, v in given["attributes"].items()
+            }
+            operator = Operator(
+                given["name"],
+                given["stem"],
+                **tensors,
+                attributes=attributes,
+                choices=choices,
+                optional=given["optional"],
+            )
             found[operator.name] = operator
         return found
 
@@ -87,7 +96,9 @@ OPERATORS: Mapping[str, Operator] = _Operators()
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor of the network as it is known before running: element type, shape (B is 0), and the data of a constant."""
+    """A tensor of the network as it is known before running: element type, shape (B is 0), and the data of a
+    constant.
+    """
 
     dtype: str
     shape: Shape
@@ -125,21 +136,37 @@ def register_schemas() -> None:
     import onnx.defs
 
     kinds = {"int8": "tensor(int8)", "int32": "tensor(int32)", "float32": "tensor(float)"}
-    attribute_types = {int: onnx.defs.OpSchema.AttrType.INT, float: onnx.defs.OpSchema.AttrType.FLOAT, str: onnx.defs.OpSchema.AttrType.STRING}
+    attribute_types = {
+        int: onnx.defs.OpSchema.AttrType.INT,
+        float: onnx.defs.OpSchema.AttrType.FLOAT,
+        str: onnx.defs.OpSchema.AttrType.STRING,
+    }
     for op in OPERATORS.values():
         parameters = []
         for i, tensor in enumerate(op.inputs):
             optional = i >= len(op.inputs) - op.optional
-            option = onnx.defs.OpSchema.FormalParameterOption.Optional if optional else onnx.defs.OpSchema.FormalParameterOption.Single
-            parameters.append(onnx.defs.OpSchema.FormalParameter(tensor.name, kinds[tensor.dtype], f"[{tensor.shape}]", param_option=option))
+            option = (
+                onnx.defs.OpSchema.FormalParameterOption.Optional
+                if optional
+                else onnx.defs.OpSchema.FormalParameterOption.Single
+            )
+            parameters.append(
+                onnx.defs.OpSchema.FormalParameter(
+                    tensor.name, kinds[tensor.dtype], f"[{tensor.shape}]", param_option=option
+                )
+            )
         schema = onnx.defs.OpSchema(
             op.name,
             DOMAIN,
             OPSET,
             doc="See docs/numerics.md of pyvimtrt.",
             inputs=parameters,
-            outputs=[onnx.defs.OpSchema.FormalParameter(t.name, kinds.get(t.dtype, "T"), f"[{t.shape}]") for t in op.outputs],
-            type_constraints=[("T", ["tensor(int8)", "tensor(float)"], "int8 or fp32")] if any(t.dtype not in kinds for t in op.outputs) else [],
+            outputs=[
+                onnx.defs.OpSchema.FormalParameter(t.name, kinds.get(t.dtype, "T"), f"[{t.shape}]") for t in op.outputs
+            ],
+            type_constraints=[("T", ["tensor(int8)", "tensor(float)"], "int8 or fp32")]
+            if any(t.dtype not in kinds for t in op.outputs)
+            else [],
             attributes=[
                 onnx.defs.OpSchema.Attribute(name, attribute_types[type(value)], "", required=False)
                 for name, value in {**op.attributes, **PLUGIN_ATTRIBUTES}.items()

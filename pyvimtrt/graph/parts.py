@@ -35,7 +35,11 @@ class PartBuilder(GraphBuilder):
 
     def channel_scale(self, p: str, part: Activation | Table) -> F64:
         """Return the scale of every channel of a rounded tensor."""
-        return self.table(p, part).out_scale_chan() if isinstance(part, Table) else self.scale(f"{p}{part.name}.scale_chan")
+        return (
+            self.table(p, part).out_scale_chan()
+            if isinstance(part, Table)
+            else self.scale(f"{p}{part.name}.scale_chan")
+        )
 
     def token_scale(self, p: str, part: Activation | Table) -> F32:
         """Return the scale of every token of a rounded tensor, 1 where it has none."""
@@ -45,7 +49,9 @@ class PartBuilder(GraphBuilder):
         return np.ones(part.tokens, np.float32)
 
     def pixels(self, part: ImageConv, x: str, is_patch: npt.NDArray[np.bool_]) -> str:
-        """Add the convolution of pixels, as a linear layer over patches x [B, L, channels * size^2] of int8 pixel - 128; hidden where no patch is, is 0."""
+        """Add the convolution of pixels, as a linear layer over patches x [B, L, channels * size^2] of int8 pixel -
+        128; hidden where no patch is, is 0.
+        """
         mean, std = np.array(self.cache.info.mean), np.array(self.cache.info.std)
         weight = self.weights[part.weight]
         pixel_weight = (weight / (255.0 * std)[:, None, None]).reshape(len(weight), -1)
@@ -54,8 +60,12 @@ class PartBuilder(GraphBuilder):
         scale = self.cache.tensors[f"{part.name}.weight.scale"]
         return self.add_linear(part.name, x, pixel_weight, scale, is_patch.astype(np.float32), bias, out_type="float32")
 
-    def add_rms_norm(self, p: str, name: str, hidden: str, residual: str, gain: str, part: Activation, epsilon: float) -> tuple[str, str]:
-        """Add an AddRMSNormQuant that gives ``part``, with the checkpoint's tensor ``gain``. Returns residual_out and y."""
+    def add_rms_norm(
+        self, p: str, name: str, hidden: str, residual: str, gain: str, part: Activation, epsilon: float
+    ) -> tuple[str, str]:
+        """Add an AddRMSNormQuant that gives ``part``, with the checkpoint's tensor ``gain``. Returns residual_out and
+        y.
+        """
         inputs = [
             hidden,
             residual,
@@ -86,16 +96,22 @@ class PartBuilder(GraphBuilder):
         )
 
     def mean_over_tokens(self, name: str, x: str, source: Activation, result: Activation) -> str:
-        """Add the mean over the tokens of ``source``, which share a scale: a linear layer over the transposed tensor, tokens and channels change places."""
+        """Add the mean over the tokens of ``source``, which share a scale: a linear layer over the transposed tensor,
+        tokens and channels change places.
+        """
         tokens, token_scale = source.tokens, self.token_scale("", source)[0] * self.channel_scale("", source)
         x = self.copy("Transpose", x, f"{name}.transposed", perm=[0, 2, 1])
         mean = np.full((1, tokens), 1.0 / tokens), np.array([1.0 / tokens])
-        x = self.add_linear(name, x, *mean, token_scale, np.zeros(1), out_scale_tok=self.cache.tensors[f"{result.name}.scale_chan"])
+        x = self.add_linear(
+            name, x, *mean, token_scale, np.zeros(1), out_scale_tok=self.cache.tensors[f"{result.name}.scale_chan"]
+        )
         return self.copy("Reshape", x, f"{name}.features", np.array([0, 1, result.channels]))
 
 
 class _Outputs:
-    """What the outputs of a linear layer, side by side, ask of it: what to subtract, scales, and the table of one of them at most."""
+    """What the outputs of a linear layer, side by side, ask of it: what to subtract, scales, and the table of one of
+    them at most.
+    """
 
     def __init__(self, graph: PartBuilder, p: str, part: Linear) -> None:
         width = part.shape[0] // len(part.outputs)
@@ -107,7 +123,9 @@ class _Outputs:
             if isinstance(output, Table):
                 assert self.table is None, "a second table's ids would have to go on where the first one's end"
                 table, table_id = graph.table(p, output), graph.table(p, output).table_id
-                center, scale = (values[table_id].astype(np.float64) for values in (table.index_center, table.index_scale))
+                center, scale = (
+                    values[table_id].astype(np.float64) for values in (table.index_center, table.index_scale)
+                )
                 self.table = function_tables(table, *((softplus, 128) if output.is_unsigned else (silu, 0)))
             elif isinstance(output, Activation):
                 scale = graph.channel_scale(p, output)
@@ -115,4 +133,8 @@ class _Outputs:
             centers.append(center)
             scales.append(scale)
             ids.append(table_id)
-        self.center, self.scale_chan, self.table_id = np.concatenate(centers), np.concatenate(scales), np.concatenate(ids)
+        self.center, self.scale_chan, self.table_id = (
+            np.concatenate(centers),
+            np.concatenate(scales),
+            np.concatenate(ids),
+        )

@@ -1,4 +1,6 @@
-"""Checkpoints to and from files: .safetensors and files of torch.save as trainers write them, without ever running code of theirs."""
+"""Checkpoints to and from files: .safetensors and files of torch.save as trainers write them, without ever running code
+of theirs.
+"""
 
 from __future__ import annotations
 
@@ -44,17 +46,21 @@ def as_weights_file(weights: str | Path | WeightsFile) -> WeightsFile:
 
 
 def load_weights(config: ModelConfig, source: str | Path | WeightsFile) -> Weights:
-    """Return the checked fp32 weights of a model from a checkpoint: the one set in it that fits, or the one that its key names.
+    """Return the checked fp32 weights of a model from a checkpoint: the one set in it that fits, or the one that its
+    key names.
 
-    What was taken off its names or left out is said as a CheckpointNote. Raises ModelError where the file cannot be read without running code, no set fits
-    (keys missing, extra or misshapen, values not finite), or several different ones do.
+    What was taken off its names or left out is said as a CheckpointNote. Raises ModelError where the file cannot be
+    read without running code, no set fits (keys missing, extra or misshapen, values not finite), or several different
+    ones do.
     """
     file = as_weights_file(source)
     chosen, sets = _choose(config, read_sets(file.path), file)
     try:
         weights = _read(chosen, file.path)
     except (OSError, ValueError, MemoryError) as error:
-        raise ModelError(f"cannot read weights from {file.path}: {brief(error) or 'out of memory'}; get the file again") from error
+        raise ModelError(
+            f"cannot read weights from {file.path}: {brief(error) or 'out of memory'}; get the file again"
+        ) from error
     check_weights(config, weights, _place(chosen, file.path))
     note = _note(chosen, sets)
     if note:
@@ -63,21 +69,26 @@ def load_weights(config: ModelConfig, source: str | Path | WeightsFile) -> Weigh
 
 
 def read_sets(path: Path) -> list[WeightSet]:
-    """Return all sets of weights in a checkpoint, described and not read. Raises ModelError where there are none, or reading them takes code."""
+    """Return all sets of weights in a checkpoint, described and not read. Raises ModelError where there are none, or
+    reading them takes code.
+    """
     content = read_content(path)
     sets = find_sets(content)
     if not sets:
         model = pickled_class(content)
         if model is not None:
             raise ModelError(
-                f"{path} holds no state dict but a whole object of the class {brief(model, 80)}, which takes code to load; save model.state_dict()"
+                f"{path} holds no state dict but a whole object of the class {brief(model, 80)}, which takes code to "
+                "load; save model.state_dict()"
             )
         raise ModelError(f"{path} holds no state dict: no tensors under the names of weights; save model.state_dict()")
     return sets
 
 
 def read_content(path: Path) -> Any:
-    """Return what a checkpoint of any kind holds, as `pickle_reader` does. Raises ModelError with the cure where it is none."""
+    """Return what a checkpoint of any kind holds, as `pickle_reader` does. Raises ModelError with the cure where it is
+    none.
+    """
     try:
         if not path.is_file():
             raise ModelError(_absent(path))
@@ -117,7 +128,9 @@ def _choose(config: ModelConfig, sets: list[WeightSet], file: WeightsFile) -> tu
     if file.key is not None:
         candidates = choose_by_key(sets, file.key)
         if not candidates:
-            raise ModelError(f"{file.path} holds no weights under {brief(file.key, 80)!r}; {KEY_OPTION} takes one of: {_names(sets)}")
+            raise ModelError(
+                f"{file.path} holds no weights under {brief(file.key, 80)!r}; {KEY_OPTION} takes one of: {_names(sets)}"
+            )
     problems = [_problem(config, found) for found in candidates]
     fitting = [found for found, problem in zip(candidates, problems, strict=True) if not problem]
     if not fitting:
@@ -168,7 +181,9 @@ def _equal(one: WeightSet, other: WeightSet, path: Path) -> bool:
     try:
         return all(np.array_equal(tensor.read(), other.tensors[name].read()) for name, tensor in one.tensors.items())
     except (OSError, ValueError, MemoryError) as error:
-        raise ModelError(f"cannot read weights from {path}: {brief(error) or 'out of memory'}; get the file again") from error
+        raise ModelError(
+            f"cannot read weights from {path}: {brief(error) or 'out of memory'}; get the file again"
+        ) from error
 
 
 def _read(found: WeightSet, path: Path) -> Weights:
@@ -193,7 +208,9 @@ def _note(chosen: WeightSet, fitting: list[WeightSet]) -> str:
     if off:
         parts.append(f"{' and '.join(repr(brief(text, 80)) for text in off)} taken off their names")
     if chosen.neutral:
-        parts.append(f"{brief(chosen.neutral[0], 80)}{f' and {len(chosen.neutral) - 1} more' if len(chosen.neutral) > 1 else ''} left out")
+        parts.append(
+            f"{brief(chosen.neutral[0], 80)}{f' and {len(chosen.neutral) - 1} more' if len(chosen.neutral) > 1 else ''} left out"
+        )
     if len(fitting) > 1:
         parts.append(f"{_names([found for found in fitting if found is not chosen])} holds the same")
     return "; ".join(parts)
@@ -207,8 +224,12 @@ def _absent(path: Path) -> str:
                 f"no weights at {path}: it is a folder of torch.distributed.checkpoint; make one file of it with "
                 f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pth"
             )
-        names = sorted(entry.name for entry in path.iterdir() if entry.suffix in (".safetensors", ".pth", ".pt", ".bin", ".ckpt"))[:3]
-        return f"no weights at {path}: it is a folder; give a file in it" + (f", such as {', '.join(names)}" if names else "")
+        names = sorted(
+            entry.name for entry in path.iterdir() if entry.suffix in (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+        )[:3]
+        return f"no weights at {path}: it is a folder; give a file in it" + (
+            f", such as {', '.join(names)}" if names else ""
+        )
     if path.is_symlink():
         return f"no weights at {path}: it is a link to {path.readlink()}, which is not there; get the file again"
     if path.exists():

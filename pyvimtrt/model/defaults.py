@@ -32,5 +32,8 @@ def model_defaults(config: ModelConfig) -> Defaults:
         return Defaults(zoo.DEMO_MEAN, zoo.DEMO_STD, zoo.DEMO_LABELS, zoo.DEMO_WEIGHTS, zoo.DEMO_CALIBRATION)
     if config.channels == len(IMAGENET_MEAN):
         return Defaults(IMAGENET_MEAN, IMAGENET_STD)
-    # ImageNet's values averaged over the channels, so that a model of any other number of channels has a default at all.
-    return Defaults((float(np.mean(IMAGENET_MEAN)),) * config.channels, (float(np.mean(IMAGENET_STD)),) * config.channels)
+    # ImageNet's values averaged over the channels, so that a model of any other number of channels has a default at
+    # all.
+    return Defaults(
+        (float(np.mean(IMAGENET_MEAN)),) * config.channels, (float(np.mean(IMAGENET_STD)),) * config.channels
+    )

@@ -1,4 +1,6 @@
-"""What a file is that was given as weights and holds none: a pointer, an error page, an archive to unpack, a download that did not end."""
+"""What a file is that was given as weights and holds none: a pointer, an error page, an archive to unpack, a download
+that did not end.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,20 @@ _MAGIC = {
     b"\x28\xb5\x2f\xfd": "is compressed by zstd; unpack it with unzstd first",
     b"7z\xbc\xaf\x27\x1c": "is a 7z archive; unpack it first",
     b"Rar!": "is a rar archive; unpack it first",
-    b"\x89HDF\r\n\x1a\n": "is an HDF5 file of Keras or another framework; give a checkpoint of PyTorch or a .safetensors file",
+    b"\x89HDF\r\n\x1a\n": (
+        "is an HDF5 file of Keras or another framework; give a checkpoint of PyTorch or a .safetensors file"
+    ),
     b"GGUF": "is a GGUF file; give a checkpoint of PyTorch or a .safetensors file",
     b"\x89PNG": "is an image; give a checkpoint",
     b"\xff\xd8\xff": "is an image; give a checkpoint",
 }
 _POINTERS = {
-    b"version https://git-lfs.github.com/": "is a pointer of Git LFS, not the file itself; run git lfs pull in its folder, or download the file itself",
-    b"version https://hawser.github.com/": "is a pointer of Git LFS, not the file itself; run git lfs pull in its folder, or download the file itself",
+    b"version https://git-lfs.github.com/": (
+        "is a pointer of Git LFS, not the file itself; run git lfs pull in its folder, or download the file itself"
+    ),
+    b"version https://hawser.github.com/": (
+        "is a pointer of Git LFS, not the file itself; run git lfs pull in its folder, or download the file itself"
+    ),
     b"/annex/objects/": "is a pointer of git-annex, not the file itself; run git annex get in its folder",
     b"../.git/annex/": "is a pointer of git-annex, not the file itself; run git annex get in its folder",
     b".git/annex/": "is a pointer of git-annex, not the file itself; run git annex get in its folder",
@@ -31,7 +39,9 @@ _POINTERS = {
 
 
 def describe_foreign(path: Path) -> str | None:
-    """Return what a file is that cannot be a checkpoint, with the cure, or None where it may be one. Raises OSError where it cannot be read."""
+    """Return what a file is that cannot be a checkpoint, with the cure, or None where it may be one. Raises OSError
+    where it cannot be read.
+    """
     if path.suffix in (".onnx", ".engine"):
         return "is an engine or a network, not a checkpoint; give the weights it was built from"
     with path.open("rb") as file:
@@ -68,7 +78,11 @@ def _describe_text(start: bytes) -> str | None:
         if len(start) < _START or error.start < len(body) - 4:  # else a letter cut in two by the end of what was read
             return None
         text = body[: error.start].decode("utf-8")
-    if len(text) > 4 and all(c.isprintable() or c in "\r\n\t" for c in text) and (" " in text or text.strip().isprintable()):
+    if (
+        len(text) > 4
+        and all(c.isprintable() or c in "\r\n\t" for c in text)
+        and (" " in text or text.strip().isprintable())
+    ):
         return f"is a text, not a checkpoint: {_shown(body)}; download the file itself"
     return None
 

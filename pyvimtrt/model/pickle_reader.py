@@ -1,7 +1,9 @@
-"""What a pickle holds, read without unpickling: its opcodes are followed, but nothing they name is imported, made or called.
+"""What a pickle holds, read without unpickling: its opcodes are followed, but nothing they name is imported, made or
+called.
 
-Dictionaries, lists, numbers and texts become values; tensors and arrays become `StoredTensor`; an object of a class becomes a `Record` that knows
-the names of its class. A pickle that calls a function which is not known to give a plain value is refused: it is a program, not data.
+Dictionaries, lists, numbers and texts become values; tensors and arrays become `StoredTensor`; an object of a class
+becomes a `Record` that knows the names of its class. A pickle that calls a function which is not known to give a plain
+value is refused: it is a program, not data.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ class Pairs:
 
 @dataclass(eq=False)
 class Record(Pairs):
-    """An object of a class that is not made: its name, what it was made from, its state, its items where it is a kind of dictionary."""
+    """An object of a class that is not made: its name, what it was made from, its state, its items where it is a kind
+    of dictionary.
+    """
 
     cls: Name = field(default_factory=lambda: Name("", ""))
     arguments: tuple[Any, ...] = ()
@@ -66,7 +70,10 @@ _PLAIN = {
             "object",
         )
     ),
-    *(f"pathlib.{name}" for name in ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")),
+    *(
+        f"pathlib.{name}"
+        for name in ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
+    ),
     *(f"collections.{name}" for name in ("OrderedDict", "defaultdict", "Counter", "deque")),
     *(f"datetime.{name}" for name in ("datetime", "date", "time", "timedelta", "timezone")),
     *(
@@ -133,7 +140,8 @@ class _Array(Record):
 
 
 def read_pickle(stream: IO[bytes], storage_of: StorageOf, size: int) -> Any:
-    """Return what the pickle at the stream's position holds, of ``size`` bytes at most; the stream then stands behind it.
+    """Return what the pickle at the stream's position holds, of ``size`` bytes at most; the stream then stands behind
+    it.
 
     Raises CodeFoundError where it calls functions, ValueError where it is damaged or too long.
     """
@@ -340,7 +348,9 @@ class _Reader:
 
     def op_binpersid(self, _: Any) -> None:
         identity = self._pop()
-        if isinstance(identity, tuple) and len(identity) > 1 and identity[0] == "module":  # a class, in old files with its text
+        if (
+            isinstance(identity, tuple) and len(identity) > 1 and identity[0] == "module"
+        ):  # a class, in old files with its text
             self.stack.append(identity[1])
         else:
             self.stack.append(self._storage(identity))
@@ -396,7 +406,9 @@ class _Reader:
         """Return the tensor that one of PyTorch's functions builds, None for another function."""
         if function in _ODD_TENSORS:
             inside = [item for value in arguments if isinstance(value, tuple) for item in value]
-            shapes = [value for value in (*arguments, *inside) if isinstance(value, tuple) and value and _are_counts(value)]
+            shapes = [
+                value for value in (*arguments, *inside) if isinstance(value, tuple) and value and _are_counts(value)
+            ]
             return StoredTensor("unknown", shapes[0] if shapes else (), kind=_ODD_TENSORS[function])
         if function in ("_rebuild_parameter", "_rebuild_parameter_with_state"):
             if not isinstance(arguments[0], StoredTensor):
@@ -405,7 +417,12 @@ class _Reader:
         if function not in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3"):
             return None
         storage, offset, shape, strides = arguments[:4]
-        if not isinstance(storage, TypedStorage) or not _are_counts((offset,)) or not _are_counts(shape) or not _are_counts(strides):
+        if (
+            not isinstance(storage, TypedStorage)
+            or not _are_counts((offset,))
+            or not _are_counts(shape)
+            or not _are_counts(strides)
+        ):
             raise ValueError("it is damaged: a tensor has no storage, shape or strides")
         if len(shape) != len(strides) or len(shape) > MAX_AXES:
             raise ValueError("it is damaged: shape and strides of a tensor differ")
@@ -417,7 +434,12 @@ class _Reader:
         return StoredTensor(dtype, tuple(shape), tuple(strides), storage.first + offset, storage.storage, kind)
 
     def _storage(self, identity: Any) -> TypedStorage:
-        if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != "storage" or not isinstance(identity[1], Name):
+        if (
+            not isinstance(identity, tuple)
+            or len(identity) < 5
+            or identity[0] != "storage"
+            or not isinstance(identity[1], Name)
+        ):
             raise ValueError("it is damaged: it refers to something that is no storage")
         _, cls, key, _, count = identity[:5]
         dtype = _STORAGES.get(cls.name.removesuffix("Storage"), "unknown")
@@ -511,7 +533,12 @@ def _array_tensor(value: _Array) -> StoredTensor | None:
 
 
 def _numpy_type(dtype: Any) -> tuple[str, bool]:
-    if not isinstance(dtype, Record) or str(dtype.cls) != "numpy.dtype" or not dtype.arguments or not isinstance(dtype.arguments[0], str):
+    if (
+        not isinstance(dtype, Record)
+        or str(dtype.cls) != "numpy.dtype"
+        or not dtype.arguments
+        or not isinstance(dtype.arguments[0], str)
+    ):
         return "unknown", False
     order = dtype.state[1] if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else "<"
     code = dtype.arguments[0]

@@ -32,7 +32,9 @@ class _Region(Storage):
 
 
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
-    """Return the tensors of a .safetensors file by name; they are not read yet. Raises ModelError where the file is damaged or cut off."""
+    """Return the tensors of a .safetensors file by name; they are not read yet. Raises ModelError where the file is
+    damaged or cut off.
+    """
     try:
         length = _header_bytes(path)
         with path.open("rb") as file:
@@ -51,7 +53,10 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
         AttributeError,
         RecursionError,
     ) as error:
-        raise ModelError(f"cannot read weights from {path}: it is damaged or not a .safetensors file ({brief(error)}); get the file again") from error
+        raise ModelError(
+            f"cannot read weights from {path}: it is damaged or not a .safetensors file ({brief(error)}); get the "
+            "file again"
+        ) from error
 
 
 def _header_bytes(path: Path) -> int:

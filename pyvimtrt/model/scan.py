@@ -21,10 +21,14 @@ from torch import Tensor
 
 from pyvimtrt.native import native_module
 
-StateHook = Callable[[int, Tensor], Tensor]  # (token, h [B, E, N]) after each step -> the state that the next token continues from
+StateHook = Callable[
+    [int, Tensor], Tensor
+]  # (token, h [B, E, N]) after each step -> the state that the next token continues from
 
 
-def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, reverse: bool = False) -> Tensor:
+def selective_scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, reverse: bool = False
+) -> Tensor:
     """Return y [B, L, E] by the fastest scan that fits the tensors' device; differentiable."""
     if u.is_cuda and importlib.util.find_spec("mamba_ssm") is not None:
         return _mamba_ssm_scan(u, delta, A, B, C, D, reverse)
@@ -36,9 +40,15 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
 
 @contextlib.contextmanager
 def full_precision(like: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Run the scan in fp32 at least, as the published kernel does, under autocast and in models of halves; yield the cast of its inputs."""
+    """Run the scan in fp32 at least, as the published kernel does, under autocast and in models of halves; yield the
+    cast of its inputs.
+    """
     kind = torch.promote_types(like.dtype, torch.float32)
-    is_on = torch.is_autocast_enabled(like.device.type) if torch.is_autocast_enabled() or torch.is_autocast_enabled("cpu") else False
+    is_on = (
+        torch.is_autocast_enabled(like.device.type)
+        if torch.is_autocast_enabled() or torch.is_autocast_enabled("cpu")
+        else False
+    )
     with torch.autocast(like.device.type, enabled=False) if is_on else contextlib.nullcontext():
         yield lambda tensor: tensor.to(kind)
 
@@ -49,11 +59,21 @@ def _native_supports(states: int) -> bool:
     return native is not None and bool(native.scan_fp32_supports(states))
 
 
-def torch_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, reverse: bool = False, on_state: StateHook | None = None) -> Tensor:
+def torch_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    reverse: bool = False,
+    on_state: StateHook | None = None,
+) -> Tensor:
     """Return y [B, L, E], one vectorized step per token over all images, channels and states; differentiable.
 
-    ``on_state(t, h)`` sees every hidden state h [B, E, N] after y[t] is computed and returns the one to go on with: calibration
-    observes through it, the simulation rounds. Without gradients the state is updated in place, so memory is one state, not L of them.
+    ``on_state(t, h)`` sees every hidden state h [B, E, N] after y[t] is computed and returns the one to go on with:
+    calibration observes through it, the simulation rounds. Without gradients the state is updated in place, so memory
+    is one state, not L of them.
     """
     length = u.shape[1]
     drive = delta * u
@@ -95,11 +115,15 @@ def _native_scan_backward(
     dy: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     gradients = _empty_gradients(u, delta, A, B, C, D)
-    _native().scan_fp32_backward(*_arrays(u, delta, A, B, C, D, dy), *[g.numpy() for g in gradients], reverse, torch.get_num_threads())
+    _native().scan_fp32_backward(
+        *_arrays(u, delta, A, B, C, D, dy), *[g.numpy() for g in gradients], reverse, torch.get_num_threads()
+    )
     return gradients
 
 
-def _empty_gradients(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _empty_gradients(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     like = torch.contiguous_format
     du, ddelta, dA, dB, dC, dD = (torch.empty_like(x, memory_format=like) for x in (u, delta, A, B, C, D))
     return du, ddelta, dA, dB, dC, dD
@@ -111,7 +135,9 @@ def _(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, reve
 
 
 @_native_scan_backward.register_fake
-def _(dy: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, reverse: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _(
+    dy: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, reverse: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     return _empty_gradients(u, delta, A, B, C, D)
 
 

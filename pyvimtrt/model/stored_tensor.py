@@ -1,4 +1,6 @@
-"""A tensor as a checkpoint holds it: described by the file, and not read before its size and type are known to be right."""
+"""A tensor as a checkpoint holds it: described by the file, and not read before its size and type are known to be
+right.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-# Element types by PyTorch's names, with their bytes; the floating ones that weights are read from, with NumPy's type of their bits.
+# Element types by PyTorch's names, with their bytes; the floating ones that weights are read from, with NumPy's type of
+# their bits.
 FLOATS = {"float16": "f2", "bfloat16": "u2", "float32": "f4", "float64": "f8"}
 MAX_AXES = 16
 
@@ -42,7 +45,9 @@ class BytesStorage(Storage):
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a checkpoint. ``kind`` is empty, or says what it is where it is no plain strided tensor (sparse, quantized, ...)."""
+    """A tensor of a checkpoint. ``kind`` is empty, or says what it is where it is no plain strided tensor (sparse,
+    quantized, ...).
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -64,8 +69,14 @@ class StoredTensor:
             return f"is of the type {self.dtype}, and its imaginary part would be lost; save real weights"
         if self.dtype not in FLOATS:
             return f"is of the type {self.dtype}; weights are {', '.join(FLOATS)}: save the model unquantized, in fp32"
-        if self.offset < 0 or min(self.strides, default=0) < 0 or (self.offset + self._span()) * self._item() > self.storage.nbytes:
-            return "reaches beyond the bytes that the file holds of it; the file is damaged or was cut off, get it again"
+        if (
+            self.offset < 0
+            or min(self.strides, default=0) < 0
+            or (self.offset + self._span()) * self._item() > self.storage.nbytes
+        ):
+            return (
+                "reaches beyond the bytes that the file holds of it; the file is damaged or was cut off, get it again"
+            )
         return None
 
     def read(self) -> npt.NDArray[np.float32]:
@@ -95,7 +106,11 @@ class StoredTensor:
 
     def _span(self) -> int:
         """Return the elements from the first to behind the last."""
-        return 1 + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True)) if self.elements else 0
+        return (
+            1 + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
+            if self.elements
+            else 0
+        )
 
 
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:

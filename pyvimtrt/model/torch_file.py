@@ -1,4 +1,6 @@
-"""Files of torch.save, read without torch: the zip archives of today and the files of PyTorch before 1.6. Nothing in them is run (`pickle_reader`)."""
+"""Files of torch.save, read without torch: the zip archives of today and the files of PyTorch before 1.6. Nothing in
+them is run (`pickle_reader`).
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ AGAIN = "get the file again"
 
 
 def read_torch_file(path: Path) -> Any:
-    """Return what a file of torch.save, or a pickle, holds; tensors are not read yet, and the file must stay as it is until they are.
+    """Return what a file of torch.save, or a pickle, holds; tensors are not read yet, and the file must stay as it is
+    until they are.
 
     Raises ModelError where it cannot be read, or only by running code.
     """
@@ -33,18 +36,25 @@ def read_torch_file(path: Path) -> Any:
         return _read_zip(path) if _begins(path, ZIP_MAGIC) else _read_old(path)
     except CodeFoundError as error:
         raise ModelError(
-            f"cannot read weights from {path}: it is no checkpoint of tensors alone, but calls {brief(error, 80)}, and code in files is not run; "
+            f"cannot read weights from {path}: it is no checkpoint of tensors alone, but calls {brief(error, 80)}, "
+            "and code in files is not run; "
             "save its state dict as .safetensors"
         ) from error
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, struct.error, zlib.error) as error:
-        raise ModelError(f"cannot read weights from {path}: it is no checkpoint of tensors alone, or damaged ({brief(error)}); {AGAIN}") from error
+        raise ModelError(
+            f"cannot read weights from {path}: it is no checkpoint of tensors alone, or damaged ({brief(error)}); "
+            f"{AGAIN}"
+        ) from error
 
 
 def check_inflation(taken: int, path: Path) -> None:
     """Raise ModelError where reading would take far more memory than the file has bytes."""
     held = path.stat().st_size
     if taken > INFLATION * held + ALLOWANCE:
-        raise ModelError(f"{path} has {held} bytes, and would take {taken} bytes of memory: its tensors are expanded or deflated; save them contiguous")
+        raise ModelError(
+            f"{path} has {held} bytes, and would take {taken} bytes of memory: its tensors are expanded or deflated; "
+            "save them contiguous"
+        )
 
 
 def _begins(path: Path, magic: bytes) -> bool:
@@ -90,11 +100,15 @@ class _Archive:
                     raise ValueError("two of its entries have one name")
         pickles = sorted((name for name in self.entries if name == "data.pkl" or name.endswith("/data.pkl")), key=len)
         if not pickles:
-            raise ValueError(f"it is a zip archive without data.pkl: it holds {', '.join(list(self.entries)[:3]) or 'nothing'}; unpack it first")
+            raise ValueError(
+                f"it is a zip archive without data.pkl: it holds {', '.join(list(self.entries)[:3]) or 'nothing'}; "
+                "unpack it first"
+            )
         self.root = pickles[0].removesuffix("data.pkl")
         if self.root + "constants.pkl" in self.entries:
             raise ValueError("it is a TorchScript archive, a program; save the model's state_dict() instead")
-        # torch.serialization.set_crc32_options(False) writes sums that are wrong in every entry, so the smallest tells whether they count.
+        # torch.serialization.set_crc32_options(False) writes sums that are wrong in every entry, so the smallest tells
+        # whether they count.
         self.has_sums = True
         small = self.entries.get(self.root + "version") or self.entries.get(self.root + "byteorder")
         if small is not None and small.file_size < 100:
@@ -120,7 +134,10 @@ class _Archive:
                 data = file.read(count)
             elif info.compress_type == zipfile.ZIP_DEFLATED:
                 if info.file_size > INFLATION * info.compress_size + ALLOWANCE:
-                    raise ValueError(f"{info.filename} has {info.compress_size} bytes and unfolds to {info.file_size}; save it without compression")
+                    raise ValueError(
+                        f"{info.filename} has {info.compress_size} bytes and unfolds to {info.file_size}; save it "
+                        "without compression"
+                    )
                 data = zlib.decompressobj(-15).decompress(file.read(info.compress_size), start + count)[start:]
             else:
                 raise ValueError(f"{info.filename} is compressed in an unknown way")
@@ -210,7 +227,9 @@ def _read_old(path: Path) -> Any:
                 raise ValueError("it is cut off: a storage is missing")
             position += 8
             if position + piece.claimed > size:
-                raise ValueError(f"it is cut off: it holds {size} bytes, and a storage of {piece.claimed} more begins at {position}")
+                raise ValueError(
+                    f"it is cut off: it holds {size} bytes, and a storage of {piece.claimed} more begins at {position}"
+                )
             piece.start, piece.nbytes = position, piece.claimed
             position += piece.claimed
     return content

@@ -21,7 +21,8 @@ MAX_CONTAINERS = 20_000  # dictionaries and lists looked into
 MAX_DEPTH = 8
 MAX_TOP_KEYS = 40
 MAX_PREFIXES = 16  # of one dictionary
-# Parts of names that wrappers of PyTorch put anywhere: DataParallel and AveragedModel, torch.compile, FSDP, activation checkpoints.
+# Parts of names that wrappers of PyTorch put anywhere: DataParallel and AveragedModel, torch.compile, FSDP, activation
+# checkpoints.
 WRAPPERS = (
     "module",
     "_orig_mod",
@@ -33,13 +34,18 @@ WRAPPERS = (
 _ANY_WRAPPERS = rf"(?:(?:{'|'.join(WRAPPERS)})\.)*"
 _ANCHORS = "|".join(rf"\.{_ANY_WRAPPERS}".join(family.anchor.split(".")) for family in FAMILIES.values())
 _ANCHOR = re.compile(rf"^((?:.*?\.)?)(?:{_ANCHORS})$")
-# What tools leave in a state dict that no result depends on: counters of profilers and of averages; losses and metrics of trainers.
-_NEUTRAL = re.compile(r"^(?:.*\.)?(?:total_ops|total_params|n_averaged|num_updates|decay)$|^(?:criterion|loss\w*|(?:train|val|valid|test)_\w+|\w*metrics?)\.")
+# What tools leave in a state dict that no result depends on: counters of profilers and of averages; losses and metrics
+# of trainers.
+_NEUTRAL = re.compile(
+    r"^(?:.*\.)?(?:total_ops|total_params|n_averaged|num_updates|decay)$|^(?:criterion|loss\w*|(?:train|val|valid|test)_\w+|\w*metrics?)\."
+)
 
 
 @dataclass(frozen=True)
 class WeightSet:
-    """One set of weights in a file: where it lies, what was taken off its names, and its tensors by the names that are left."""
+    """One set of weights in a file: where it lies, what was taken off its names, and its tensors by the names that are
+    left.
+    """
 
     keys: tuple[str, ...]  # of the dictionaries it lies in
     prefix: str  # taken off every name, with its dot
@@ -72,12 +78,20 @@ def find_sets(content: Any) -> list[WeightSet]:
 
 
 def split_names(keys: tuple[str, ...], tensors: Mapping[str, StoredTensor]) -> list[WeightSet]:
-    """Return the sets of one dictionary: one for each beginning that the name of the patch embedding has, or one of all its tensors."""
-    prefixes = sorted({found.group(1) for name in tensors if (found := _ANCHOR.match(name))}, key=len)[:MAX_PREFIXES] or [_common_prefix(tensors)]
+    """Return the sets of one dictionary: one for each beginning that the name of the patch embedding has, or one of all
+    its tensors.
+    """
+    prefixes = sorted({found.group(1) for name in tensors if (found := _ANCHOR.match(name))}, key=len)[
+        :MAX_PREFIXES
+    ] or [_common_prefix(tensors)]
     sets = []
     for prefix in prefixes:
         others = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
-        mine = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix) and not (others and name.startswith(others))}
+        mine = {
+            name: tensor
+            for name, tensor in tensors.items()
+            if name.startswith(prefix) and not (others and name.startswith(others))
+        }
         sets.append(_clean(keys, prefix, mine))
     return sets
 
@@ -127,10 +141,16 @@ def _dictionaries(content: Any) -> Iterator[tuple[tuple[str, ...], dict[str, Sto
             if seen > MAX_CONTAINERS:
                 return
             pairs = _pairs(value)
-            tensors = {key: tensor for key, item in pairs if isinstance(key, str) and (tensor := as_tensor(item)) is not None}
+            tensors = {
+                key: tensor for key, item in pairs if isinstance(key, str) and (tensor := as_tensor(item)) is not None
+            }
             if tensors or (type(value) is Pairs and not keys and not pairs):
                 yield keys, tensors
-            below += [((*keys, str(key)[:80]), item) for key, item in pairs if isinstance(item, Pairs | list | tuple) and as_tensor(item) is None]
+            below += [
+                ((*keys, str(key)[:80]), item)
+                for key, item in pairs
+                if isinstance(item, Pairs | list | tuple) and as_tensor(item) is None
+            ]
             if len(below) > MAX_CONTAINERS:
                 below = below[:MAX_CONTAINERS]
         level = below
@@ -159,7 +179,9 @@ def _parts(found: WeightSet) -> tuple[str, ...]:
 
 
 def pickled_class(content: Any) -> str | None:
-    """Return the class of a whole model that was pickled as an object, where the content is one or holds one near its top."""
+    """Return the class of a whole model that was pickled as an object, where the content is one or holds one near its
+    top.
+    """
     values = [content, *(item for _, item in _pairs(content)[:1000])]
     for value in values:
         if (

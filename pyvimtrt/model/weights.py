@@ -1,4 +1,6 @@
-"""Weights as NumPy arrays under the published key names: whether they are those of a model, and what to do where they are not."""
+"""Weights as NumPy arrays under the published key names: whether they are those of a model, and what to do where they
+are not.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,21 @@ _NAME_CHARACTERS = 80  # of a name that a file chose
 
 
 def misfit(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Return which names are missing, extra and misshapen for a model, with the model they fit where there is one; empty where all fit."""
+    """Return which names are missing, extra and misshapen for a model, with the model they fit where there is one;
+    empty where all fit.
+    """
     expected = weight_shapes(config)
     problems = []
     for what, names in (("missing", expected.keys() - shapes.keys()), ("unexpected", shapes.keys() - expected.keys())):
         if names:
-            problems.append(f"{what} {_shown(sorted(brief(name, _NAME_CHARACTERS) for name in names), ', ', ' and {} more')}")
-    wrong = [f"{name} is {shapes[name]}, expected {shape}" for name, shape in expected.items() if name in shapes and shapes[name] != shape]
+            problems.append(
+                f"{what} {_shown(sorted(brief(name, _NAME_CHARACTERS) for name in names), ', ', ' and {} more')}"
+            )
+    wrong = [
+        f"{name} is {shapes[name]}, expected {shape}"
+        for name, shape in expected.items()
+        if name in shapes and shapes[name] != shape
+    ]
     if wrong:
         problems.append(_shown(wrong, "; ", " and {} more"))
     if not problems:
@@ -38,7 +48,9 @@ def check_weights(config: ModelConfig, weights: Weights, source: str) -> None:
         raise ModelError(f"the weights in {source} do not fit the model {model_name(config)}: {problem}")
     for name in sorted(weight_shapes(config)):
         if not np.isfinite(weights[name]).all():
-            raise ModelError(f"the weights in {source} hold NaN or infinity in {name}; the checkpoint is damaged, use another one")
+            raise ModelError(
+                f"the weights in {source} hold NaN or infinity in {name}; the checkpoint is damaged, use another one"
+            )
 
 
 def _shown(texts: list[str], separator: str, more: str) -> str:

@@ -66,7 +66,8 @@ class Cache:
 class TableScales:
     """Scales of a function applied by table, per table, and the table of each channel.
 
-    The index is q = sat8(rne((v - index_center) / index_scale)); the entry holds f(q * index_scale + index_center) / out_scale.
+    The index is q = sat8(rne((v - index_center) / index_scale)); the entry holds f(q * index_scale + index_center) /
+    out_scale.
     """
 
     index_scale: F32
@@ -94,10 +95,16 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int | None, ...]]:
 
     ``*.weight.scale`` steps of the weights per output channel (after the input's channel scales are folded in);
     ``*.scale_tok`` and ``*.scale_chan`` steps per token and per channel, of which the step is the product;
-    ``*.bias`` corrections added to the layer's bias; ``*.state.*`` the hidden state's step s_L[t] and factors r_C[e], r_D[n].
+    ``*.bias`` corrections added to the layer's bias; ``*.state.*`` the hidden state's step s_L[t] and factors r_C[e],
+    r_D[n].
     """
     blocks = describe(config).blocks
-    return {f"{block.prefix}{part.name}.{end}": shape for block in blocks for part in block.parts for end, shape in _part_shapes(part).items()}
+    return {
+        f"{block.prefix}{part.name}.{end}": shape
+        for block in blocks
+        for part in block.parts
+        for end, shape in _part_shapes(part).items()
+    }
 
 
 def _part_shapes(part: Part) -> dict[str, tuple[int | None, ...]]:
@@ -116,7 +123,9 @@ def _part_shapes(part: Part) -> dict[str, tuple[int | None, ...]]:
 def save_cache(cache: Cache, path: Path) -> None:
     """Write a cache, whole or not at all; the same cache gives the same bytes."""
     metadata = {METADATA_KEY: json.dumps(asdict(cache.info), sort_keys=True)}
-    data = safetensors.numpy.save({name: np.ascontiguousarray(cache.tensors[name]) for name in sorted(cache.tensors)}, metadata)
+    data = safetensors.numpy.save(
+        {name: np.ascontiguousarray(cache.tensors[name]) for name in sorted(cache.tensors)}, metadata
+    )
     with atomic_output(path) as temporary:
         temporary.write_bytes(data)
 
@@ -129,8 +138,17 @@ def load_cache(path: Path) -> Cache:
         with safetensors.safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
-    except (OSError, safetensors.SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:  # the last: a type NumPy lacks
-        raise CalibrationError(f"{path} is damaged or not a calibration cache ({brief(error)}); run pyvimtrt calibrate again") from error
+    except (
+        OSError,
+        safetensors.SafetensorError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+    ) as error:  # the last: a type NumPy lacks
+        raise CalibrationError(
+            f"{path} is damaged or not a calibration cache ({brief(error)}); run pyvimtrt calibrate again"
+        ) from error
     if METADATA_KEY not in metadata:
         raise CalibrationError(f"{path} is not a calibration cache of pyvimtrt; make one with pyvimtrt calibrate")
     try:
@@ -138,13 +156,20 @@ def load_cache(path: Path) -> Cache:
         version = values.get("format_version")
         if version != CACHE_FORMAT_VERSION:
             raise CalibrationError(
-                f"{path} has format version {brief(version, 40)}, this package reads version {CACHE_FORMAT_VERSION}; run pyvimtrt calibrate again"
+                f"{path} has format version {brief(version, 40)}, this package reads version {CACHE_FORMAT_VERSION}; "
+                "run pyvimtrt calibrate again"
             )
-        lists = {"mean": tuple(values["mean"]), "std": tuple(values["std"]), "image_statistics": statistics.parse(values.get("image_statistics", ()))}
+        lists = {
+            "mean": tuple(values["mean"]),
+            "std": tuple(values["std"]),
+            "image_statistics": statistics.parse(values.get("image_statistics", ())),
+        }
         info = CacheInfo(**{**values, **lists})
         plausible = _plausible(info)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
-        raise CalibrationError(f"{path} holds damaged metadata ({brief(error)}); run pyvimtrt calibrate again") from error
+        raise CalibrationError(
+            f"{path} holds damaged metadata ({brief(error)}); run pyvimtrt calibrate again"
+        ) from error
     if not plausible:
         raise CalibrationError(f"{path} holds damaged settings; run pyvimtrt calibrate again")
     return Cache(info, tensors)
@@ -165,15 +190,21 @@ def _plausible(info: CacheInfo) -> bool:
 def check_cache(cache: Cache, config: ModelConfig, weights: Weights, source: str) -> None:
     """Raise CalibrationError, saying what differs, where a cache does not belong to this model and these weights."""
     if cache.info.model != config.spec():
-        raise CalibrationError(f"{source} was made for the model {brief(cache.info.model)}, not for {config.spec()}; calibrate this model")
+        raise CalibrationError(
+            f"{source} was made for the model {brief(cache.info.model)}, not for {config.spec()}; calibrate this model"
+        )
     if cache.info.weights_sha256 != hash_arrays(weights):
-        raise CalibrationError(f"{source} was made with other weights of this model; calibrate with the weights at hand")
+        raise CalibrationError(
+            f"{source} was made with other weights of this model; calibrate with the weights at hand"
+        )
     if cache.info.state not in ("int8", "fp32") or not len(cache.info.mean) == len(cache.info.std) == config.channels:
         raise CalibrationError(f"{source} holds damaged settings; run pyvimtrt calibrate again")
     expected = expected_shapes(config)
     if cache.tensors.keys() != expected.keys():
         differing = sorted(cache.tensors.keys() ^ expected.keys())
-        raise CalibrationError(f"{source} is damaged: {brief(differing[0], 80)} is missing or unexpected; run pyvimtrt calibrate again")
+        raise CalibrationError(
+            f"{source} is damaged: {brief(differing[0], 80)} is missing or unexpected; run pyvimtrt calibrate again"
+        )
     for name, shape in expected.items():
         _check_tensor(name, cache.tensors, shape, source)
 
@@ -189,4 +220,6 @@ def _check_tensor(name: str, tensors: dict[str, npt.NDArray[Any]], shape: tuple[
     elif good:
         good = bool(np.isfinite(tensor).all()) and ("scale" not in name.rsplit(".", 1)[-1] or bool((tensor > 0).all()))
     if not good:
-        raise CalibrationError(f"{source} is damaged: {name} has a wrong type, shape or value; run pyvimtrt calibrate again")
+        raise CalibrationError(
+            f"{source} is damaged: {name} has a wrong type, shape or value; run pyvimtrt calibrate again"
+        )

@@ -70,9 +70,10 @@ def calibrate(
 ) -> Cache:
     """Return the calibration cache of a model for uint8 images [N, C, H, W]. Same inputs, seed and device, same bytes.
 
-    ``seed`` picks the order of the images, and so which of them the steps are searched on. ``device`` is that of the model and of the
-    search: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``, a GPU where PyTorch has one. Raises CalibrationError for unusable images, K
-    larger than the number of tokens, a device that is not there, or activations that are not finite.
+    ``seed`` picks the order of the images, and so which of them the steps are searched on. ``device`` is that of the
+    model and of the search: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``, a GPU where PyTorch has one. Raises
+    CalibrationError for unusable images, K larger than the number of tokens, a device that is not there, or activations
+    that are not finite.
     """
     _check(config, images, recipe, normalization)
     chosen = pick_device(device)
@@ -97,7 +98,8 @@ def calibrate(
 
 
 def full_fp32() -> AbstractContextManager[None]:
-    """Keep cuDNN from TF32, which it would take for the patches' convolution, and from algorithms that differ from run to run.
+    """Keep cuDNN from TF32, which it would take for the patches' convolution, and from algorithms that differ from run
+    to run.
 
     PyTorch's own context manager switches cuDNN off unless told otherwise.
     """
@@ -107,7 +109,9 @@ def full_fp32() -> AbstractContextManager[None]:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """Return PyTorch's device of a name, ``auto`` the first GPU or else the CPU. Raises CalibrationError where there is none."""
+    """Return PyTorch's device of a name, ``auto`` the first GPU or else the CPU. Raises CalibrationError where there is
+    none.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -117,25 +121,38 @@ def pick_device(name: str = "auto") -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise CalibrationError(f"unknown device {name!r}; take auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise CalibrationError(f"PyTorch finds {torch.cuda.device_count()} CUDA devices here, so {name} is not one of them; take --device auto or cpu")
+        raise CalibrationError(
+            f"PyTorch finds {torch.cuda.device_count()} CUDA devices here, so {name} is not one of them; take "
+            "--device auto or cpu"
+        )
     return device
 
 
 def _check(config: ModelConfig, images: npt.NDArray[np.uint8], recipe: Recipe, normalization: Normalization) -> None:
     shape = (config.channels, config.img, config.img)
     if images.ndim != 4 or images.shape[1:] != shape or images.dtype != np.uint8:
-        raise CalibrationError(f"calibration images must be uint8 [N, {', '.join(map(str, shape))}], got {images.dtype} {list(images.shape)}")
+        raise CalibrationError(
+            f"calibration images must be uint8 [N, {', '.join(map(str, shape))}], got {images.dtype} "
+            f"{list(images.shape)}"
+        )
     if not 1 <= len(images) <= MAX_IMAGES:
         raise CalibrationError(f"calibration takes 1 to {MAX_IMAGES} images, got {len(images)}")
     if isinstance(recipe.clusters, int) and recipe.clusters > config.tokens:
-        raise CalibrationError(f"k={recipe.clusters} is larger than the model's {config.tokens} tokens; use a smaller k, or k=full")
+        raise CalibrationError(
+            f"k={recipe.clusters} is larger than the model's {config.tokens} tokens; use a smaller k, or k=full"
+        )
     if not len(normalization.mean) == len(normalization.std) == config.channels:
-        raise CalibrationError(f"mean and std need {config.channels} values, one per channel, got {len(normalization.mean)} and {len(normalization.std)}")
+        raise CalibrationError(
+            f"mean and std need {config.channels} values, one per channel, got {len(normalization.mean)} and "
+            f"{len(normalization.std)}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Scales:
-    """Of a tensor [B, L, C] as found, before they are rounded for the cache: per token [L], where there are any, and per channel [C]."""
+    """Of a tensor [B, L, C] as found, before they are rounded for the cache: per token [L], where there are any, and
+    per channel [C].
+    """
 
     tok: F64 | None
     chan: F64
@@ -154,7 +171,13 @@ class _Calibrator:
         progress: Progress | None,
         device: torch.device,
     ) -> None:
-        self.description, self.model, self.images, self.recipe, self.normalization = describe(config), model, images, recipe, normalization
+        self.description, self.model, self.images, self.recipe, self.normalization = (
+            describe(config),
+            model,
+            images,
+            recipe,
+            normalization,
+        )
         self.device = device
         self.tensors: Tensors = {}
         self._scales: dict[str, Scales] = {}  # of the block at hand, by tensor
@@ -170,7 +193,9 @@ class _Calibrator:
     def run(self) -> Tensors:
         self._block(self.description.stem, LayerRecord("stem", 0))  # weights alone: nothing of it is observed
         # The residual stream of all images stays in the host's memory, batches of it visit the device.
-        hidden = torch.cat([self.model.embed(self.normalization.apply(self.images[s : s + self.batch])).cpu() for s in self.starts])
+        hidden = torch.cat(
+            [self.model.embed(self.normalization.apply(self.images[s : s + self.batch])).cpu() for s in self.starts]
+        )
         residual: Tensor | None = None
         for i, (block, layer) in enumerate(zip(self.description.layers, self.model.layers, strict=True)):
             record = LayerRecord(f"layer {i}", self.samples)
@@ -188,9 +213,13 @@ class _Calibrator:
             self._progress(self._done, self._total)
 
     def _store(self, name: str, values: F64) -> None:
-        self.tensors[name] = np.maximum(values, SMALLEST_STEP).astype(np.float32) if "scale" in name else values.astype(np.float32)
+        self.tensors[name] = (
+            np.maximum(values, SMALLEST_STEP).astype(np.float32) if "scale" in name else values.astype(np.float32)
+        )
 
-    def _observe(self, block: Block, layer: nn.Module, record: LayerRecord, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _observe(
+        self, block: Block, layer: nn.Module, record: LayerRecord, hidden: Tensor, residual: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Run all images through a layer under observation; the residual stream is updated in place."""
         with_mean, states = self.recipe.reparameterization == "published", block.states()
         for s in states.values():
@@ -200,7 +229,9 @@ class _Calibrator:
         for start in self.starts:
             rows = slice(start, start + self.batch)
 
-            def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, reverse: bool, start: int = start) -> Tensor:
+            def scan(
+                u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, reverse: bool, start: int = start
+            ) -> Tensor:
                 statistics = record.states[states[reverse].name]
                 return torch_scan(u, delta, A, B, C, D, reverse, on_state=lambda t, h: statistics.update(t, h, start))
 
@@ -211,13 +242,17 @@ class _Calibrator:
         return out, new_residual
 
     def _head(self, hidden: Tensor, residual: Tensor) -> None:
-        """Scales of the final norm's output, of pooling over several tokens, and of the classifier, searched on all images."""
+        """Scales of the final norm's output, of pooling over several tokens, and of the classifier, searched on all
+        images.
+        """
         record = LayerRecord("head", len(self.images))
         tokens = (self.model.pooled(residual) + self.model.pooled(hidden)).to(self.device)
         try:
             self.model.features(tokens, record.tap)
         except CalibrationError as error:
-            raise CalibrationError("the final norm is NaN or infinite for some image; check the weights, --mean and --std") from error
+            raise CalibrationError(
+                "the final norm is NaN or infinite for some image; check the weights, --mean and --std"
+            ) from error
         self._block(self.description.head, record)
 
     def _block(self, block: Block, record: LayerRecord) -> None:
@@ -281,7 +316,9 @@ class _Calibrator:
         return steps
 
     def _cover(self, part: Activation, statistics: Statistics, sample: Tensor) -> Scales:
-        """Return steps per token and per channel whose product is the step: a rank-1 cover of the largest magnitudes."""
+        """Return steps per token and per channel whose product is the step: a rank-1 cover of the largest
+        magnitudes.
+        """
         largest, is_channel_wise = floored(array(statistics.largest)), part.role in self.recipe.channel_wise
         chan = np.exp(np.log(largest).mean(axis=0)) if is_channel_wise else np.ones(largest.shape[1])
         groups = self._groups(statistics.mean_per_token(), part.role)
@@ -294,7 +331,9 @@ class _Calibrator:
         return Scales(tok, chan)
 
     def _shared(self, statistics: Statistics) -> Scales:
-        """Return steps of a tensor whose tokens are summed as integers: all of them share one, channels have their own."""
+        """Return steps of a tensor whose tokens are summed as integers: all of them share one, channels have their
+        own.
+        """
         largest = statistics.max_per_channel()
         chan = floored(largest) if self.recipe.smoothing else np.ones(len(largest))
         chan = chan / np.exp(np.log(chan).mean())
@@ -302,7 +341,9 @@ class _Calibrator:
         return Scales(np.full(len(statistics.largest), step), chan)
 
     def _linear(self, p: str, part: Linear, record: LayerRecord) -> None:
-        """Find the steps of a linear layer's weight and the correction of its bias, and the steps of its input where they come with them."""
+        """Find the steps of a linear layer's weight and the correction of its bias, and the steps of its input where
+        they come with them.
+        """
         name, weight = p + part.name, self.model.get_parameter(p + part.weight)
         if isinstance(part.input, Activation) and part.input.fit == "reader":
             x, tok, folded, weight_steps = self._read_tokens(p, part.input, weight, record)
@@ -313,11 +354,17 @@ class _Calibrator:
             tok = torch.ones(1) if scales.tok is None else tensor(scales.tok)[:, None]
             weight_steps = self._weight_steps(folded, x.flatten(0, 1))
         self._store(f"{name}.weight.scale", weight_steps)
-        corrects = self.recipe.bias_correction == "all" or (part.bias is not None and self.recipe.bias_correction == "biased")
-        self._store(f"{name}.bias", search.output_bias(x, tok, folded, weight_steps) if corrects else np.zeros(len(weight)))
+        corrects = self.recipe.bias_correction == "all" or (
+            part.bias is not None and self.recipe.bias_correction == "biased"
+        )
+        self._store(
+            f"{name}.bias", search.output_bias(x, tok, folded, weight_steps) if corrects else np.zeros(len(weight))
+        )
 
     def _weight_steps(self, weight: Tensor, rows: Tensor) -> F64:
-        """Return the steps of a weight [O, C] whose input's channel scales are folded in; rows [n, C] are its inputs."""
+        """Return the steps of a weight [O, C] whose input's channel scales are folded in; rows [n, C] are its
+        inputs.
+        """
         steps = search.weight_steps(weight, self.recipe.weight_per_channel)
         if self.recipe.search == "output_error":
             return search.fit_weight(rows, weight, steps, self.recipe.weight_per_channel)
@@ -325,10 +372,14 @@ class _Calibrator:
             return cosine.weight_steps(rows, weight, steps)
         return steps
 
-    def _read_tokens(self, p: str, part: Activation, weight: Tensor, record: LayerRecord) -> tuple[Tensor, Tensor, Tensor, F64]:
-        """Steps of a linear layer's input [images, L, C] per token, and per channel where factors fold for free, and of the weight that reads it.
+    def _read_tokens(
+        self, p: str, part: Activation, weight: Tensor, record: LayerRecord
+    ) -> tuple[Tensor, Tensor, Tensor, F64]:
+        """Steps of a linear layer's input [images, L, C] per token, and per channel where factors fold for free, and of
+        the weight that reads it.
 
-        Returns the sample without its channels' factors, its steps [L, 1], the weight with the factors, and the weight's steps.
+        Returns the sample without its channels' factors, its steps [L, 1], the weight with the factors, and the
+        weight's steps.
         """
         statistics, sample = record.statistics[part.name], record.sample(part.name)
         channel = np.ones(weight.shape[1])
@@ -350,7 +401,9 @@ class _Calibrator:
                 steps = cosine.token_steps(x, steps, groups)
             if part.role in self.recipe.power_of_two:
                 steps = power_of_two(steps)
-            weight_steps = cosine.weight_steps(fake_quantize(x, tensor(steps)[:, None]).flatten(0, 1), folded, weight_steps)
+            weight_steps = cosine.weight_steps(
+                fake_quantize(x, tensor(steps)[:, None]).flatten(0, 1), folded, weight_steps
+            )
         self._keep(p + part.name, part, Scales(steps, channel))
         return x, tensor(steps)[:, None], folded, weight_steps
 
@@ -359,16 +412,28 @@ class _Calibrator:
         rows = record.sample(part.argument).flatten(0, 1)
         rows = rows[:: max(1, len(rows) // TABLE_ROWS)]
         magnitude = record.statistics[part.name].mean_per_channel()
-        is_channel_wise, index_powers = part.role in self.recipe.channel_wise, part.argument_role in self.recipe.power_of_two
+        is_channel_wise, index_powers = (
+            part.role in self.recipe.channel_wise,
+            part.argument_role in self.recipe.power_of_two,
+        )
         scales = search.fit_tables(
-            rows, before.low_per_channel(), before.high_per_channel(), magnitude, *_FUNCTIONS[part.function], self.recipe, is_channel_wise, index_powers
+            rows,
+            before.low_per_channel(),
+            before.high_per_channel(),
+            magnitude,
+            *_FUNCTIONS[part.function],
+            self.recipe,
+            is_channel_wise,
+            index_powers,
         )
         scales.write(self.tensors, name)
         self._scales[part.name] = Scales(None, scales.out_scale_chan())
 
     def _state(self, name: str, part: State, record: LayerRecord) -> None:
         state, first = record.states[part.name], part.reader_offset
-        c = record.sample(part.reader.name)[..., first : first + part.states]  # [images, L, N], C, which reads the state
+        c = record.sample(part.reader.name)[
+            ..., first : first + part.states
+        ]  # [images, L, N], C, which reads the state
         largest = state.largest.cpu().numpy()
         if self.recipe.reparameterization == "log_rank1":
             r_L, r_C, r_D = log_rank1_factors(largest)
@@ -379,7 +444,9 @@ class _Calibrator:
             r_L, r_C, r_D = unit_factors(largest)
         scaled = floored(largest) / (r_L[:, None, None] * r_C[:, None] * r_D)
         per_token = scaled.max(axis=(1, 2))
-        groups = np.arange(len(per_token)) if part.role in self.recipe.token_wise else np.zeros(len(per_token), np.int64)
+        groups = (
+            np.arange(len(per_token)) if part.role in self.recipe.token_wise else np.zeros(len(per_token), np.int64)
+        )
         steps = self._token_steps(per_token, groups) * r_L
         if self.recipe.search == "output_error":
             steps = search.fit_state(state.samples, steps, r_C, r_D, array(c.square().mean(dim=(0, 1))), groups)
@@ -394,6 +461,9 @@ def _inverse_softplus(y: Tensor) -> Tensor:
     return y + torch.log(-torch.expm1(-y))
 
 
-_FUNCTIONS: dict[str, tuple[search.Function, search.Function | None]] = {"silu": (F.silu, None), "softplus": (F.softplus, _inverse_softplus)}
+_FUNCTIONS: dict[str, tuple[search.Function, search.Function | None]] = {
+    "silu": (F.silu, None),
+    "softplus": (F.softplus, _inverse_softplus),
+}
 
 __all__ = ["Normalization", "calibrate"]

@@ -1,4 +1,5 @@
-"""The published step search: candidates between 0.01 and 1.2 times the min-max step, the cosine of what comes out as score.
+"""The published step search: candidates between 0.01 and 1.2 times the min-max step, the cosine of what comes out as
+score.
 
 100 candidates; cosines are those of the vectors of one token (of one channel for the outputs of SiLU and
 softplus), averaged. From the published code's settings; what an integer engine does otherwise is in docs/method.md.
@@ -19,10 +20,14 @@ ROWS = 512  # rows of the sample that cosines are measured on
 
 
 def weight_steps(x: Tensor, weight: Tensor, steps: F64) -> F64:
-    """Return steps [O] of a weight [O, C], one multiplier for all, by the cosine of the rows of x W^T; x [rows, C] as the engine has it."""
+    """Return steps [O] of a weight [O, C], one multiplier for all, by the cosine of the rows of x W^T; x [rows, C] as
+    the engine has it.
+    """
     x = x[:ROWS]
     target = x @ weight.T
-    return steps * _best([_cosine(x @ fake_quantize(weight, tensor(steps * c)[:, None], -LEVELS).T, target) for c in CANDIDATES])
+    return steps * _best(
+        [_cosine(x @ fake_quantize(weight, tensor(steps * c)[:, None], -LEVELS).T, target) for c in CANDIDATES]
+    )
 
 
 def one_step_clip(x: Tensor, step: float) -> float:
@@ -32,14 +37,18 @@ def one_step_clip(x: Tensor, step: float) -> float:
 
 
 def token_steps(x: Tensor, steps: F64, groups: I64) -> F64:
-    """Return token steps [L] of x [images, L, C]: one multiplier for each group of tokens, by the cosine of its tokens' vectors."""
+    """Return token steps [L] of x [images, L, C]: one multiplier for each group of tokens, by the cosine of its tokens'
+    vectors.
+    """
     images = max(1, ROWS // x.shape[1])
     x = x[:images]
     chosen = steps.copy()
     for group in range(int(groups.max()) + 1):
         members = np.flatnonzero(groups == group)
         part = x[:, torch.from_numpy(members)]
-        chosen[members] *= _best([_cosine(fake_quantize(part, tensor(steps[members] * c)[:, None]), part) for c in CANDIDATES])
+        chosen[members] *= _best(
+            [_cosine(fake_quantize(part, tensor(steps[members] * c)[:, None]), part) for c in CANDIDATES]
+        )
     return chosen
 
 
@@ -51,7 +60,9 @@ def output_clip(y: Tensor, step: float, is_positive: bool) -> float:
 
 
 def state_steps(h: Tensor, c: Tensor, r_C: F64, r_D: F64, steps: F64) -> F64:
-    """Return the state's token steps [L] by the cosine of y[t] = C[t] h[t] over the channels; h [images, L, E, N], c [images, L, N] and y unscaled."""
+    """Return the state's token steps [L] by the cosine of y[t] = C[t] h[t] over the channels; h [images, L, E, N], c
+    [images, L, N] and y unscaled.
+    """
     images = max(1, ROWS // h.shape[1])
     h, c = h[:images], c[:images]
     factors = tensor(r_C)[:, None] * tensor(r_D)
@@ -59,7 +70,9 @@ def state_steps(h: Tensor, c: Tensor, r_C: F64, r_D: F64, steps: F64) -> F64:
     for t in range(h.shape[1]):
         scaled, read = h[:, t] / factors, c[:, t, None, :] * tensor(r_D)  # y in units of r_C, as published
         target = (scaled * read).sum(dim=-1)
-        chosen[t] *= _best([_cosine((fake_quantize(scaled, tensor(steps[t] * m)) * read).sum(dim=-1), target) for m in CANDIDATES])
+        chosen[t] *= _best(
+            [_cosine((fake_quantize(scaled, tensor(steps[t] * m)) * read).sum(dim=-1), target) for m in CANDIDATES]
+        )
     return chosen
 
 
@@ -72,7 +85,9 @@ def _cosine(y: Tensor, target: Tensor) -> float:
 
 
 def _best(scores: list[float]) -> float:
-    """Return the best candidate; of those that are as good, up to rounding, the one nearest to min-max: the cosine of a constant does not see its size."""
+    """Return the best candidate; of those that are as good, up to rounding, the one nearest to min-max: the cosine of a
+    constant does not see its size.
+    """
     table = np.array(scores)
     equal = CANDIDATES[table >= table.max() - TIE]
     return float(equal[np.abs(equal - 1.0).argmin()])

@@ -14,7 +14,9 @@ from pyvimtrt.quantization.rounding import array
 
 @dataclass
 class Statistics:
-    """Of one tensor [images, L, C], per token and channel over the images: largest and mean magnitude, minimum, maximum."""
+    """Of one tensor [images, L, C], per token and channel over the images: largest and mean magnitude, minimum,
+    maximum.
+    """
 
     largest: Tensor
     total: Tensor
@@ -56,7 +58,9 @@ class Statistics:
 
 @dataclass
 class StateStatistics:
-    """Of the hidden state of one direction, [L, E, N]: largest and summed magnitude over images, and the states of a few images."""
+    """Of the hidden state of one direction, [L, E, N]: largest and summed magnitude over images, and the states of a
+    few images.
+    """
 
     largest: Tensor
     total: Tensor | None
@@ -68,7 +72,9 @@ class StateStatistics:
         return cls(torch.zeros(shape), torch.zeros(shape) if with_mean else None, torch.zeros((samples, *shape)))
 
     def update(self, t: int, h: Tensor, first_image: int) -> Tensor:
-        """Take in the state of token t of a batch of images, h [B, E, N], and return it; ``first_image`` is the batch's place in the set."""
+        """Take in the state of token t of a batch of images, h [B, E, N], and return it; ``first_image`` is the batch's
+        place in the set.
+        """
         magnitude = h.abs()
         torch.maximum(self.largest[t], magnitude.amax(dim=0), out=self.largest[t])
         if self.total is not None:
@@ -93,7 +99,9 @@ class LayerRecord:
     def tap(self, name: str, x: Tensor) -> Tensor:
         """Observe a tensor [B, L, C] of one batch and return it. Raises CalibrationError where it is not finite."""
         if not bool(torch.isfinite(x).all()):
-            raise CalibrationError(f"{self.layer}: {name} is NaN or infinite for some image; check the weights, --mean and --std")
+            raise CalibrationError(
+                f"{self.layer}: {name} is NaN or infinite for some image; check the weights, --mean and --std"
+            )
         if name in self.statistics:
             self.statistics[name].update(x)
         else:

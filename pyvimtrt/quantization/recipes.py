@@ -9,9 +9,20 @@ from typing import Any, Literal
 
 from pyvimtrt.errors import CalibrationError
 
-# Roles of the tensors that can have one step per token, and of those that can have one step per channel, as `pyvimtrt.families` assigns them.
+# Roles of the tensors that can have one step per token, and of those that can have one step per channel, as
+# `pyvimtrt.families` assigns them.
 TOKEN_TENSORS = ("norm.output", "scan.parameters", "scan.output", "state", "head.input")
-CHANNEL_TENSORS = ("norm.output", "conv.input", "u", "gate", "delta", "scan.parameters", "scan.output", "state", "head.input")
+CHANNEL_TENSORS = (
+    "norm.output",
+    "conv.input",
+    "u",
+    "gate",
+    "delta",
+    "scan.parameters",
+    "scan.output",
+    "state",
+    "head.input",
+)
 
 FULL: Literal["full"] = "full"
 MAX_CLUSTERS = 4096
@@ -21,10 +32,11 @@ MAX_CLUSTERS = 4096
 class Recipe:
     """Settings of a calibration.
 
-    ``clusters`` is K of k-scaling for tokens: a number, or "full" for one step per token. ``tables`` is K for the channels of
-    tensors that pass through a table (u, gate, delta). Tensors outside ``token_wise`` and ``channel_wise`` have one step. Where the state is
-    among ``token_wise`` it has a step per token whatever K is, as published. ``power_of_two`` names the tensors whose clusters' steps are powers
-    of two apart, "conv.output" being the index of u's tables. ``bias_correction`` takes all linear layers, or those that have a bias.
+    ``clusters`` is K of k-scaling for tokens: a number, or "full" for one step per token. ``tables`` is K for the
+    channels of tensors that pass through a table (u, gate, delta). Tensors outside ``token_wise`` and ``channel_wise``
+    have one step. Where the state is among ``token_wise`` it has a step per token whatever K is, as published.
+    ``power_of_two`` names the tensors whose clusters' steps are powers of two apart, "conv.output" being the index of
+    u's tables. ``bias_correction`` takes all linear layers, or those that have a bias.
     """
 
     name: str
@@ -48,7 +60,8 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         Recipe(
             "default",
-            "the most accurate: a step per token and channel wherever it costs nothing, log-rank-1 reparameterization, clipping by output error",
+            "the most accurate: a step per token and channel wherever it costs nothing, log-rank-1 "
+            "reparameterization, clipping by output error",
             token_wise=frozenset(TOKEN_TENSORS),
             channel_wise=frozenset(CHANNEL_TENSORS),
             clusters=FULL,
@@ -62,7 +75,8 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             "paper",
-            "as published: k-scaling with K = 4, powers of two where the paper has them, published reparameterization, cosine search",
+            "as published: k-scaling with K = 4, powers of two where the paper has them, published "
+            "reparameterization, cosine search",
             token_wise=frozenset({"scan.output", "state"}),
             channel_wise=frozenset({"u", "gate", "delta"}),
             clusters=4,
@@ -92,10 +106,13 @@ STEPS: dict[str, dict[str, Any]] = {
 }
 
 
-def get_recipe(name: str, clusters: str | int | None = None, state: str | None = None, without: Sequence[str] = ()) -> Recipe:
+def get_recipe(
+    name: str, clusters: str | int | None = None, state: str | None = None, without: Sequence[str] = ()
+) -> Recipe:
     """Return a recipe by name, with K and the state's type replaced where given, and without the named steps.
 
-    Raises CalibrationError for unknown values, and for a step that the recipe does not have: an ablation of nothing would look like a finding.
+    Raises CalibrationError for unknown values, and for a step that the recipe does not have: an ablation of nothing
+    would look like a finding.
     """
     if name not in RECIPES:
         raise CalibrationError(f"unknown recipe {name!r}; the recipes are {', '.join(RECIPES)}")
@@ -112,7 +129,9 @@ def get_recipe(name: str, clusters: str | int | None = None, state: str | None =
         shorter = dataclasses.replace(recipe, **STEPS[step])
         if shorter == recipe:
             raise CalibrationError(f"the recipe {recipe.name} has no step {step} to leave out")
-        recipe = dataclasses.replace(shorter, name=recipe.name + (", " if " without " in recipe.name else " without ") + step)
+        recipe = dataclasses.replace(
+            shorter, name=recipe.name + (", " if " without " in recipe.name else " without ") + step
+        )
     return recipe
 
 

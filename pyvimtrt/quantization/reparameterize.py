@@ -1,4 +1,6 @@
-"""Factors of the hidden state: h[t, e, n] is approximated in magnitude by r_L[t] * r_C[e] * r_D[n] (paper, reparameterization)."""
+"""Factors of the hidden state: h[t, e, n] is approximated in magnitude by r_L[t] * r_C[e] * r_D[n] (paper,
+reparameterization).
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,14 @@ import numpy.typing as npt
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
-RELATIVE_FLOOR = 1e-6  # of the largest magnitude: a dead channel or a first token near zero must not ask for an infinite factor
+RELATIVE_FLOOR = (
+    1e-6  # of the largest magnitude: a dead channel or a first token near zero must not ask for an infinite factor
+)
 
 
 def log_rank1_factors(h_max: F32) -> tuple[F64, F64, F64]:
-    """Return r_L [L], r_C [E], r_D [N]: the least-squares rank-1 fit of log h_max, h_max [L, E, N] the largest |h| over images.
+    """Return r_L [L], r_C [E], r_D [N]: the least-squares rank-1 fit of log h_max, h_max [L, E, N] the largest |h| over
+    images.
 
     The fit is the row and column means of the logarithm; the overall mean is put into r_L.
     """
@@ -27,8 +32,8 @@ def log_rank1_factors(h_max: F32) -> tuple[F64, F64, F64]:
 def published_factors(h_mean: F32) -> tuple[F64, F64, F64]:
     """Return the published factors from the mean of |h| over images, [L, E, N].
 
-    Each factor is the mean of |h| over the other two axes, raised to the share that the axis' standard deviation has in the
-    sum of the three.
+    Each factor is the mean of |h| over the other two axes, raised to the share that the axis' standard deviation has in
+    the sum of the three.
     """
     magnitude = floored(h_mean)
     means = [magnitude.mean(axis=axes) for axes in ((1, 2), (0, 2), (0, 1))]

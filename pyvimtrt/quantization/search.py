@@ -1,8 +1,9 @@
-"""Step search: clipping chosen by the error it causes in a layer's output, vectorized over candidates, tokens and channels.
+"""Step search: clipping chosen by the error it causes in a layer's output, vectorized over candidates, tokens and
+channels.
 
-The error of a linear layer y = x W^T is a quadratic form: sum over rows of ||e W^T||^2 with e = x - Q(x) needs W^T W once, and
-sum over outputs of ||x d^T||^2 with d = W - Q(W) needs x^T x once. So each candidate costs C^2 per row, and every token and
-every output channel picks its own candidate from one pass.
+The error of a linear layer y = x W^T is a quadratic form: sum over rows of ||e W^T||^2 with e = x - Q(x) needs W^T W
+once, and sum over outputs of ||x d^T||^2 with d = W - Q(W) needs x^T x once. So each candidate costs C^2 per row, and
+every token and every output channel picks its own candidate from one pass.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def _best(errors: list[Tensor], groups: I64 | None = None) -> F64:
 def weight_steps(weight: Tensor, per_channel: bool) -> F64:
     """Return min-max steps [O] of a weight [O, C]."""
     largest = array(weight.abs().amax(dim=1))
-    return np.asarray(np.maximum(largest if per_channel else np.full_like(largest, largest.max()), SMALLEST_STEP) / LEVELS)
+    return np.asarray(
+        np.maximum(largest if per_channel else np.full_like(largest, largest.max()), SMALLEST_STEP) / LEVELS
+    )
 
 
 def fit_weight(x: Tensor, weight: Tensor, steps: F64, per_channel: bool) -> F64:
@@ -53,7 +56,9 @@ def fit_weight(x: Tensor, weight: Tensor, steps: F64, per_channel: bool) -> F64:
 
 
 def fit_tokens(x: Tensor, weight: Tensor, steps: F64, groups: I64) -> F64:
-    """Return token steps [L] of a linear layer's input x [images, L, C], clipped for the least output error per group of tokens."""
+    """Return token steps [L] of a linear layer's input x [images, L, C], clipped for the least output error per group
+    of tokens.
+    """
     gram = weight.T @ weight
     errors = []
     for clip in CLIPS:
@@ -92,19 +97,24 @@ def fit_tables(
 ) -> TableScales:
     """Return scales of a function applied by table to v [rows, E].
 
-    ``low`` and ``high`` [E] bound v over all images, ``magnitude`` [E] is the mean of |function(v)|. Non-negative functions
-    (``inverse`` given) use 256 output levels, and inputs that give less than a quarter of an output step need no index. ``index_powers``: the
-    tables' index steps are powers of two apart.
+    ``low`` and ``high`` [E] bound v over all images, ``magnitude`` [E] is the mean of |function(v)|. Non-negative
+    functions (``inverse`` given) use 256 output levels, and inputs that give less than a quarter of an output step need
+    no index. ``index_powers``: the tables' index steps are powers of two apart.
     """
     groups = cluster(magnitude, recipe.tables if channel_wise else 1)
     tables = int(groups.max()) + 1
     # |function| is largest at a bound, or for SiLU at its least value, -0.278 at -1.278, where that lies between them.
     bounds = torch.stack([tensor(low), tensor(high), tensor(np.clip(SILU_MINIMUM_AT, low, high))])
     levels = 255.0 if inverse is not None else LEVELS
-    out = np.array([group_max(array(function(bounds).abs().amax(dim=0)), groups)[groups == k][0] for k in range(tables)])
+    out = np.array(
+        [group_max(array(function(bounds).abs().amax(dim=0)), groups)[groups == k][0] for k in range(tables)]
+    )
     out = np.maximum(out, SMALLEST_STEP) / levels
     if recipe.search == "cosine":
-        out *= [cosine.output_clip(function(v[:, torch.from_numpy(groups == k)]), out[k], inverse is not None) for k in range(tables)]
+        out *= [
+            cosine.output_clip(function(v[:, torch.from_numpy(groups == k)]), out[k], inverse is not None)
+            for k in range(tables)
+        ]
     index_low = np.array([low[groups == k].min() for k in range(tables)])
     index_high = np.array([high[groups == k].max() for k in range(tables)])
     clips = (1.0, 0.85, 0.7, 0.55) if recipe.search == "output_error" else (1.0,)
@@ -112,7 +122,15 @@ def fit_tables(
     for k in range(tables):
         columns = v[:, torch.from_numpy(groups == k)]
         options = [
-            _table_option(columns, index_low[k] * shrink, index_high[k] * shrink, out[k] * clip, function, inverse, recipe.asymmetric_tables)
+            _table_option(
+                columns,
+                index_low[k] * shrink,
+                index_high[k] * shrink,
+                out[k] * clip,
+                function,
+                inverse,
+                recipe.asymmetric_tables,
+            )
             for clip in clips
             for shrink in clips
         ]
@@ -120,7 +138,9 @@ def fit_tables(
     index_scale, center, out_scale = (np.array(column) for column in zip(*chosen, strict=True))
     if index_powers:
         index_scale = power_of_two(index_scale)
-    return TableScales(index_scale.astype(np.float32), center.astype(np.float32), out_scale.astype(np.float32), groups.astype(np.int32))
+    return TableScales(
+        index_scale.astype(np.float32), center.astype(np.float32), out_scale.astype(np.float32), groups.astype(np.int32)
+    )
 
 
 def _table_option(
@@ -143,7 +163,8 @@ def _table_option(
 def fit_state(h: Tensor, steps_tok: F64, r_C: F64, r_D: F64, c_square: F64, groups: I64) -> F64:
     """Return the state's token steps [L], clipped for the least error they cause in y.
 
-    h [images, L, E, N] are true states; the error of state n weighs r_C^2 r_D^2 times the mean square of C[n], ``c_square`` [N].
+    h [images, L, E, N] are true states; the error of state n weighs r_C^2 r_D^2 times the mean square of C[n],
+    ``c_square`` [N].
     """
     factors = tensor(r_C)[:, None] * tensor(r_D)
     weight = factors.square() * tensor(c_square)
@@ -152,7 +173,10 @@ def fit_state(h: Tensor, steps_tok: F64, r_C: F64, r_D: F64, c_square: F64, grou
     for t in range(h.shape[1]):
         scaled = h[:, t] / (factors * float(steps_tok[t]))  # in units of the min-max step
         per_token.append(
-            torch.stack([((scaled - fake_quantize(scaled, tensor(clip))).square().sum(dim=0) * weight).sum() for clip in CLIPS]) * float(steps_tok[t]) ** 2
+            torch.stack(
+                [((scaled - fake_quantize(scaled, tensor(clip))).square().sum(dim=0) * weight).sum() for clip in CLIPS]
+            )
+            * float(steps_tok[t]) ** 2
         )
     errors = list(torch.stack(per_token, dim=1))
     return steps_tok * _best(errors, groups)

@@ -17,7 +17,9 @@ from pyvimtrt.graph.operators import PLUGIN_ATTRIBUTES
 from pyvimtrt.native import require_native
 from pyvimtrt.runtime.engine import Engine
 
-CPU_QUOTA = "/sys/fs/cgroup/cpu.max"  # microseconds in each period of as many, in a container; version 2 of control groups
+CPU_QUOTA = (
+    "/sys/fs/cgroup/cpu.max"  # microseconds in each period of as many, in a container; version 2 of control groups
+)
 ISA_VARIABLE = "PYVIMTRT_ISA"  # forces an instruction set: amx, avx512, avxvnni, avx2, neon or generic
 
 
@@ -33,7 +35,9 @@ def choose_isa() -> str:
 
 
 def default_threads() -> int:
-    """Return the number of cores this process may use: those it may run on, and no more than its container is given time on."""
+    """Return the number of cores this process may use: those it may run on, and no more than its container is given
+    time on.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path(CPU_QUOTA).read_text(encoding="ascii").split()
@@ -71,7 +75,9 @@ class CpuEngine(Engine):
     def profile(self, pixels: npt.NDArray[np.int8]) -> list[tuple[str, float]]:
         """Return name and seconds of every step of one run."""
         logits = np.empty((len(pixels), self.config.classes), np.float32)
-        return list(zip(self._program.step_names, self._program.run_timed(len(pixels), [pixels], [logits]), strict=True))
+        return list(
+            zip(self._program.step_names, self._program.run_timed(len(pixels), [pixels], [logits]), strict=True)
+        )
 
     def _settings(self) -> dict[str, Any]:
         return {"threads": self.threads, "isa": self._asked_isa}

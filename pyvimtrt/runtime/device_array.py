@@ -25,7 +25,9 @@ _CURES = {
 
 
 def as_stream(stream: Any) -> Any:
-    """Return the cuda.core stream of a handle (0 and 1 are the legacy default stream, 2 is the per-thread one) or of any library's stream object."""
+    """Return the cuda.core stream of a handle (0 and 1 are the legacy default stream, 2 is the per-thread one) or of
+    any library's stream object.
+    """
     from cuda import core
 
     handle = stream
@@ -34,17 +36,29 @@ def as_stream(stream: Any) -> Any:
     elif not isinstance(stream, int):
         handle = next((getattr(stream, name) for name in _STREAM_HANDLES if hasattr(stream, name)), None)
         if handle is None:
-            raise DataError(f"a stream is a CUDA stream's handle or an object with __cuda_stream__, got {type(stream).__name__}")
+            raise DataError(
+                f"a stream is a CUDA stream's handle or an object with __cuda_stream__, got {type(stream).__name__}"
+            )
     handle = int(handle)
     if handle in (0, 1):
         return core.LEGACY_DEFAULT_STREAM
     return core.PER_THREAD_DEFAULT_STREAM if handle == 2 else core.Stream.from_handle(handle)
 
 
-def borrow(array: Any, name: str, dtype: npt.DTypeLike, shape: Sequence[int | None], stream: Any, device_id: int, writable: bool = False) -> Any:
-    """Return cuda.core's view of a caller's array, which `stream` waits for as the array's protocol says. The view keeps the memory alive.
+def borrow(
+    array: Any,
+    name: str,
+    dtype: npt.DTypeLike,
+    shape: Sequence[int | None],
+    stream: Any,
+    device_id: int,
+    writable: bool = False,
+) -> Any:
+    """Return cuda.core's view of a caller's array, which `stream` waits for as the array's protocol says. The view
+    keeps the memory alive.
 
-    Raises DataError with the cure where the array is not of this type, shape (None is any length) and device, or not C-contiguous.
+    Raises DataError with the cure where the array is not of this type, shape (None is any length) and device, or not
+    C-contiguous.
     """
     from cuda.core.utils import StridedMemoryView
 
@@ -52,11 +66,16 @@ def borrow(array: Any, name: str, dtype: npt.DTypeLike, shape: Sequence[int | No
     if dlpack and array.__dlpack_device__()[0] in DLPACK_HOST:
         raise DataError(f"{name} lie in host memory; move them to the GPU, or call run, which takes arrays of the host")
     if not dlpack and not hasattr(array, "__cuda_array_interface__"):
-        raise DataError(f"{name} must be a device array with __dlpack__ or __cuda_array_interface__ (PyTorch, CuPy, PyCUDA), got {type(array).__name__}")
+        raise DataError(
+            f"{name} must be a device array with __dlpack__ or __cuda_array_interface__ (PyTorch, CuPy, PyCUDA), got "
+            f"{type(array).__name__}"
+        )
     try:
         view = StridedMemoryView.from_any_interface(array, stream_ptr=int(stream.handle))
         found, lengths, strides = view.dtype, tuple(view.shape), view.strides
-    except Exception as error:  # each library refuses in its own way: a tensor that needs gradients, a type NumPy lacks, ...
+    except (
+        Exception
+    ) as error:  # each library refuses in its own way: a tensor that needs gradients, a type NumPy lacks, ...
         raise DataError(f"{name} cannot be read as a device array: {error}") from error
     if found != np.dtype(dtype):
         cure = _CURES.get((name, str(found)), "convert it first")
@@ -65,9 +84,15 @@ def borrow(array: Any, name: str, dtype: npt.DTypeLike, shape: Sequence[int | No
         wanted = ", ".join("B" if length is None else str(length) for length in shape)
         raise DataError(f"{name} must have the shape [{wanted}], got {list(lengths)}")
     if strides is not None and not _is_contiguous(lengths, strides):
-        raise DataError(f"{name} must be C-contiguous, got the strides {list(strides)} for the shape {list(lengths)}; call x.contiguous() first")
+        raise DataError(
+            f"{name} must be C-contiguous, got the strides {list(strides)} for the shape {list(lengths)}; call "
+            "x.contiguous() first"
+        )
     if not view.is_device_accessible or view.device_id != device_id:
-        raise DataError(f"{name} lie on device {view.device_id}, the engine on device {device_id}; move them with x.to('cuda:{device_id}')")
+        raise DataError(
+            f"{name} lie on device {view.device_id}, the engine on device {device_id}; move them with "
+            f"x.to('cuda:{device_id}')"
+        )
     if writable and view.readonly:
         raise DataError(f"{name} cannot be written: the array is read-only")
     return view
@@ -76,11 +101,15 @@ def borrow(array: Any, name: str, dtype: npt.DTypeLike, shape: Sequence[int | No
 def _is_contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
     """Return whether strides, in elements, are those of C order; an axis of length 1 may have any."""
     expected = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    return 0 in shape or all(length == 1 or got == want for length, got, want in zip(shape, strides, expected, strict=True))
+    return 0 in shape or all(
+        length == 1 or got == want for length, got, want in zip(shape, strides, expected, strict=True)
+    )
 
 
 class DeviceArray:
-    """A float32 array in GPU memory that may still be being computed: DLPack's consumer waits for it on its stream, the other's on the host."""
+    """A float32 array in GPU memory that may still be being computed: DLPack's consumer waits for it on its stream, the
+    other's on the host.
+    """
 
     dtype = np.dtype(np.float32)
 
@@ -92,7 +121,8 @@ class DeviceArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        # Not every library honours the entry `stream`, so it is None, "no synchronization needed", and that is made true here.
+        # Not every library honours the entry `stream`, so it is None, "no synchronization needed", and that is made
+        # true here.
         self._ready.sync()
         return {
             "shape": self.shape,

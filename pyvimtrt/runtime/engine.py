@@ -33,7 +33,9 @@ class Prediction:
 
 
 class Engine(ABC):
-    """A quantized network ready to run. Engines that hold more than memory of the process give it back by `close`, or at the end of a `with`."""
+    """A quantized network ready to run. Engines that hold more than memory of the process give it back by `close`, or
+    at the end of a `with`.
+    """
 
     backend: str
 
@@ -50,7 +52,10 @@ class Engine(ABC):
         Raises NetworkError for an engine that was not loaded from a file.
         """
         if self.source is None or self.load_again is None:
-            raise NetworkError("an engine made from a network in memory cannot be pickled; save the network, and load it with pyvimtrt.load_engine")
+            raise NetworkError(
+                "an engine made from a network in memory cannot be pickled; save the network, and load it with "
+                "pyvimtrt.load_engine"
+            )
         return self.load_again, (self.source, self.backend, self.info, self._settings())
 
     def _settings(self) -> dict[str, Any]:
@@ -71,13 +76,16 @@ class Engine(ABC):
 
     @abstractmethod
     def run_pixels(self, pixels: npt.NDArray[np.int8]) -> npt.NDArray[np.float32]:
-        """Return logits [B, classes] of int8 pixel - 128 [B, C, H, W], B at least 1, C-contiguous and of the right shape: `run` checks."""
+        """Return logits [B, classes] of int8 pixel - 128 [B, C, H, W], B at least 1, C-contiguous and of the right
+        shape: `run` checks.
+        """
 
     def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Return float32 logits [B, classes].
 
         ``images`` is uint8 [B, C, H, W], or float32 in the model's normalized units, which is turned back into pixels:
-        rne((x * std + mean) * 255). Raises DataError for any other type or shape, NetworkError where logits are not finite.
+        rne((x * std + mean) * 255). Raises DataError for any other type or shape, NetworkError where logits are not
+        finite.
         """
         images = as_uint8(images, self.info, self.config)
         if len(images) == 0:
@@ -85,10 +93,14 @@ class Engine(ABC):
         pixels = (np.ascontiguousarray(images) ^ np.uint8(PIXEL_ZERO)).view(np.int8)  # pixel - 128
         logits = self.run_pixels(pixels)
         if not np.isfinite(logits).all():
-            raise NetworkError("the network gives logits that are not finite; its file is damaged or was not made by pyvimtrt build")
+            raise NetworkError(
+                "the network gives logits that are not finite; its file is damaged or was not made by pyvimtrt build"
+            )
         return logits
 
-    def classify(self, paths: Sequence[str | Path], topk: int = TOPK, reader: ImageReader | None = None) -> list[list[Prediction]]:
+    def classify(
+        self, paths: Sequence[str | Path], topk: int = TOPK, reader: ImageReader | None = None
+    ) -> list[list[Prediction]]:
         """Return the ``topk`` most probable classes of each image file, none for those that ``reader`` leaves out.
 
         By default the first file that cannot be read raises DataError.
@@ -108,7 +120,8 @@ class Engine(ABC):
 
 
 def as_uint8(images: npt.NDArray[Any], info: NetworkInfo, config: ModelConfig) -> npt.NDArray[np.uint8]:
-    """Return images [B, C, H, W] as the pixels a model takes: uint8 as they are, float32 in normalized units as rne((x * std + mean) * 255).
+    """Return images [B, C, H, W] as the pixels a model takes: uint8 as they are, float32 in normalized units as rne((x
+    * std + mean) * 255).
 
     Raises DataError for any other type or shape, and for values that are not finite.
     """

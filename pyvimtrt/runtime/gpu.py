@@ -38,7 +38,9 @@ def find_gpus() -> Driver:
     version, count = ctypes.c_int(), ctypes.c_int()
     library.cuDriverGetVersion(ctypes.byref(version))
     library.cuDeviceGetCount(ctypes.byref(count))
-    return Driver(f"{version.value // 1000}.{version.value % 1000 // 10}", tuple(_device(library, i) for i in range(count.value)))
+    return Driver(
+        f"{version.value // 1000}.{version.value % 1000 // 10}", tuple(_device(library, i) for i in range(count.value))
+    )
 
 
 def _load(name: str) -> ctypes.CDLL | None:

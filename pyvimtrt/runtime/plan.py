@@ -1,6 +1,8 @@
-"""A TensorRT engine on disk: the raw plan, NAME.engine, and NAME.engine.json beside it with all that inference and `inspect` need without a GPU.
+"""A TensorRT engine on disk: the raw plan, NAME.engine, and NAME.engine.json beside it with all that inference and
+`inspect` need without a GPU.
 
-The plan stays raw so that trtexec, Polygraphy and Triton take it. The description names the plan's hash: a pair that does not belong together is noticed.
+The plan stays raw so that trtexec, Polygraphy and Triton take it. The description names the plan's hash: a pair that
+does not belong together is noticed.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ _AGAIN = "copy both files again, or build the engine again"
 
 @dataclass(frozen=True)
 class PlanInfo:
-    """What is known of a plan. ``batch``: least, most frequent and largest; ``plugins``: embedded (the library is in the plan) or separate."""
+    """What is known of a plan. ``batch``: least, most frequent and largest; ``plugins``: embedded (the library is in
+    the plan) or separate.
+    """
 
     backend: str
     network: NetworkInfo
@@ -48,7 +52,12 @@ class PlanInfo:
         """Return whether all entries have the types they are written with, whatever a file's JSON holds."""
         texts = (self.backend, self.tensorrt_version, self.pyvimtrt_version, self.plugins)
         hashes = (self.plan_sha256, self.network_sha256, self.plugin_library_sha256)
-        numbers = (*self.batch, self.plan_bytes, self.plugin_library_bytes, *([] if self.workspace_bytes is None else [self.workspace_bytes]))
+        numbers = (
+            *self.batch,
+            self.plan_bytes,
+            self.plugin_library_bytes,
+            *([] if self.workspace_bytes is None else [self.workspace_bytes]),
+        )
         return (
             all(isinstance(text, str) for text in texts)
             and self.backend in ("tensorrt", "tensorrt-rtx")
@@ -70,8 +79,14 @@ def sidecar(path: Path) -> Path:
 
 def write_plan(path: Path, plan: bytes, info: PlanInfo) -> None:
     """Write a plan and its description, each whole or not at all."""
-    entries = {**asdict(info), "network": {k.partition(".")[2]: json.loads(v) for k, v in info.network.to_metadata().items()}}
-    with atomic_output(path) as plan_file, atomic_output(sidecar(path)) as description_file:  # both are whole before either takes its name
+    entries = {
+        **asdict(info),
+        "network": {k.partition(".")[2]: json.loads(v) for k, v in info.network.to_metadata().items()},
+    }
+    with (
+        atomic_output(path) as plan_file,
+        atomic_output(sidecar(path)) as description_file,
+    ):  # both are whole before either takes its name
         plan_file.write_bytes(plan)
         description_file.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
 
@@ -85,7 +100,9 @@ def read_plan_info(path: Path) -> PlanInfo:
         if not file.is_file():
             raise NetworkError(f"{file}, which pyvimtrt build writes beside the engine, is missing; {_AGAIN}")
         if file.stat().st_size > MAX_DESCRIPTION_BYTES:
-            raise NetworkError(f"{file} has more than {MAX_DESCRIPTION_BYTES} bytes, so it is no description of an engine; {_AGAIN}")
+            raise NetworkError(
+                f"{file} has more than {MAX_DESCRIPTION_BYTES} bytes, so it is no description of an engine; {_AGAIN}"
+            )
         entries = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise NetworkError(f"cannot read {file}: {error.strerror}") from error
@@ -98,12 +115,17 @@ def _parse(entries: Any, source: str) -> PlanInfo:
     if not isinstance(entries, dict) or "format_version" not in entries:
         raise NetworkError(f"{source} is no description of an engine; {_AGAIN}")
     if entries["format_version"] != PLAN_FORMAT:
-        raise NetworkError(f"{source} has format version {entries['format_version']}, this package reads version {PLAN_FORMAT}; build the engine again")
+        raise NetworkError(
+            f"{source} has format version {entries['format_version']}, this package reads version {PLAN_FORMAT}; "
+            "build the engine again"
+        )
     names = {field.name for field in fields(PlanInfo)}
     if entries.keys() != names or not isinstance(entries["network"], dict) or not isinstance(entries["batch"], list):
         raise NetworkError(f"{source} is damaged: it holds other entries than an engine's; {_AGAIN}")
     metadata = {f"pyvimtrt.{key}": json.dumps(value) for key, value in entries["network"].items()}
-    info = PlanInfo(**{**entries, "network": NetworkInfo.from_metadata(metadata, source), "batch": tuple(entries["batch"])})
+    info = PlanInfo(
+        **{**entries, "network": NetworkInfo.from_metadata(metadata, source), "batch": tuple(entries["batch"])}
+    )
     if not info.is_plausible():
         raise NetworkError(f"{source} is damaged; {_AGAIN}")
     return info

@@ -12,7 +12,10 @@ from pyvimtrt.errors import BackendError
 LIBRARY_VARIABLE = "PYVIMTRT_PLUGIN_LIBRARY"  # another file than the installed one
 LIBRARY_NAME = "libvimtrt_plugins.so"
 INSTALLED_LIBRARY = Path(pyvimtrt.__file__).parent / "lib" / LIBRARY_NAME
-_CURE = "install pyvimtrt from a checkout on a machine with nvcc (pip install .), or name a library with PYVIMTRT_PLUGIN_LIBRARY"
+_CURE = (
+    "install pyvimtrt from a checkout on a machine with nvcc (pip install .), or name a "
+    "library with PYVIMTRT_PLUGIN_LIBRARY"
+)
 
 
 def find_plugin_library() -> Path:

@@ -1,4 +1,6 @@
-"""The reference engine: a network run node by node with the NumPy references. Slow, and the truth the others must equal."""
+"""The reference engine: a network run node by node with the NumPy references. Slow, and the truth the others must
+equal.
+"""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ from pyvimtrt.runtime.tensorrt_session import Session
 class TensorRTEngine(Engine):
     """Runs a plan on a GPU. Threads may share it: one call runs at a time.
 
-    Batches above the plan's largest run in pieces, those below its smallest are filled up. ``cuda_graphs``: a batch that comes a second time is
-    captured as a CUDA graph and replayed from then on.
+    Batches above the plan's largest run in pieces, those below its smallest are filled up. ``cuda_graphs``: a batch
+    that comes a second time is captured as a CUDA graph and replayed from then on.
     """
 
     def __init__(self, plan: bytes, info: PlanInfo, *, device: int = 0, cuda_graphs: bool = True) -> None:
@@ -36,7 +36,9 @@ class TensorRTEngine(Engine):
             loaded = load_plan(plan, info)
             super().__init__(info.network, loaded.config)
             self._session = Session(loaded, info.batch, device, cuda_graphs)
-        self._release = weakref.finalize(self, _close, self._session)  # at close, garbage collection or exit, whichever comes first
+        self._release = weakref.finalize(
+            self, _close, self._session
+        )  # at close, garbage collection or exit, whichever comes first
 
     def run_pixels(self, pixels: npt.NDArray[np.int8]) -> npt.NDArray[np.float32]:
         logits = np.empty((len(pixels), self.config.classes), np.float32)
@@ -47,10 +49,12 @@ class TensorRTEngine(Engine):
     def run_device(self, images: Any, *, out: Any = None, stream: Any = None) -> Any:
         """Return float32 logits [B, classes] of images in GPU memory, without a copy through the host.
 
-        ``images``: int8 pixel - 128, [B, C, H, W], C-contiguous, on the engine's device, with __dlpack__ or __cuda_array_interface__ (PyTorch, CuPy,
-        PyCUDA). ``out``: such an array to write into and to return; else the result is a `DeviceArray`. ``stream``: a CUDA stream, as object or
-        handle. The engine waits for what is on it, and what is enqueued on it afterwards finds the logits. Without a stream the engine waits for the
-        streams that the arrays' protocols name; ``out`` is then complete on return, and a DeviceArray is waited for by whoever reads it.
+        ``images``: int8 pixel - 128, [B, C, H, W], C-contiguous, on the engine's device, with __dlpack__ or
+        __cuda_array_interface__ (PyTorch, CuPy, PyCUDA). ``out``: such an array to write into and to return; else the
+        result is a `DeviceArray`. ``stream``: a CUDA stream, as object or handle. The engine waits for what is on it,
+        and what is enqueued on it afterwards finds the logits. Without a stream the engine waits for the streams that
+        the arrays' protocols name; ``out`` is then complete on return, and a DeviceArray is waited for by whoever reads
+        it.
 
         Raises DataError where an array cannot be taken as it is.
         """
@@ -64,7 +68,9 @@ class TensorRTEngine(Engine):
             if out is None:
                 target, address = None, int((buffer := session.allocate(max(1, count * session.row_bytes))).handle)
             else:
-                target = borrow(out, "out", np.float32, (count, self.config.classes), session.stream, self.device, writable=True)
+                target = borrow(
+                    out, "out", np.float32, (count, self.config.classes), session.stream, self.device, writable=True
+                )
                 address = target.ptr
             try:
                 session.run_device(source.ptr, address, count)
@@ -125,5 +131,9 @@ def _one_sentence() -> Iterator[None]:
         raise
     except Exception as error:  # cuda.core's own error class has no public name
         text = " ".join(str(error).split()) or type(error).__name__
-        cure = "; close other programs on the GPU, or build with a smaller largest --batch" if "memory" in text.lower() else ""
+        cure = (
+            "; close other programs on the GPU, or build with a smaller largest --batch"
+            if "memory" in text.lower()
+            else ""
+        )
         raise BackendError(f"the GPU cannot run the engine: {text.rstrip('.')}{cure}") from error

@@ -1,4 +1,6 @@
-"""Builds TensorRT engines from quantized networks: with TensorRT on the GPU they are for, with TensorRT for RTX on any machine."""
+"""Builds TensorRT engines from quantized networks: with TensorRT on the GPU they are for, with TensorRT for RTX on any
+machine.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +41,10 @@ _WORKER = "import sys; sys.path.append(sys.argv[1]); from pyvimtrt.runtime.tenso
 class PlanOptions:
     """What a user chooses of a plan.
 
-    ``batch``: least, most frequent and largest batch. ``workspace_mib``: limit of the memory for intermediate results, TensorRT's own where None.
-    ``timing_cache``: file of kernel timings, read where it exists and written back. ``separate_plugins``: the plan goes without the plugin library, which
-    then has to be installed where it runs.
+    ``batch``: least, most frequent and largest batch. ``workspace_mib``: limit of the memory for intermediate results,
+    TensorRT's own where None.
+    ``timing_cache``: file of kernel timings, read where it exists and written back. ``separate_plugins``: the plan goes
+    without the plugin library, which then has to be installed where it runs.
     """
 
     batch: tuple[int, int, int] = DEFAULT_BATCH
@@ -57,15 +60,20 @@ class PlanOptions:
     def __post_init__(self) -> None:
         if len(self.batch) != 3 or not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2] <= MAX_BATCH:
             raise UsageError(
-                f"the batch takes three rising whole numbers MIN,OPT,MAX such as 1,8,32, at most {MAX_BATCH}; got {','.join(map(str, self.batch))}"
+                f"the batch takes three rising whole numbers MIN,OPT,MAX such as 1,8,32, at most {MAX_BATCH}; got "
+                f"{','.join(map(str, self.batch))}"
             )
         if self.workspace_mib is not None and not 1 <= self.workspace_mib <= MAX_WORKSPACE_MIB:
-            raise UsageError(f"the workspace takes at least 1 MiB and at most {MAX_WORKSPACE_MIB}, got {self.workspace_mib}")
+            raise UsageError(
+                f"the workspace takes at least 1 MiB and at most {MAX_WORKSPACE_MIB}, got {self.workspace_mib}"
+            )
 
 
 @dataclass(frozen=True)
 class PlanTensors:
-    """A network's tensors: type of each input and output, and for every input the least, most frequent and largest shape."""
+    """A network's tensors: type of each input and output, and for every input the least, most frequent and largest
+    shape.
+    """
 
     inputs: dict[str, str]
     outputs: dict[str, str]
@@ -83,7 +91,10 @@ def check_backend(backend: str) -> Path:
         raise missing_extra(PACKAGES[backend], backend, f"the backend {backend}")
     if backend == "tensorrt" and not (driver := find_gpus()).devices:
         problem = driver.problem or "no GPU"
-        raise BackendError(f"TensorRT builds an engine on the GPU it is for, and there is {problem}; use --backend tensorrt-rtx or cpu here")
+        raise BackendError(
+            f"TensorRT builds an engine on the GPU it is for, and there is {problem}; use --backend tensorrt-rtx or "
+            "cpu here"
+        )
     return find_plugin_library()
 
 
@@ -104,10 +115,11 @@ def check_plan_output(output: Path, inputs: Iterable[Path | None] = (), timing_c
 
 
 def build_plan(network_file: Path, output: Path, backend: str, options: PlanOptions | None = None) -> PlanInfo:
-    """Build the plan of a quantized network into ``output`` and its description beside it; TensorRT's log stays in ``output`` + ``.log``.
+    """Build the plan of a quantized network into ``output`` and its description beside it; TensorRT's log stays in
+    ``output`` + ``.log``.
 
-    Raises NetworkError for a bad network, BackendError where TensorRT, the plugin library or a GPU is missing or TensorRT refuses: the sentence
-    holds TensorRT's own last errors. Nothing half-written is left.
+    Raises NetworkError for a bad network, BackendError where TensorRT, the plugin library or a GPU is missing or
+    TensorRT refuses: the sentence holds TensorRT's own last errors. Nothing half-written is left.
     """
     options = options or PlanOptions()
     library = check_backend(backend)
@@ -118,7 +130,11 @@ def build_plan(network_file: Path, output: Path, backend: str, options: PlanOpti
     log = log_file(output)
     config = network.config
     image = (config.channels, config.img, config.img)
-    tensors = PlanTensors({network.input: "int8"}, {network.output: "float32"}, {network.input: [(batch, *image) for batch in options.batch]})
+    tensors = PlanTensors(
+        {network.input: "int8"},
+        {network.output: "float32"},
+        {network.input: [(batch, *image) for batch in options.batch]},
+    )
     plan, result = serialize(network_file, tensors, backend, library, options, log)
     library_bytes = library.read_bytes()
     info = PlanInfo(
@@ -140,8 +156,12 @@ def build_plan(network_file: Path, output: Path, backend: str, options: PlanOpti
     return info
 
 
-def serialize(network_file: Path, tensors: PlanTensors, backend: str, library: Path, options: PlanOptions, log: Path) -> tuple[bytes, dict[str, Any]]:
-    """Return the plan of an ONNX network of our operators, built in a process of its own, and what that process says of it."""
+def serialize(
+    network_file: Path, tensors: PlanTensors, backend: str, library: Path, options: PlanOptions, log: Path
+) -> tuple[bytes, dict[str, Any]]:
+    """Return the plan of an ONNX network of our operators, built in a process of its own, and what that process says of
+    it.
+    """
     with tempfile.TemporaryDirectory(prefix="pyvimtrt-") as folder:
         work = Path(folder)
         request = {
@@ -183,12 +203,16 @@ def _run_worker(request: dict[str, Any], work: Path, log: Path) -> dict[str, Any
     except OSError as error:
         raise _ended_early(process, log) from error
     if "errors" in result:
-        raise BackendError(f"TensorRT: {'; '.join(result['errors'])}; {_cure(result['errors'])}; its whole log is in {log}")
+        raise BackendError(
+            f"TensorRT: {'; '.join(result['errors'])}; {_cure(result['errors'])}; its whole log is in {log}"
+        )
     return result
 
 
 def _library_names(package: str, work: Path) -> Path:
-    """Return a folder with links under the names that the parser looks libraries up by: wheels carry libNAME.so.1 and no libNAME.so."""
+    """Return a folder with links under the names that the parser looks libraries up by: wheels carry libNAME.so.1 and
+    no libNAME.so.
+    """
     folder = work / "libraries"
     folder.mkdir()
     spec = importlib.util.find_spec(f"{package}_libs")

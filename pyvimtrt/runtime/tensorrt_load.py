@@ -17,7 +17,10 @@ from pyvimtrt.runtime.plugin_library import find_plugin_library
 from pyvimtrt.runtime.tensorrt_build import PACKAGES, is_installed
 from pyvimtrt.runtime.tensorrt_log import make_logger
 
-CUDA_CORE = (1, 2)  # the first whose views of PyTorch tensors wait for PyTorch's stream, and whose arrays export their type
+CUDA_CORE = (
+    1,
+    2,
+)  # the first whose views of PyTorch tensors wait for PyTorch's stream, and whose arrays export their type
 
 _CPU = "or build an engine for the CPU: pyvimtrt build --backend cpu"
 _AGAIN = "build the engine again"
@@ -39,10 +42,15 @@ class Plan:
 
 
 def check_machine(backend: str, device: int) -> None:
-    """Raise BackendError for what this machine lacks to run engines of a backend. Imports nothing that needs a driver before there is one."""
+    """Raise BackendError for what this machine lacks to run engines of a backend. Imports nothing that needs a driver
+    before there is one.
+    """
     driver = find_gpus()
     if not driver.devices:
-        raise BackendError(f"a TensorRT engine runs on an NVIDIA GPU ({driver.problem or 'none found'}): use a machine with one, {_CPU}")
+        raise BackendError(
+            f"a TensorRT engine runs on an NVIDIA GPU ({driver.problem or 'none found'}): use a machine with one, "
+            f"{_CPU}"
+        )
     if not 0 <= device < len(driver.devices):
         raise BackendError(f"there is no GPU {device}: this machine has {len(driver.devices)}, counted from 0")
     if not is_installed(backend):
@@ -56,7 +64,9 @@ def check_machine(backend: str, device: int) -> None:
 
 
 def load_plan(data: bytes, info: PlanInfo) -> Plan:
-    """Deserialize a plan on the current device and check it. Raises BackendError where TensorRT refuses it, NetworkError where it is another one."""
+    """Deserialize a plan on the current device and check it. Raises BackendError where TensorRT refuses it,
+    NetworkError where it is another one.
+    """
     try:
         config = parse_model(info.network.model)
     except ModelError as error:
@@ -75,13 +85,17 @@ def load_plan(data: bytes, info: PlanInfo) -> Plan:
     if info.plugins == "separate":
         _load_plugins(trt, info, logger)
     elif hasattr(runtime, "engine_host_code_allowed"):
-        # A plan with an embedded plugin library holds machine code, which runs in this process when the plan is loaded. read_plan has compared the
-        # plan with the hash in its description, so it is whole; whether it may be run is the user's to know: load only plans you built or trust.
+        # A plan with an embedded plugin library holds machine code, which runs in this process when the plan is loaded.
+        # read_plan has compared the plan with the hash in its description, so it is whole; whether it may be run is the
+        # user's to know: load only plans you built or trust.
         runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
         installed, built = trt.__version__, info.tensorrt_version
-        raise BackendError(f"TensorRT refuses the engine: {reasons(logger)}; it was built with {package} {built}, installed is {installed}: {_AGAIN} here")
+        raise BackendError(
+            f"TensorRT refuses the engine: {reasons(logger)}; it was built with {package} {built}, installed is "
+            f"{installed}: {_AGAIN} here"
+        )
     _check(trt, engine, info, config)
     return Plan(trt, logger, runtime, engine, config)
 
@@ -100,29 +114,44 @@ def _load_plugins(trt: Any, info: PlanInfo, logger: Any) -> None:
             found = hashlib.sha256(library.read_bytes()).hexdigest()
             if found != info.plugin_library_sha256:
                 raise BackendError(
-                    f"the plugin library {library} is not the one the engine was built with: install pyvimtrt {info.pyvimtrt_version} as there, or {_AGAIN}"
+                    f"the plugin library {library} is not the one the engine was built with: install pyvimtrt "
+                    f"{info.pyvimtrt_version} as there, or {_AGAIN}"
                 )
             if trt.get_plugin_registry().load_library(str(library)) is None:
                 raise BackendError(f"TensorRT cannot load the plugin library {library}: {reasons(logger)}")
             _loaded[package] = found
         if _loaded[package] != info.plugin_library_sha256:
-            raise BackendError(f"this process has loaded another plugin library than the one the engine was built with: use another process, or {_AGAIN}")
+            raise BackendError(
+                "this process has loaded another plugin library than the one the engine was built with: use another "
+                f"process, or {_AGAIN}"
+            )
 
 
 def _check(trt: Any, engine: Any, info: PlanInfo, config: ModelConfig) -> None:
     """Compare the engine's tensors with the description."""
     image, logits = (config.channels, config.img, config.img), (config.classes,)
     expected = {
-        "tensors": [(INPUT_NAME, trt.TensorIOMode.INPUT, trt.int8, image), (OUTPUT_NAME, trt.TensorIOMode.OUTPUT, trt.float32, logits)],
+        "tensors": [
+            (INPUT_NAME, trt.TensorIOMode.INPUT, trt.int8, image),
+            (OUTPUT_NAME, trt.TensorIOMode.OUTPUT, trt.float32, logits),
+        ],
         "batches": [(batch, *image) for batch in info.batch],
         "profiles": 1,
     }
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     found = {
-        "tensors": [(n, engine.get_tensor_mode(n), engine.get_tensor_dtype(n), tuple(engine.get_tensor_shape(n))[1:]) for n in names],
-        "batches": [tuple(dims) for dims in engine.get_tensor_profile_shape(INPUT_NAME, 0)] if INPUT_NAME in names else [],
+        "tensors": [
+            (n, engine.get_tensor_mode(n), engine.get_tensor_dtype(n), tuple(engine.get_tensor_shape(n))[1:])
+            for n in names
+        ],
+        "batches": [tuple(dims) for dims in engine.get_tensor_profile_shape(INPUT_NAME, 0)]
+        if INPUT_NAME in names
+        else [],
         "profiles": engine.num_optimization_profiles,
     }
     for what, value in found.items():
         if value != expected[what]:
-            raise NetworkError(f"the engine is not the one described: its {what} are {value}, the description says {expected[what]}; {_AGAIN}")
+            raise NetworkError(
+                f"the engine is not the one described: its {what} are {value}, the description says {expected[what]}; "
+                f"{_AGAIN}"
+            )

@@ -25,7 +25,8 @@ from pyvimtrt.runtime.tensorrt_load import Plan, reasons
 ALIGNMENT = 256  # of the addresses that TensorRT takes
 MAX_GRAPHS = 16  # kept; the one used longest ago makes room
 MAX_SEEN = 64  # launches remembered, of which a graph is captured the second time
-CAPTURE_MODE = "thread_local"  # what other threads do meanwhile, such as PyTorch allocating memory, is none of the capture's business
+# What other threads do meanwhile, such as PyTorch allocating memory, is none of the capture's business.
+CAPTURE_MODE = "thread_local"
 LOGIT_BYTES = np.dtype(np.float32).itemsize
 
 
@@ -113,7 +114,9 @@ class Session:
             logits[start : start + count] = staging.logits[:count]
 
     def run_device(self, images: int, logits: int, count: int) -> None:
-        """Enqueue the logits of images at device addresses. Copies are made only where TensorRT cannot take an address or the batch is too small."""
+        """Enqueue the logits of images at device addresses. Copies are made only where TensorRT cannot take an address
+        or the batch is too small.
+        """
         for start, part, batch in self._pieces(count):
             source, target = images + start * self._image_bytes, logits + start * self.row_bytes
             copy_in, copy_out = (batch > part or address % ALIGNMENT != 0 for address in (source, target))
@@ -134,7 +137,9 @@ class Session:
         self._borrowed.append((event, borrowed))
 
     def close(self) -> None:
-        """Free everything, graphs and contexts before the memory they use. A device that fails meanwhile must not keep the rest."""
+        """Free everything, graphs and contexts before the memory they use. A device that fails meanwhile must not keep
+        the rest.
+        """
         with contextlib.suppress(Exception):
             self.stream.sync()
         self._borrowed.clear()
@@ -146,7 +151,12 @@ class Session:
         self._plan = None
         buffers = [self._scratch]
         if self._staging is not None:
-            buffers += [self._staging.host_images, self._staging.host_logits, self._staging.device_images, self._staging.device_logits]
+            buffers += [
+                self._staging.host_images,
+                self._staging.host_logits,
+                self._staging.device_images,
+                self._staging.device_logits,
+            ]
         self._staging = self._scratch = None
         for buffer in filter(None, buffers):
             with contextlib.suppress(Exception):
@@ -156,7 +166,9 @@ class Session:
                 stream.close()
 
     def _pieces(self, count: int) -> Iterator[tuple[int, int, int]]:
-        """Yield start, number of images and batch of each piece; a batch below the smallest is filled up with whatever the buffers hold."""
+        """Yield start, number of images and batch of each piece; a batch below the smallest is filled up with whatever
+        the buffers hold.
+        """
         for start in range(0, count, self.largest):
             part = min(self.largest, count - start)
             yield start, part, max(part, self.smallest)
@@ -189,7 +201,9 @@ class Session:
             self._enqueue(self._context, launch, self.stream, self.stream)
 
     def _capture(self, launch: Launch) -> None:
-        """Run a launch and capture it for the next time. Each graph has a context of its own, as TensorRT advises: other shapes would change it."""
+        """Run a launch and capture it for the next time. Each graph has a context of its own, as TensorRT advises:
+        other shapes would change it.
+        """
         context = self._new_context(specialize=True)
         self._bind(context, launch)
         self._captures.wait(self.stream)
@@ -205,7 +219,10 @@ class Session:
             self._enqueue(context, launch, self._captures, builder)
             graph = builder.end_building().complete()
         except Exception as error:
-            raise BackendError(f"the CUDA graph of batch {launch.batch} cannot be captured: {_text(error)}; cuda_graphs=False goes without") from error
+            raise BackendError(
+                f"the CUDA graph of batch {launch.batch} cannot be captured: {_text(error)}; cuda_graphs=False goes "
+                "without"
+            ) from error
         finally:
             with contextlib.suppress(Exception):  # ends a capture that failed, and then fails too
                 builder.close()
@@ -244,7 +261,8 @@ class Session:
         trt, engine = self._plan.trt, self._plan.engine
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if specialize and hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
-            # TensorRT for RTX compiles kernels for a shape in the background; a graph captured before would keep the slower general ones.
+            # TensorRT for RTX compiles kernels for a shape in the background; a graph captured before would keep the
+            # slower general ones.
             config = engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
             config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER

@@ -1,7 +1,7 @@
 """The process that builds a plan: a request as JSON on stdin, the result as JSON in a file.
 
-A process of its own, because TensorRT ends the process on some errors and needs LD_LIBRARY_PATH before it starts. What it is asked and what
-it answers is in `tensorrt_build`.
+A process of its own, because TensorRT ends the process on some errors and needs LD_LIBRARY_PATH before it starts. What
+it is asked and what it answers is in `tensorrt_build`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ def build(request: dict[str, Any], trt: Any, logger: Any) -> dict[str, Any]:
     """Build the plan of a request and write it. Raises BackendError where TensorRT refuses."""
     version = plugin_library_version(Path(request["plugins"]))
     if version != __version__:
-        raise BackendError(f"the plugin library {request['plugins']} is of version {version}, this package is {__version__}: install pyvimtrt again")
+        raise BackendError(
+            f"the plugin library {request['plugins']} is of version {version}, this package is {__version__}: install "
+            "pyvimtrt again"
+        )
     registry = trt.get_plugin_registry()  # the global one: with a builder's own, plugins alive at exit crash
     if registry.load_library(request["plugins"]) is None:
         raise BackendError("the plugin library cannot be loaded")
@@ -46,7 +49,9 @@ def build(request: dict[str, Any], trt: Any, logger: Any) -> dict[str, Any]:
     config.add_optimization_profile(profile)
     if request["embed"]:
         config.plugins_to_serialize = [request["plugins"]]
-    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT for RTX: without it the engine may not be captured in a CUDA graph
+    if hasattr(
+        trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"
+    ):  # TensorRT for RTX: without it the engine may not be captured in a CUDA graph
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if request["workspace_bytes"] is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_bytes"])
@@ -75,7 +80,9 @@ def _check_tensors(trt: Any, network: Any, request: dict[str, Any]) -> None:
 
 
 def _load_timing_cache(config: Any, path: Path) -> None:
-    """Give TensorRT the cache of a file. What does not begin as a cache does is not touched: TensorRT itself would start anew and replace it."""
+    """Give TensorRT the cache of a file. What does not begin as a cache does is not touched: TensorRT itself would
+    start anew and replace it.
+    """
     data = path.read_bytes() if path.exists() else b""
     start = bytes(memoryview(config.create_timing_cache(b"").serialize()))[:CACHE_MAGIC_BYTES]
     cache = config.create_timing_cache(data) if not data or data.startswith(start) else None
@@ -93,7 +100,9 @@ def _plugin_error(request: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Answer one request."""
     request = json.load(sys.stdin)
-    warnings.simplefilter("ignore", DeprecationWarning)  # timing caches do nothing in TensorRT for RTX: one path serves both
+    warnings.simplefilter(
+        "ignore", DeprecationWarning
+    )  # timing caches do nothing in TensorRT for RTX: one path serves both
     with Path(request["log"]).open("w", encoding="utf-8") as log:
         trt = importlib.import_module(request["package"])
         logger = make_logger(trt, log)

@@ -1,4 +1,6 @@
-"""Scoring through Ray Data: one engine for each worker, units dealt out as workers come free, done again where a worker or a machine is lost."""
+"""Scoring through Ray Data: one engine for each worker, units dealt out as workers come free, done again where a worker
+or a machine is lost.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
 _ADDRESS = re.compile(r"(?P<ray>ray://)?(?P<host>\[[^\]/]+\]|[^:/\[\]\s]+)(:(?P<port>[0-9]{1,5}))?")
 CLIENT_PORT = 10001  # of ray:// where none is named
 REACH_SECONDS = 10.0
-ATTEMPTS = 3  # at a unit whose worker died: what kills that many workers would kill them all. Ray's own limit comes and goes with its versions
+# At a unit whose worker died: what kills that many workers would kill them all. Ray's own limit comes and goes with its versions.
+ATTEMPTS = 3
 ATTEMPT_PREFIX = "_attempts-"
 SOCKET_PATH_BYTES = 107  # that Linux takes for a socket
 # What Ray appends to the folder of its sessions, with the longest process number.
@@ -45,7 +48,9 @@ START_DEATHS = 10  # workers that may be lost in a row while they start, before 
 class Worker:
     """Holds the engine of one worker."""
 
-    def __init__(self, engine: str, output: str, topk: int, cpus: int, max_pixels: int | None = None, backend: str = AUTO) -> None:
+    def __init__(
+        self, engine: str, output: str, topk: int, cpus: int, max_pixels: int | None = None, backend: str = AUTO
+    ) -> None:
         chosen = choose(Path(engine), backend)
         loaded = load_engine(engine, cpus if chosen.takes_threads else None, chosen.name)
         self.scorer = Scorer(loaded, topk, cpus, max_pixels)
@@ -60,36 +65,50 @@ class Worker:
 
     def _score(self, number: int, unit: Unit) -> Done:
         attempts = self.output / f"{ATTEMPT_PREFIX}{number:06d}"  # a byte for each
-        if part_errors(self.output, number, unit) is not None:  # a unit dealt out again after its worker was lost may be done
+        if (
+            part_errors(self.output, number, unit) is not None
+        ):  # a unit dealt out again after its worker was lost may be done
             attempts.unlink(missing_ok=True)
             return number, None
         with attempts.open("ab") as file:
             before = file.tell()
             file.write(b".")
-        done = score_unit(self.scorer, self.output, number, unit) if before < ATTEMPTS else (number, f"{unit.path}: {ATTEMPTS} workers died of unit {number}")
+        done = (
+            score_unit(self.scorer, self.output, number, unit)
+            if before < ATTEMPTS
+            else (number, f"{unit.path}: {ATTEMPTS} workers died of unit {number}")
+        )
         attempts.unlink(missing_ok=True)
         return done
 
 
 def run(engine: Path, units: list[tuple[int, Unit]], output: Path, settings: ScoreSettings) -> Iterator[Done]:
-    """Score units on a cluster and yield each as it is done. Raises BackendError where there is no cluster, or its workers cannot work.
+    """Score units on a cluster and yield each as it is done. Raises BackendError where there is no cluster, or its
+    workers cannot work.
 
-    The engine travels through ``output``, which all machines share. (Through Ray's object store it would be lost with the machine that holds it, and with it
-    every worker that has to start again.)
+    The engine travels through ``output``, which all machines share. (Through Ray's object store it would be lost with
+    the machine that holds it, and with it every worker that has to start again.)
     """
     with _session_folder(str(settings.ray)) as folder:
         yield from _run(engine, units, output, settings, folder)
 
 
-def _run(engine: Path, units: list[tuple[int, Unit]], output: Path, settings: ScoreSettings, folder: str | None) -> Iterator[Done]:
+def _run(
+    engine: Path, units: list[tuple[int, Unit]], output: Path, settings: ScoreSettings, folder: str | None
+) -> Iterator[Done]:
     started = _connect(str(settings.ray), output, folder)
     backend, cpus = choose(engine, settings.backend), settings.cpus or 1
     on_gpu = backend.needs_gpu
     files = {path: output / f"_{path.name}" for path in backend.file.parts(engine)}
     try:
-        fitting = sum(int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) if on_gpu else float("inf"))) for node in _machines())
+        fitting = sum(
+            int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) if on_gpu else float("inf"))) for node in _machines()
+        )
         if fitting < 1:
-            raise BackendError(f"no machine of the cluster has room for a worker of {cpus} CPUs{' and a GPU' if on_gpu else ''}; choose --cpus-per-worker")
+            raise BackendError(
+                f"no machine of the cluster has room for a worker of {cpus} CPUs{' and a GPU' if on_gpu else ''}; "
+                "choose --cpus-per-worker"
+            )
         for rest in output.glob(f"{ATTEMPT_PREFIX}*"):  # of a run that was cut off
             rest.unlink(missing_ok=True)
         for source, copy in files.items():
@@ -135,7 +154,9 @@ def _session_folder(address: str) -> Iterator[str | None]:
         short = tempfile.mkdtemp(prefix="ray-", dir=SHORT_FOLDER)
     except OSError as error:
         reason = f"and {SHORT_FOLDER} cannot be written: {error.strerror}"
-        raise BackendError(f"{usual} is too long for Ray's sockets, {reason}; set RAY_TMPDIR to another folder") from error
+        raise BackendError(
+            f"{usual} is too long for Ray's sockets, {reason}; set RAY_TMPDIR to another folder"
+        ) from error
     try:
         yield short
     finally:
@@ -149,16 +170,28 @@ def _connect(address: str, output: Path, folder: str | None) -> bool:
         return False
     try:
         _reach(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
-        with _inside(output):  # Ray puts the working directory first on the workers' path, where it would hide the installed packages of the same names
+        with _inside(
+            output
+        ):  # Ray puts the working directory first on the workers' path, where it would hide the installed packages of the same names
             dashboard = None if address != "local" else False
-            ray.init(address=address, log_to_driver=False, include_dashboard=dashboard, logging_level=logging.WARNING, _temp_dir=folder)
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                include_dashboard=dashboard,
+                logging_level=logging.WARNING,
+                _temp_dir=folder,
+            )
     except (OSError, ValueError, RuntimeError, OverflowError) as error:  # the last: a port of more than 16 bits
-        raise BackendError(f"no Ray cluster at {address}: {error}; start one with ray start --head, or give --ray-address local") from error
+        raise BackendError(
+            f"no Ray cluster at {address}: {error}; start one with ray start --head, or give --ray-address local"
+        ) from error
     return True
 
 
 def _reach(address: str) -> None:
-    """Raise OSError where nothing listens at HOST:PORT, for which Ray would end the process, and ValueError for no address."""
+    """Raise OSError where nothing listens at HOST:PORT, for which Ray would end the process, and ValueError for no
+    address.
+    """
     if address in ("", "auto", "local"):
         return
     parts = _ADDRESS.fullmatch(address)
@@ -183,7 +216,9 @@ def _machines() -> list[dict[str, float]]:
 
 
 def _set_up_data() -> None:
-    """Silence Ray Data, and let long units and lost machines be no reason to give up. Settings that this version of Ray lacks are left out."""
+    """Silence Ray Data, and let long units and lost machines be no reason to give up. Settings that this version of Ray
+    lacks are left out.
+    """
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it logs the traceback of what it raises
     context = ray.data.DataContext.get_current()
     for name, value in (
@@ -205,4 +240,7 @@ def _plain(error: BaseException) -> VimTrtError:
         cause = getattr(cause, "cause", None) or cause.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     last = lines[-1] if lines else type(error).__name__
-    return BackendError(f"the cluster's workers failed: {last}; is pyvimtrt installed on all its machines, and do they share INPUT and OUTPUT?")
+    return BackendError(
+        f"the cluster's workers failed: {last}; is pyvimtrt installed on all its machines, and do they share INPUT "
+        "and OUTPUT?"
+    )

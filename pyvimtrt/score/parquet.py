@@ -11,8 +11,29 @@ from typing import Any
 from pyvimtrt.errors import DataError, VimTrtError, missing_extra
 from pyvimtrt.score.parquet_pages import read_pages
 
-BYTES_COLUMNS = ("image", "bytes", "jpg", "jpeg", "png", "webp", "content", "data", "images")  # looked for in this order
-PATH_COLUMNS = ("image", "image_path", "img_path", "path", "file_path", "filepath", "file_name", "filename", "file", "images")
+BYTES_COLUMNS = (
+    "image",
+    "bytes",
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+    "content",
+    "data",
+    "images",
+)  # looked for in this order
+PATH_COLUMNS = (
+    "image",
+    "image_path",
+    "img_path",
+    "path",
+    "file_path",
+    "filepath",
+    "file_name",
+    "filename",
+    "file",
+    "images",
+)
 MAX_GROUP_ROWS = 1 << 22  # of a row group; writers make them of a million at most
 NAMED = 20  # columns in a message
 
@@ -21,7 +42,9 @@ Value = bytes | str | None  # an image, the path of one, or neither
 
 @dataclass(frozen=True)
 class Group:
-    """A row group: its rows, and its images, which are more where a row holds a list of them. ``is_list`` says whether."""
+    """A row group: its rows, and its images, which are more where a row holds a list of them. ``is_list`` says
+    whether.
+    """
 
     rows: int
     images: int
@@ -29,7 +52,9 @@ class Group:
 
 
 def describe(path: Path, wanted: str | None) -> tuple[str, list[Group]]:
-    """Return the column that holds the images, or their paths, and the row groups. Raises DataError where there is none."""
+    """Return the column that holds the images, or their paths, and the row groups. Raises DataError where there is
+    none.
+    """
     with _opened(path, f"{path} is not a Parquet file") as file:
         column, is_list = _choose(file.schema_arrow, path, wanted)
         return column, [_group(path, file.metadata.row_group(i), column, is_list) for i in range(file.num_row_groups)]
@@ -44,28 +69,36 @@ def has_images(path: Path) -> bool:
         return True
 
 
-def read_values(path: Path, column: str, group: int, first: int, count: int, batch: int) -> Iterator[tuple[int, str, Value]]:
+def read_values(
+    path: Path, column: str, group: int, first: int, count: int, batch: int
+) -> Iterator[tuple[int, str, Value]]:
     """Yield the images of ``count`` rows from ``first`` on of a row group, by row, and in a list by place: /0, /1.
 
-    A path stands for an image that has no bytes. At most ``batch`` rows are read at a time, fewer where rows share large
-    values. Raises DataError for a file that is damaged, or claims more than images take.
+    A path stands for an image that has no bytes. At most ``batch`` rows are read at a time, fewer where rows share
+    large values. Raises DataError for a file that is damaged, or claims more than images take.
     """
     end, position = first + count, 0
     with _opened(path, f"cannot read {path}") as file:
         leaves = _leaves(file.metadata.row_group(group), column)
-        batch = min(_checked_batch(path, file.metadata.row_group(group).column(leaf), batch) for leaf in leaves.values())
+        batch = min(
+            _checked_batch(path, file.metadata.row_group(group).column(leaf), batch) for leaf in leaves.values()
+        )
         for rows in file.iter_batches(batch, row_groups=[group], columns=list(leaves), use_threads=False):
             begin, position = position, position + rows.num_rows
             values = rows.column(column)
             for index in range(max(begin, first), min(position, end)):
                 value = values[index - begin].as_py()
                 if isinstance(value, list):
-                    yield from ((index - first, f"/{place}", _image(inner)) for place, inner in enumerate(value or [None]))
+                    yield from (
+                        (index - first, f"/{place}", _image(inner)) for place, inner in enumerate(value or [None])
+                    )
                 else:
                     yield index - first, "", _image(value)
             if position >= end:
                 return
-    raise DataError(f"cannot read {path}: row group {group} claims {end:,} rows or more and has {position:,}; copy it again")
+    raise DataError(
+        f"cannot read {path}: row group {group} claims {end:,} rows or more and has {position:,}; copy it again"
+    )
 
 
 @contextlib.contextmanager
@@ -87,10 +120,17 @@ def _group(path: Path, group: Any, column: str, is_list: bool) -> Group:
     rows = int(group.num_rows)
     leaves = [group.column(index) for index in _leaves(group, column).values()]
     if not is_list and any(leaf.num_values != rows for leaf in leaves):
-        raise DataError(f"cannot read {path}: a row group claims {rows:,} rows, its columns other numbers; copy it again")
-    images = int(leaves[0].num_values) if is_list else rows  # an empty list counts as one there, as it does when it is read
+        raise DataError(
+            f"cannot read {path}: a row group claims {rows:,} rows, its columns other numbers; copy it again"
+        )
+    images = (
+        int(leaves[0].num_values) if is_list else rows
+    )  # an empty list counts as one there, as it does when it is read
     if not 0 <= max(rows, images) <= MAX_GROUP_ROWS:
-        raise DataError(f"{path} has {max(rows, images):,} images in one row group; at most {MAX_GROUP_ROWS:,} are read, write smaller ones")
+        raise DataError(
+            f"{path} has {max(rows, images):,} images in one row group; at most {MAX_GROUP_ROWS:,} are read, write "
+            "smaller ones"
+        )
     return Group(rows, images, is_list)
 
 
@@ -137,7 +177,9 @@ def _choose(schema: Any, path: Path, wanted: str | None) -> tuple[str, bool]:
 
 def _told(images: list[str], paths: list[str]) -> str:
     told = f"columns of bytes: {_few(images)}; of text, which may be paths: {_few(paths)}"
-    return told if images or paths else f"{told}; images are written as bytes or paths, or lists of these, not as numbers"
+    return (
+        told if images or paths else f"{told}; images are written as bytes or paths, or lists of these, not as numbers"
+    )
 
 
 def _few(names: list[str]) -> str:

@@ -1,8 +1,8 @@
 """The pages of a Parquet column as their own headers claim them, so that memory is bounded before a page is unpacked.
 
 Arrow takes as much memory as a page's header claims, and copies a dictionary's value for every row that names it: files
-of a kilobyte unfold to gigabytes. The headers are Thrift structures in its compact protocol, of which this reads what is
-needed: https://github.com/apache/parquet-format.
+of a kilobyte unfold to gigabytes. The headers are Thrift structures in its compact protocol, of which this reads what
+is needed: https://github.com/apache/parquet-format.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from pyvimtrt.errors import DataError
 
 MAX_PAGE_BYTES = 1 << 28  # of a page that is much larger than it is packed: images hardly pack at all
 MAX_FACTOR = 16
-MAX_UNFOLDED_BYTES = 1 << 30  # of a column whose rows share a dictionary's values, where that is far more than it is packed
+MAX_UNFOLDED_BYTES = (
+    1 << 30
+)  # of a column whose rows share a dictionary's values, where that is far more than it is packed
 MAX_UNFOLDED_FACTOR = 1000
 MAX_PAGES = 1 << 17  # of a column chunk
 HEADER_BYTES = (1 << 12, 1 << 26)  # tried one after the other: some writers put whole images into the statistics there
@@ -50,17 +52,25 @@ def read_pages(file: BinaryIO, start: int, size: int, values: int, what: str) ->
     for _ in range(MAX_PAGES):
         if position >= start + size:
             if held != values:
-                raise DataError(f"cannot read {what}: a column claims {values:,} values, its pages {held:,}; copy it again")
+                raise DataError(
+                    f"cannot read {what}: a column claims {values:,} values, its pages {held:,}; copy it again"
+                )
             unfolded = values * found.dictionary_bytes // max(1, found.dictionary_values)
             if unfolded > max(MAX_UNFOLDED_BYTES, MAX_UNFOLDED_FACTOR * size):
-                raise DataError(f"cannot read {what}: a column of {size:,} bytes unfolds to {unfolded:,}, which images do not")
+                raise DataError(
+                    f"cannot read {what}: a column of {size:,} bytes unfolds to {unfolded:,}, which images do not"
+                )
             return found
         fields, length = _header(file, position, what)
         unpacked, packed = _number(fields, 2, what), _number(fields, 3, what)
         if packed > start + size - position - length:
-            raise DataError(f"cannot read {what}: a page claims {packed:,} bytes, more than its column has; copy it again")
+            raise DataError(
+                f"cannot read {what}: a page claims {packed:,} bytes, more than its column has; copy it again"
+            )
         if unpacked > max(MAX_PAGE_BYTES, MAX_FACTOR * packed):
-            raise DataError(f"cannot read {what}: a page of {packed:,} bytes unfolds to {unpacked:,}, which images do not")
+            raise DataError(
+                f"cannot read {what}: a page of {packed:,} bytes unfolds to {unpacked:,}, which images do not"
+            )
         kind = _number(fields, 1, what)
         if kind == _DICTIONARY_PAGE:
             found.dictionary_bytes += unpacked
@@ -72,7 +82,9 @@ def read_pages(file: BinaryIO, start: int, size: int, values: int, what: str) ->
             held += _number(inner, 1, what)
             found.is_delta |= inner.get(2 if kind == 0 else 4) == _DELTA_BYTE_ARRAY
         position += length + packed
-    raise DataError(f"cannot read {what}: it has more than {MAX_PAGES:,} pages in one column; write it again with larger ones")
+    raise DataError(
+        f"cannot read {what}: it has more than {MAX_PAGES:,} pages in one column; write it again with larger ones"
+    )
 
 
 def _header(file: BinaryIO, position: int, what: str) -> tuple[dict[int, object], int]:

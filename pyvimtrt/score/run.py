@@ -1,4 +1,6 @@
-"""A run of `pyvimtrt score`: units to parts of the result, each written whole, so that a run cut off goes on where it was."""
+"""A run of `pyvimtrt score`: units to parts of the result, each written whole, so that a run cut off goes on where it
+was.
+"""
 
 from __future__ import annotations
 
@@ -42,15 +44,18 @@ class Scored:
 def score(engine: Path, source: Path, output: Path, settings: ScoreSettings, progress: Progress) -> Scored:
     """Score all images of ``source`` into the folder ``output``. Raises VimTrtError for anything a user can cause.
 
-    An ``output`` of the same engine, images and settings is gone on with: parts that are there stay. Of another run it is refused. A unit that cannot be read
-    keeps none of the others from being scored; the error that names it comes at the end.
+    An ``output`` of the same engine, images and settings is gone on with: parts that are there stay. Of another run it
+    is refused. A unit that cannot be read keeps none of the others from being scored; the error that names it comes at
+    the end.
     """
     settings.check()
     read_engine_info(engine)
     backend = choose(engine, settings.backend)
     settings = replace(settings, backend=backend.name)
     if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(source)):
-        raise UsageError(f"{output} lies in {source}, so the results would be taken for images next time; choose a folder outside")
+        raise UsageError(
+            f"{output} lies in {source}, so the results would be taken for images next time; choose a folder outside"
+        )
     unreadable: list[str] = []
     units = find_units(source, settings.column, unreadable)
     claim = {
@@ -87,7 +92,10 @@ def score(engine: Path, source: Path, output: Path, settings: ScoreSettings, pro
     errors |= {i: part_errors(output, i, units[i]) for i in todo}
     if sum(count or 0 for count in errors.values()) == total:
         first_reason = errors_of(output, 0)[0].as_py()
-        raise DataError(f"none of the {total:,} images of {source} could be read, as the column error of {output} says; the first: {first_reason}")
+        raise DataError(
+            f"none of the {total:,} images of {source} could be read, as the column error of {output} says; the "
+            f"first: {first_reason}"
+        )
     return Scored(
         output=str(output),
         images=total,
@@ -108,9 +116,14 @@ def _claim(output: Path, description: dict[str, Any]) -> None:
         if os.path.lexists(file):
             check_path(file)
             found = json.loads(file.read_text(encoding="utf-8"))
-            differs = [key for key, value in description.items() if not isinstance(found, dict) or found.get(key) != value]
+            differs = [
+                key for key, value in description.items() if not isinstance(found, dict) or found.get(key) != value
+            ]
             if differs:
-                raise OutputError(f"{output} holds the results of another run, whose {', '.join(differs)} differ; choose another folder, or remove it")
+                raise OutputError(
+                    f"{output} holds the results of another run, whose {', '.join(differs)} differ; choose another "
+                    "folder, or remove it"
+                )
             return
         if any(output.iterdir()):
             raise OutputError(f"{output} is not empty and holds no results of pyvimtrt score; choose another folder")
@@ -130,7 +143,9 @@ def _here(engine: Path, units: list[Unit], todo: list[int], output: Path, settin
             scorer.close()
 
 
-def _on_cluster(engine: Path, units: list[Unit], todo: list[int], output: Path, settings: ScoreSettings) -> Iterator[Done]:
+def _on_cluster(
+    engine: Path, units: list[Unit], todo: list[int], output: Path, settings: ScoreSettings
+) -> Iterator[Done]:
     from pyvimtrt.score.cluster import run  # Ray is imported where it is used
 
     yield from run(engine, [(i, units[i]) for i in todo], output.resolve(), settings)

@@ -25,12 +25,15 @@ BATCH = 32  # images run at a time
 MAX_FILE_BYTES = 1 << 28  # of one encoded image; larger ones are no photographs
 BATCH_BYTES = 1 << 26  # of encoded images after which a batch is full: two batches lie in memory
 MAX_PATH = 4096  # characters, as Linux has it
-_OF_THE_FILE = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})  # and not of its disk
+_OF_THE_FILE = frozenset(
+    {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+)  # and not of its disk
 U8 = npt.NDArray[np.uint8]
 
 
 class Scorer:
-    """An engine, and what turns units into tables. ``threads``: those that decode the next images while the engine runs.
+    """An engine, and what turns units into tables. ``threads``: those that decode the next images while the engine
+    runs.
 
     ``max_pixels`` of an image, by default MAX_PIXELS.
     """
@@ -45,7 +48,8 @@ class Scorer:
         self._pool.shutdown()
 
     def score(self, unit: Unit) -> Any:
-        """Return the Arrow table of a unit: one row for each image, in order, with an error instead of classes where it is no image.
+        """Return the Arrow table of a unit: one row for each image, in order, with an error instead of classes where it
+        is no image.
 
         Raises DataError where the unit itself cannot be read.
         """
@@ -54,7 +58,9 @@ class Scorer:
         best: list[list[Prediction]] = []
         for batch in self._batches(unit):
             good = [image for _, image in batch if not isinstance(image, str)]
-            ranked = iter([self.engine.top_classes(row, self.topk) for row in self.engine.run(np.stack(good))] if good else [])
+            ranked = iter(
+                [self.engine.top_classes(row, self.topk) for row in self.engine.run(np.stack(good))] if good else []
+            )
             for name, image in batch:
                 names.append(_text(name))
                 errors.append(_text(image) if isinstance(image, str) else None)
@@ -107,7 +113,9 @@ def _table(names: list[str], errors: list[str | None], best: list[list[Predictio
             "label": pa.array([row[0].label if row else None for row in best], pa.string()),
             "probability": pa.array([row[0].probability if row else None for row in best], pa.float32()),
             "classes": pa.array([[p.index for p in row] if row else None for row in best], pa.list_(pa.int32())),
-            "probabilities": pa.array([[p.probability for p in row] if row else None for row in best], pa.list_(pa.float32())),
+            "probabilities": pa.array(
+                [[p.probability for p in row] if row else None for row in best], pa.list_(pa.float32())
+            ),
             "error": pa.array(errors, pa.string()),
         }
     )
@@ -127,14 +135,18 @@ def read_unit(unit: Unit) -> Iterator[tuple[str, bytes | str]]:
     except OSError as error:
         raise DataError(f"cannot read {unit.path}: {error.strerror or error}") from error
     if found != unit.count:
-        raise DataError(f"cannot read {unit.path}: it claims {unit.count:,} images in a part that has {found:,}; copy it again")
+        raise DataError(
+            f"cannot read {unit.path}: it claims {unit.count:,} images in a part that has {found:,}; copy it again"
+        )
 
 
 def _read_files(unit: Unit) -> Iterator[tuple[str, bytes | str]]:
     folder = Path(unit.path)
     for name in unit.names:
         content = _read_file(folder / name, name)
-        if isinstance(content, str) and not folder.is_dir():  # not of this image, but of the file system that is not there
+        if (
+            isinstance(content, str) and not folder.is_dir()
+        ):  # not of this image, but of the file system that is not there
             raise DataError(f"cannot read {unit.path}: {content}")
         yield name, content
 
@@ -157,7 +169,11 @@ def _read_tar(unit: Unit) -> Iterator[tuple[str, bytes | str]]:
         for inner, offset, size in zip(unit.names, unit.offsets, unit.sizes, strict=True):
             name = unit.key + inner
             if offset < 0:
-                yield name, f"{name} is {'a sparse file, which is not read' if offset == SPARSE else 'a link to no file of the archive'}"
+                yield (
+                    name,
+                    f"{name} is "
+                    f"{'a sparse file, which is not read' if offset == SPARSE else 'a link to no file of the archive'}",
+                )
                 continue
             shard.seek(offset)
             content: bytes | str = _too_large(name, size) or shard.read(size)
@@ -174,7 +190,8 @@ def _read_parquet(unit: Unit) -> Iterator[tuple[str, bytes | str]]:
 
 
 def _read_path(unit: Unit, name: str, text: str) -> bytes | str:
-    """Return the file that a row names, sought from the table's folder and from the input's; none outside of the input's.
+    """Return the file that a row names, sought from the table's folder and from the input's; none outside of the
+    input's.
 
     A table may come from anyone, and must not make this machine open whatever it names.
     """
@@ -188,11 +205,17 @@ def _read_path(unit: Unit, name: str, text: str) -> bytes | str:
         found = [(base / text).resolve() for base in dict.fromkeys((Path(unit.path).parent, root))]
         inside = [path for path in found if path.is_relative_to(root)]
         if not inside:
-            return f"{shown}, which lies outside {root}; put table and images into one folder, with paths that start there"
+            return (
+                f"{shown}, which lies outside {root}; put table and images into one folder, with paths that start there"
+            )
         there = next((path for path in inside if path.exists()), None)
     except (OSError, RuntimeError, ValueError):  # RuntimeError: links in a ring
         return f"{shown}, which cannot be followed"
-    return _read_file(there, name) if there is not None else f"{shown}, and no such file lies in {root}; put the images there"
+    return (
+        _read_file(there, name)
+        if there is not None
+        else f"{shown}, and no such file lies in {root}; put the images there"
+    )
 
 
 def _too_large(name: str, size: int) -> str:

@@ -31,7 +31,9 @@ class ScoreSettings:
     def check(self) -> None:
         """Raise UsageError for settings that contradict each other, BackendError where a package is missing."""
         if self.ray is None and (self.cpus or self.workers):
-            raise UsageError("--cpus-per-worker and --workers are a cluster's; give --ray with them, or --threads instead")
+            raise UsageError(
+                "--cpus-per-worker and --workers are a cluster's; give --ray with them, or --threads instead"
+            )
         if self.ray is not None and self.threads is not None:
             raise UsageError("--threads are those of this process; with --ray give --cpus-per-worker")
         import_parquet()

@@ -81,7 +81,9 @@ def _targets(path: Path, links: dict[str, Member], wanted: list[Member]) -> dict
 
 def _destination(member: Member) -> str:
     """Return the name that a link leads to: a hard link's from the root, a symbolic link's from its own folder."""
-    return _plain(member.link if member.kind == ord("1") else posixpath.join(posixpath.dirname(member.name), member.link))
+    return _plain(
+        member.link if member.kind == ord("1") else posixpath.join(posixpath.dirname(member.name), member.link)
+    )
 
 
 def _plain(name: str) -> str:
@@ -234,7 +236,9 @@ def _header_name(header: bytes) -> str:
 
 
 def _checksum_fits(header: bytes) -> bool:
-    """Return whether the sum of a header's bytes, its own field as spaces, is as it says; some tars add signed bytes."""
+    """Return whether the sum of a header's bytes, its own field as spaces, is as it says; some tars add signed
+    bytes.
+    """
     digits = header[148:156].split(b"\0")[0].strip()
     if not re.fullmatch(rb"[0-7]{1,8}", digits):
         return False

@@ -1,4 +1,5 @@
-"""The images of an input, cut into units: what one worker scores at a time, and what a resumed run skips or does again as a whole.
+"""The images of an input, cut into units: what one worker scores at a time, and what a resumed run skips or does again
+as a whole.
 
 The cut depends on the input alone, so a unit's number names the same images in every run over it.
 """
@@ -20,7 +21,8 @@ from pyvimtrt.score.parquet import describe, has_images
 from pyvimtrt.score.tar import find_members
 
 UNIT_IMAGES = 256
-MOST_PIECES = 16  # of a row group: rows before a piece are read again and passed over, so many pieces would cost many times the reading
+# Of a row group: rows before a piece are read again and passed over, so many pieces would cost many times the reading.
+MOST_PIECES = 16
 PACKED = frozenset({".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip"})
 
 
@@ -28,11 +30,12 @@ PACKED = frozenset({".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip"})
 class Unit:
     """Some images of one kind of source.
 
-    ``kind`` files: ``names`` below the folder ``path``. tar: members ``names`` at ``offsets`` with ``sizes`` of the file
-    ``path``. parquet: ``rows`` rows from ``first`` on of row group ``group`` of the file ``path``, images in ``column``;
+    ``kind`` files: ``names`` below the folder ``path``. tar: members ``names`` at ``offsets`` with ``sizes`` of the
+    file ``path``. parquet: ``rows`` rows from ``first`` on of row group ``group`` of the file ``path``, images in
+    ``column``;
     ``row`` is the first row's number in the file. ``count`` images in all. ``key`` stands before the names in results.
-    ``root`` is the input's folder, outside of which no path of a row is followed. ``stamp`` tells one state of the files
-    from another: sizes and times of change.
+    ``root`` is the input's folder, outside of which no path of a row is followed. ``stamp`` tells one state of the
+    files from another: sizes and times of change.
     """
 
     kind: str
@@ -87,11 +90,15 @@ def _sources(source: Path) -> tuple[str, Path, list[str]]:
         if not kinds and not packed:
             raise DataError(f"{source} holds neither images nor .tar nor .parquet files")
         if packed:
-            raise DataError(f"{source} holds {packed[0]}, which is compressed; unpack it first, or score a folder without it")
+            raise DataError(
+                f"{source} holds {packed[0]}, which is compressed; unpack it first, or score a folder without it"
+            )
         if len(kinds) > 1 and ".parquet" in kinds and not _images_in_parquet(source, kinds):
             del kinds[".parquet"]
         if len(kinds) > 1:
-            raise DataError(f"{source} holds {' and '.join(sorted(kinds))} side by side; score each from a folder of its own")
+            raise DataError(
+                f"{source} holds {' and '.join(sorted(kinds))} side by side; score each from a folder of its own"
+            )
         ((kind, names),) = kinds.items()
         return kind, source, names
     if not source.is_file():

@@ -32,7 +32,12 @@ from pyvimtrt.text import encodable
 ENTER_SECONDS = 0.02  # that a request being read holds a place
 ATTEMPTS = 3  # at a batch whose worker died: what kills that many workers is not tried on another
 QUEUE_SECONDS = 0.01  # of work that may wait for an engine whose batches are shorter than that
-RESTART_SECONDS = (0.0, 0.5, 2.0, 5.0)  # before a worker that died is started again: at once, and where that fails more and more patiently
+RESTART_SECONDS = (
+    0.0,
+    0.5,
+    2.0,
+    5.0,
+)  # before a worker that died is started again: at once, and where that fails more and more patiently
 
 log = logging.getLogger("pyvimtrt.serve")
 
@@ -82,17 +87,19 @@ class _Piece:
 @dataclass(eq=False)
 class _Worker:
     process: EngineProcess
-    running: deque[tuple[int, list[_Piece]]] = field(default_factory=deque)  # slot and pieces of the batches it has, in order
+    running: deque[tuple[int, list[_Piece]]] = field(
+        default_factory=deque
+    )  # slot and pieces of the batches it has, in order
     free: list[int] = field(default_factory=lambda: list(range(SLOTS)))
 
 
 class Batcher:
     """The queue and the workers of one engine file.
 
-    A batch starts when a worker is idle and either ``batch`` images wait or the oldest has waited for the deadline; a full batch is handed to a busy worker in
-    advance. Images accepted and not yet in the engine are bounded by ``capacity``; while ``crowded`` of them wait, no
-    request is taken. ``changed()`` is called where a worker that died cannot be replaced, because the engine's file is
-    another by now; ``ran(images, seconds)`` after each batch.
+    A batch starts when a worker is idle and either ``batch`` images wait or the oldest has waited for the deadline; a
+    full batch is handed to a busy worker in advance. Images accepted and not yet in the engine are bounded by
+    ``capacity``; while ``crowded`` of them wait, no request is taken. ``changed()`` is called where a worker that died
+    cannot be replaced, because the engine's file is another by now; ``ran(images, seconds)`` after each batch.
     """
 
     def __init__(
@@ -132,14 +139,17 @@ class Batcher:
     async def start(self, like: Batcher | None = None) -> None:
         """Start the workers.
 
-        What would be measured is that of ``like``, where that runs the same model in the same way: under load it would be less.
+        What would be measured is that of ``like``, where that runs the same model in the same way: under load it would
+        be less.
 
         Raises VimTrtError where the engine cannot be loaded, OSError where no process can be had.
         """
         settings = self._settings
         alike = like is not None and (like.info.model, like.backend) == (self.info.model, self.backend)
         known = like if alike and self._own_batch == MEASURED else None
-        process, (self.batch, self.batch_seconds) = await self._start_process(known.batch if known else settings.batch or self._own_batch)
+        process, (self.batch, self.batch_seconds) = await self._start_process(
+            known.batch if known else settings.batch or self._own_batch
+        )
         if known:
             self.batch_seconds, self.crowded, self.capacity = known.batch_seconds, known.crowded, known.capacity
         else:
@@ -163,8 +173,8 @@ class Batcher:
     def enter(self) -> int | None:
         """Return a token for a request whose body is still to be read, or None where it would find no room.
 
-        The token holds a place for the moment that a body takes to arrive, so that of many requests at once no more are read than can be taken. No longer:
-        a client that sends slowly keeps nobody out.
+        The token holds a place for the moment that a body takes to arrive, so that of many requests at once no more are
+        read than can be taken. No longer: a client that sends slowly keeps nobody out.
         """
         oldest = time.perf_counter() - ENTER_SECONDS
         while self._entering and next(iter(self._entering.values())) < oldest:
@@ -183,7 +193,10 @@ class Batcher:
     def admission(self, count: int) -> Iterator[_Admission]:
         """Hold places for ``count`` images in the queue. Raises QueueFullError where there are none."""
         if self.full or self.waiting + count > self.capacity:
-            raise QueueFullError(f"the queue of {self.name} is full: {self.waiting} images wait, at most {self.crowded} may; try again soon")
+            raise QueueFullError(
+                f"the queue of {self.name} is full: {self.waiting} images wait, at most {self.crowded} may; try again "
+                "soon"
+            )
         admission = _Admission(count)
         self.waiting += count
         self._active += 1
@@ -194,7 +207,9 @@ class Batcher:
             self.waiting -= admission.held
 
     async def run(self, admission: _Admission, images: npt.NDArray[np.uint8]) -> Answer:
-        """Return the logits of uint8 images [n, C, H, W] under an admission for n. Cancelled, it leaves the queue. Raises EngineFailedError."""
+        """Return the logits of uint8 images [n, C, H, W] under an admission for n. Cancelled, it leaves the queue.
+        Raises EngineFailedError.
+        """
         if self._closed or (self.outdated and not self._workers):
             raise EngineFailedError(f"the engine of {self.name} has ended")
         now = time.perf_counter()
@@ -231,7 +246,9 @@ class Batcher:
             self._fail(piece.job, "the server ended before the engine had answered")
 
     def _threads(self, busy: int) -> int:
-        """Return the threads of a batch while ``busy`` workers have one: a lone batch gets all cores, many get a core each and never wait for one another."""
+        """Return the threads of a batch while ``busy`` workers have one: a lone batch gets all cores, many get a core
+        each and never wait for one another.
+        """
         return max(1, self.cores // busy)
 
     async def _start_process(self, batch: int) -> tuple[EngineProcess, tuple[int, float]]:
@@ -354,7 +371,10 @@ class Batcher:
         for job in given_up:
             self._fail(job, f"the engine of {self.name} ended {ATTEMPTS} times on this batch")
         self._metrics.restarts.inc()
-        log.error("worker lost", extra={"fields": {"model": self.name, "pid": worker.process.pid, "batches_put_back": len(worker.running)}})
+        log.error(
+            "worker lost",
+            extra={"fields": {"model": self.name, "pid": worker.process.pid, "batches_put_back": len(worker.running)}},
+        )
         self._dispatch()
         task = asyncio.create_task(self._restart())
         self._tasks.add(task)

@@ -34,7 +34,8 @@ class EngineChangedError(BackendError):
 
 
 class EngineProcess:
-    """One worker process. ``finished(slot, seconds, error)`` is called for each batch, ``lost()`` once where the process is gone without being closed.
+    """One worker process. ``finished(slot, seconds, error)`` is called for each batch, ``lost()`` once where the
+    process is gone without being closed.
 
     ``state``: that of the engine's file that the process must find.
     """
@@ -61,7 +62,8 @@ class EngineProcess:
     async def start(self, batch: int = 0) -> tuple[int, float]:
         """Start the process and return ``batch``, or the engine's best where that is 0, and its seconds.
 
-        Raises BackendError where the engine cannot be loaded, EngineChangedError where its file is another by now, OSError where no process can be had.
+        Raises BackendError where the engine cannot be loaded, EngineChangedError where its file is another by now,
+        OSError where no process can be had.
         """
         try:
             return await self._start(batch)
@@ -74,13 +76,24 @@ class EngineProcess:
         with theirs:
             try:
                 self._memory = _memory()
-                arguments = [Path(pyvimtrt.__file__).parents[1], theirs.fileno(), self._memory, self._path, self._backend, self._threads, batch]
+                arguments = [
+                    Path(pyvimtrt.__file__).parents[1],
+                    theirs.fileno(),
+                    self._memory,
+                    self._path,
+                    self._backend,
+                    self._threads,
+                    batch,
+                ]
                 self._process = subprocess.Popen(
                     [sys.executable, "-c", _WORKER, *map(str, arguments)],
                     pass_fds=(theirs.fileno(), self._memory),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    env={**os.environ, "PYTHONSAFEPATH": "1"},  # the installed package, whatever the working directory holds
+                    env={
+                        **os.environ,
+                        "PYTHONSAFEPATH": "1",
+                    },  # the installed package, whatever the working directory holds
                 )
                 ours.setblocking(False)
                 self._reader, self._writer = await asyncio.open_connection(sock=ours)
@@ -92,7 +105,10 @@ class EngineProcess:
         except asyncio.TimeoutError:
             first = {"failed": f"it was not loaded within {START_SECONDS:.0f} seconds"}
         if first is None or "failed" in first:
-            raise BackendError(f"{self._path} cannot be served: {first['failed'] if first else 'its worker process ended while it loaded the engine'}")
+            raise BackendError(
+                f"{self._path} cannot be served: "
+                f"{first['failed'] if first else 'its worker process ended while it loaded the engine'}"
+            )
         if tuple(first["state"]) != self._state:
             raise EngineChangedError(f"{self._path} has changed since it was loaded")
         self._hung_seconds = max(HUNG_SECONDS, HUNG_BATCHES * float(first["seconds"]))
@@ -149,7 +165,9 @@ class EngineProcess:
 
     def _send(self, message: dict[str, Any]) -> None:
         assert self._writer is not None
-        with contextlib.suppress(RuntimeError):  # a transport just closed, for the process is gone: `_listen` is about to hear of it
+        with contextlib.suppress(
+            RuntimeError
+        ):  # a transport just closed, for the process is gone: `_listen` is about to hear of it
             self._writer.write(json.dumps(message).encode() + b"\n")
 
     async def _read(self) -> dict[str, Any] | None:

@@ -1,4 +1,6 @@
-"""What Triton's extensions of the protocol have and this server has not: a sentence each, in place of an unknown address."""
+"""What Triton's extensions of the protocol have and this server has not: a sentence each, in place of an unknown
+address.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,15 @@ import re
 
 _HTTP = (
     (r"/v2/(system|cuda)sharedmemory(/.*)?", "shared memory is not supported; send tensors in the request"),
-    (r"/v2/(models/[^/]+(/versions/[^/]+)?/)?trace(/.*)?", "traces are not supported; /metrics and the log have the times of requests"),
+    (
+        r"/v2/(models/[^/]+(/versions/[^/]+)?/)?trace(/.*)?",
+        "traces are not supported; /metrics and the log have the times of requests",
+    ),
     (r"/v2/logging", "the log's settings cannot be changed while the server runs; start it with --log-level"),
-    (r"/v2/models/[^/]+(/versions/[^/]+)?/generate(_stream)?", "generating text is not supported; classify images with .../infer"),
+    (
+        r"/v2/models/[^/]+(/versions/[^/]+)?/generate(_stream)?",
+        "generating text is not supported; classify images with .../infer",
+    ),
 )
 GRPC = {
     "ModelStreamInfer": "streams are not supported; send each request with ModelInfer",

@@ -6,7 +6,8 @@ from __future__ import annotations
 def forget(error: BaseException) -> None:
     """Drop the tracebacks of an error and of those behind it, once it is answered.
 
-    A traceback holds frames, a frame the error and the request's body: a cycle, which would stay in memory until the next full garbage collection.
+    A traceback holds frames, a frame the error and the request's body: a cycle, which would stay in memory until the
+    next full garbage collection.
     """
     waiting: list[BaseException | None] = [error]
     seen: set[int] = set()

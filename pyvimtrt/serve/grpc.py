@@ -1,7 +1,8 @@
 """The gRPC side of the server.
 
-Messages are received as bytes and read here: the library's own would be made into objects, however many, before anybody could look at them. Errors are set as
-the call's status, not raised: what gRPC keeps of an exception keeps the request with it.
+Messages are received as bytes and read here: the library's own would be made into objects, however many, before anybody
+could look at them. Errors are set as the call's status, not raised: what gRPC keeps of an exception keeps the request
+with it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ INFER = "ModelInfer"
 MAX_MESSAGE_BYTES = 1 << 16  # of all but an inference
 RECEIVED_TOGETHER = 64  # inference messages that may be on their way into memory at a time
 MAX_SENTENCE = 1000  # characters of an error: it goes out as a header
-_NAME_IN_TRITON = 2  # the number of the field model_name in Triton's messages of the model repository; in KServe's it is 1
+_NAME_IN_TRITON = (
+    2  # the number of the field model_name in Triton's messages of the model repository; in KServe's it is 1
+)
 _CODES: tuple[tuple[type[Exception], grpc.StatusCode, str], ...] = (
     (RequestError, grpc.StatusCode.INVALID_ARGUMENT, "bad_request"),
     (QueueFullError, grpc.StatusCode.RESOURCE_EXHAUSTED, "queue_full"),
@@ -61,8 +64,9 @@ class CallError(VimTrtError):
 class Service(grpc.GenericRpcHandler):
     """The methods, and who may call them.
 
-    Refuses without a key, and when no model has room, before a message is received; and bounds the time and the memory that receiving takes. gRPC itself
-    receives the message of a unary call before it asks anybody, and waits for it for ever. So calls are handled as streams of one message.
+    Refuses without a key, and when no model has room, before a message is received; and bounds the time and the memory
+    that receiving takes. gRPC itself receives the message of a unary call before it asks anybody, and waits for it for
+    ever. So calls are handled as streams of one message.
     """
 
     def __init__(self, state: ServerState) -> None:
@@ -74,7 +78,10 @@ class Service(grpc.GenericRpcHandler):
             "ServerMetadata": (pb.ServerMetadataRequest, self._metadata),
             "ModelReady": (pb.ModelReadyRequest, self._model_ready),
             "ModelMetadata": (pb.ModelMetadataRequest, self._model_metadata),
-            "ModelConfig": (pb.ModelMetadataRequest, self._model_config),  # whose fields are the same, as are those of the next
+            "ModelConfig": (
+                pb.ModelMetadataRequest,
+                self._model_config,
+            ),  # whose fields are the same, as are those of the next
             "ModelStatistics": (pb.ModelMetadataRequest, self._model_statistics),
             "RepositoryIndex": (MESSAGES["RepositoryIndexRequest"], self._index),
             "RepositoryModelLoad": (pb.RepositoryModelLoadRequest, self._load),
@@ -87,7 +94,9 @@ class Service(grpc.GenericRpcHandler):
         if name not in OPEN_METHODS:
             headers = {key: value for key, value in details.invocation_metadata if isinstance(value, str)}
             if not self.state.keys.allow(headers):
-                return _refuse(grpc.StatusCode.UNAUTHENTICATED, "give an API key as metadata: authorization: Bearer KEY")
+                return _refuse(
+                    grpc.StatusCode.UNAUTHENTICATED, "give an API key as metadata: authorization: Bearer KEY"
+                )
         if name == INFER:
             if self.state.full:
                 self.state.count("", "grpc", grpc.StatusCode.RESOURCE_EXHAUSTED.name, "queue_full", 0.0)
@@ -101,7 +110,9 @@ class Service(grpc.GenericRpcHandler):
             try:
                 message = await self._receive(context, contextlib.nullcontext())
                 if len(message) > MAX_MESSAGE_BYTES:
-                    raise CallError(grpc.StatusCode.INVALID_ARGUMENT, f"the message is larger than {MAX_MESSAGE_BYTES} bytes")
+                    raise CallError(
+                        grpc.StatusCode.INVALID_ARGUMENT, f"the message is larger than {MAX_MESSAGE_BYTES} bytes"
+                    )
                 return bytes((await method(kind.FromString(message))).SerializeToString())
             except Exception as error:
                 _set_status(context, error)
@@ -247,12 +258,16 @@ def _code(error: Exception) -> tuple[grpc.StatusCode, str]:
         return error.code, "bad_request"
     if isinstance(error, DecodeError):
         return grpc.StatusCode.INVALID_ARGUMENT, "bad_request"
-    return next(((code, name) for kind, code, name in _CODES if isinstance(error, kind)), (grpc.StatusCode.INTERNAL, "internal"))
+    return next(
+        ((code, name) for kind, code, name in _CODES if isinstance(error, kind)), (grpc.StatusCode.INTERNAL, "internal")
+    )
 
 
 def _refuse(code: grpc.StatusCode, sentence: str) -> Any:
     async def refuse(messages: Any, context: Any) -> None:
-        await context.abort(code, sentence)  # no message is received, so none is kept; and none is sent, which a stream would take for an answer
+        await context.abort(
+            code, sentence
+        )  # no message is received, so none is kept; and none is sent, which a stream would take for an answer
 
     return grpc.stream_unary_rpc_method_handler(refuse)
 

@@ -8,7 +8,18 @@ from typing import Any
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
 from pyvimtrt.families import ModelConfig
-from pyvimtrt.serve.grpc_wire import BYTES, FIXED32, FIXED64, VARINT, Fields, Value, WireError, read_varint, signed, text
+from pyvimtrt.serve.grpc_wire import (
+    BYTES,
+    FIXED32,
+    FIXED64,
+    VARINT,
+    Fields,
+    Value,
+    WireError,
+    read_varint,
+    signed,
+    text,
+)
 from pyvimtrt.serve.tensors import (
     MAX_RANK,
     VERSION,
@@ -158,7 +169,9 @@ def _read_output(fields: Fields, data: memoryview) -> WantedOutput:
 
 
 def parse_request(message: Message, default_topk: int, config: ModelConfig) -> Request:
-    """Return the request of a message. Raises RequestError where it breaks the protocol. Outputs go out as bytes where the inputs came as bytes."""
+    """Return the request of a message. Raises RequestError where it breaks the protocol. Outputs go out as bytes where
+    the inputs came as bytes.
+    """
     raw = message.raw
     if raw and len(raw) != len(message.inputs):
         raise RequestError(f"raw_input_contents has {len(raw)} elements for {len(message.inputs)} inputs")

@@ -1,6 +1,8 @@
-"""Messages of the protocol's gRPC service that the SDK lacks: those of Triton's extensions, and a model's metadata with its properties.
+"""Messages of the protocol's gRPC service that the SDK lacks: those of Triton's extensions, and a model's metadata with
+its properties.
 
-In a pool of their own, for a client library in the same process may bring the same names. Fields are those that are sent; their numbers are Triton's.
+In a pool of their own, for a client library in the same process may bring the same names. Fields are those that are
+sent; their numbers are Triton's.
 """
 
 from __future__ import annotations
@@ -11,7 +13,13 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 _PACKAGE = "inference"
 _F = descriptor_pb2.FieldDescriptorProto
-_KINDS = {"string": _F.TYPE_STRING, "bool": _F.TYPE_BOOL, "int32": _F.TYPE_INT32, "int64": _F.TYPE_INT64, "uint64": _F.TYPE_UINT64}
+_KINDS = {
+    "string": _F.TYPE_STRING,
+    "bool": _F.TYPE_BOOL,
+    "int32": _F.TYPE_INT32,
+    "int64": _F.TYPE_INT64,
+    "uint64": _F.TYPE_UINT64,
+}
 _DATA_TYPES = {"TYPE_UINT8": 2, "TYPE_INT64": 9, "TYPE_FP32": 11, "TYPE_STRING": 13}
 _DURATION = "StatisticDuration"
 # message: {field: (number, type)}; a type in capitals is a message, one in brackets is repeated
@@ -83,10 +91,14 @@ def _build() -> dict[str, Any]:
             if kind in _KINDS:
                 message.field.add(name=field, number=number, type=_KINDS[kind], label=label)
             else:
-                message.field.add(name=field, number=number, type=_F.TYPE_MESSAGE, type_name=f".{_PACKAGE}.{kind}", label=label)
+                message.field.add(
+                    name=field, number=number, type=_F.TYPE_MESSAGE, type_name=f".{_PACKAGE}.{kind}", label=label
+                )
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in _MESSAGES}
+    return {
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in _MESSAGES
+    }
 
 
 MESSAGES: dict[str, Any] = _build()

@@ -1,7 +1,7 @@
 """Protocol buffers' wire format, read field by field and no further than a number of fields.
 
-A message of 15 MiB can hold eight million empty tensors, which the library makes objects of, all at once and with everybody waiting. Here bytes stay where they
-are, and the count is kept before anything is made of them.
+A message of 15 MiB can hold eight million empty tensors, which the library makes objects of, all at once and with
+everybody waiting. Here bytes stay where they are, and the count is kept before anything is made of them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ class Fields:
         while position < len(data):
             self.left -= 1
             if self.left < 0:
-                raise WireError(f"the message has more than {self.most} fields; send tensors in raw_input_contents, or packed")
+                raise WireError(
+                    f"the message has more than {self.most} fields; send tensors in raw_input_contents, or packed"
+                )
             tag, position = read_varint(data, position)
             number, kind = tag >> 3, tag & 7
             if not 1 <= number < 1 << 29:

@@ -32,24 +32,41 @@ from pyvimtrt.serve.extensions import unsupported
 from pyvimtrt.serve.forget import forget
 from pyvimtrt.serve.http_body import CodingError, TooLargeError, coding_of, unpack
 from pyvimtrt.serve.model import Answered, BusyError, NotReadyError, VimModel
-from pyvimtrt.serve.openapi import ERRORS, INDEX_BODY, INFER_BODY, INFER_PARAMETERS, Answer, Failure, IndexRequest, ModelMetadata
+from pyvimtrt.serve.openapi import (
+    ERRORS,
+    INDEX_BODY,
+    INFER_BODY,
+    INFER_PARAMETERS,
+    Answer,
+    Failure,
+    IndexRequest,
+    ModelMetadata,
+)
 from pyvimtrt.serve.same_origin import host_name, is_foreign, is_loopback
 from pyvimtrt.serve.state import ServerState
 from pyvimtrt.serve.tensors import VERSION, Request, RequestError, answer_tensors, is_light
 from pyvimtrt.text import encodable
 
-ENTRY = "pyvimtrt.entry"  # key in a request's scope: the batcher that has a place for it, and what its `enter` gave at the door
+# Key in a request's scope: the batcher that has a place for it, and what its `enter` gave at the door.
+ENTRY = "pyvimtrt.entry"
 RETRY_SECONDS = 1  # what a refused client is told to wait
-OPEN_PATHS = frozenset({"/", "/v2/health/live", "/v2/health/ready"})  # need no key: probes and the page, which asks for one
+OPEN_PATHS = frozenset(
+    {"/", "/v2/health/live", "/v2/health/ready"}
+)  # need no key: probes and the page, which asks for one
 INFER_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
-_HEADERS = {503: {"retry-after": str(RETRY_SECONDS)}, 401: {"www-authenticate": "Bearer"}, 415: {"accept-encoding": "gzip, deflate"}}
+_HEADERS = {
+    503: {"retry-after": str(RETRY_SECONDS)},
+    401: {"www-authenticate": "Bearer"},
+    415: {"accept-encoding": "gzip, deflate"},
+}
 log = logging.getLogger("pyvimtrt.serve")
 
 
 class StatusError(Exception):
     """An answer other than a result: HTTP status, a sentence, and the kind that metrics count it as.
 
-    It leaves the connection open: a body still on its way is received and dropped, for to close would make the client lose the answer.
+    It leaves the connection open: a body still on its way is received and dropped, for to close would make the client
+    lose the answer.
     """
 
     def __init__(self, status: int, sentence: str, kind: str) -> None:
@@ -95,7 +112,11 @@ class Http:
     def app(self) -> Callable[..., Awaitable[None]]:
         """Return the ASGI application."""
         app = FastAPI(
-            title="pyvimtrt", version=__version__, docs_url=None, redoc_url=None, description="Vision Mamba in int8 over the Open Inference Protocol."
+            title="pyvimtrt",
+            version=__version__,
+            docs_url=None,
+            redoc_url=None,
+            description="Vision Mamba in int8 over the Open Inference Protocol.",
         )
         model, versioned = "/v2/models/{model_name}", "/v2/models/{model_name}/versions/{model_version}"
 
@@ -181,22 +202,34 @@ class Http:
         return gated
 
     def _refuse(self, scope: dict[str, Any], headers: dict[str, str]) -> StatusError | None:
-        """Return why a request must not be looked at: it has no key, or, where none is needed, a page of another site has sent it."""
+        """Return why a request must not be looked at: it has no key, or, where none is needed, a page of another site
+        has sent it.
+        """
         keys = self.state.keys
         if keys.needed:
             allowed = scope["path"] in OPEN_PATHS or keys.allow(headers)
             return None if allowed else StatusError(401, "give an API key: Authorization: Bearer KEY", "unauthorized")
         host = headers.get("host", "")
         if is_foreign(headers):
-            return StatusError(403, "this server takes no requests from other sites' pages; start it with --api-key to open it to them", "foreign")
+            return StatusError(
+                403,
+                "this server takes no requests from other sites' pages; start it with --api-key to open it to them",
+                "foreign",
+            )
         if is_loopback(self.settings.host) and host and not is_loopback(host_name(host)):
             hint = "start it with --api-key to use another name, or have the proxy before it send this address as Host"
             return StatusError(403, f"this server is at {self.settings.host}, not at {host[:100]}; {hint}", "foreign")
         return None
 
-    async def _discard(self, scope: dict[str, Any], headers: dict[str, str], receive: Callable[[], Awaitable[dict[str, Any]]]) -> None:
-        """Receive and drop a body before an answer that ends the connection, so that the client gets to read it: to close with bytes unread cuts it off."""
-        closes = scope["http_version"] == "1.0" or "close" in {word.strip() for word in headers.get("connection", "").lower().split(",")}
+    async def _discard(
+        self, scope: dict[str, Any], headers: dict[str, str], receive: Callable[[], Awaitable[dict[str, Any]]]
+    ) -> None:
+        """Receive and drop a body before an answer that ends the connection, so that the client gets to read it: to
+        close with bytes unread cuts it off.
+        """
+        closes = scope["http_version"] == "1.0" or "close" in {
+            word.strip() for word in headers.get("connection", "").lower().split(",")
+        }
         if not closes or "expect" in headers:
             return
 
@@ -210,11 +243,17 @@ class Http:
 
     def _model(self, name: str, version: str | None = None) -> VimModel:
         if version not in (None, VERSION):
-            raise StatusError(404, f"the version {version} of {name} does not exist; every model has the version {VERSION}", "unknown_model")
+            raise StatusError(
+                404,
+                f"the version {version} of {name} does not exist; every model has the version {VERSION}",
+                "unknown_model",
+            )
         return self.state.model(name)
 
     async def infer(self, request: HttpRequest, model_name: str, model_version: str | None = None) -> Response:
-        """Run a model: JSON, JSON with binary tensors behind it, or one image file as it is (Content-Type: image/png, or any image type)."""
+        """Run a model: JSON, JSON with binary tensors behind it, or one image file as it is (Content-Type: image/png,
+        or any image type).
+        """
         start = time.perf_counter()
         state = request.state
         known, answered, error = "", None, None
@@ -256,7 +295,14 @@ class Http:
         self._body_bytes += len(body)
         loop = asyncio.get_running_loop()
         try:
-            arguments = (headers, body, request.query_params.get("topk"), self.settings.topk, config, self.settings.request_images)
+            arguments = (
+                headers,
+                body,
+                request.query_params.get("topk"),
+                self.settings.topk,
+                config,
+                self.settings.request_images,
+            )
             if http_codec.is_heavy(headers, body):
                 call = await loop.run_in_executor(self.state.threads.codec, http_codec.parse_body, *arguments)
             else:
@@ -272,7 +318,9 @@ class Http:
         return Response(content, 200, out), answered
 
     async def _read(self, request: HttpRequest, headers: dict[str, str]) -> bytes:
-        """Return the body, unpacked where it was packed; its size is checked before, while it is read, and while it is unpacked."""
+        """Return the body, unpacked where it was packed; its size is checked before, while it is read, and while it is
+        unpacked.
+        """
         limit = self.settings.body_bytes
         coding = coding_of(headers)
         text = headers.get("content-length", "0")
@@ -306,7 +354,9 @@ class Http:
         try:
             if self._body_bytes > self.settings.bodies_bytes:
                 raise StatusError(503, "the requests being read take all memory allowed; try again soon", "memory")
-            return await asyncio.get_running_loop().run_in_executor(self.state.threads.decode, unpack, body, coding, limit)
+            return await asyncio.get_running_loop().run_in_executor(
+                self.state.threads.decode, unpack, body, coding, limit
+            )
         finally:
             self._body_bytes -= limit
             self.state.trimmer.received(limit)  # however small the body came, and whether or not it could be unpacked
@@ -375,12 +425,20 @@ class Http:
 
     async def page(self) -> Response:
         """The page for people."""
-        return Response(PAGE, headers={"content-type": "text/html; charset=utf-8", "content-security-policy": PAGE_POLICY, "x-content-type-options": "nosniff"})
+        return Response(
+            PAGE,
+            headers={
+                "content-type": "text/html; charset=utf-8",
+                "content-security-policy": PAGE_POLICY,
+                "x-content-type-options": "nosniff",
+            },
+        )
 
 
 PAGE = (Path(__file__).parent / "page.html").read_bytes()
 PAGE_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'"
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'"
 )
 
 

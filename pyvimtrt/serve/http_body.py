@@ -43,7 +43,9 @@ def coding_of(headers: Mapping[str, str]) -> str:
 
 
 def unpack(body: bytes, coding: str, most: int) -> bytes:
-    """Return a body unpacked. Raises RequestError where it is damaged, TooLargeError where it would have more than ``most`` bytes."""
+    """Return a body unpacked. Raises RequestError where it is damaged, TooLargeError where it would have more than
+    ``most`` bytes.
+    """
     try:
         return _inflate(body, CODINGS[coding], most)
     except zlib.error as error:
@@ -75,7 +77,9 @@ def _inflate(body: bytes, window: int, most: int) -> bytes:
 
 
 def read_form(body: bytes, content_type: str, most: int) -> tuple[list[bytes], str | None]:
-    """Return the files of a form (multipart/form-data), at most ``most``, and its field topk. Raises RequestError where it breaks the form's rules."""
+    """Return the files of a form (multipart/form-data), at most ``most``, and its field topk. Raises RequestError where
+    it breaks the form's rules.
+    """
     found = _BOUNDARY.search(content_type)
     if found is None:
         raise RequestError("a form's Content-Type names its boundary: multipart/form-data; boundary=...")
@@ -112,7 +116,9 @@ def read_form(body: bytes, content_type: str, most: int) -> tuple[list[bytes], s
 
 
 def _find(body: bytes, line: bytes, start: int) -> int:
-    """Return where a line begins, -1 where it does not; looking at a MiB at a time, between which others have their turn."""
+    """Return where a line begins, -1 where it does not; looking at a MiB at a time, between which others have their
+    turn.
+    """
     for at in range(start, len(body), _WINDOW):
         found = body.find(line, at, at + _WINDOW + len(line) - 1)
         if found >= 0:

@@ -1,4 +1,6 @@
-"""Requests and answers of the Open Inference Protocol over HTTP: JSON, with binary tensors behind it where the header says so."""
+"""Requests and answers of the Open Inference Protocol over HTTP: JSON, with binary tensors behind it where the header
+says so.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,18 @@ from pyvimtrt.serve.http_body import media_type, read_form
 from pyvimtrt.serve.image_files import kind_of_file
 from pyvimtrt.serve.json_text import parse_json
 from pyvimtrt.serve.settings import MAX_JSON_BYTES_IN_LOOP
-from pyvimtrt.serve.tensors import OUTPUTS, VERSION, OutputTensor, Request, RequestError, Tensor, WantedOutput, pick_input, read_parameters, whole_number
+from pyvimtrt.serve.tensors import (
+    OUTPUTS,
+    VERSION,
+    OutputTensor,
+    Request,
+    RequestError,
+    Tensor,
+    WantedOutput,
+    pick_input,
+    read_parameters,
+    whole_number,
+)
 
 JSON_LENGTH = "inference-header-content-length"
 MAX_ID = 4096
@@ -26,7 +39,10 @@ def json_length(headers: Mapping[str, str], body_bytes: int) -> int:
     if text is None:
         return body_bytes
     if not text.isascii() or not text.isdecimal() or len(text) > 12 or int(text) > body_bytes:
-        raise RequestError(f"the header Inference-Header-Content-Length must be the number of bytes of the JSON part, 0 to {body_bytes}; got {text[:40]!r}")
+        raise RequestError(
+            "the header Inference-Header-Content-Length must be the number of bytes of the JSON part, 0 to "
+            f"{body_bytes}; got {text[:40]!r}"
+        )
     return int(text)
 
 
@@ -37,11 +53,14 @@ def is_heavy(headers: Mapping[str, str], body: bytes) -> bool:
     return json_length(headers, len(body)) > MAX_JSON_BYTES_IN_LOOP and body[:1] not in _NO_JSON
 
 
-def parse_body(headers: Mapping[str, str], body: bytes, topk: str | None, default_topk: int, config: ModelConfig, most: int) -> Request:
-    """Return the request of a body: JSON, with bytes behind it or not; one image file; or a form with at most ``most`` files.
+def parse_body(
+    headers: Mapping[str, str], body: bytes, topk: str | None, default_topk: int, config: ModelConfig, most: int
+) -> Request:
+    """Return the request of a body: JSON, with bytes behind it or not; one image file; or a form with at most ``most``
+    files.
 
-    ``topk`` is that of the query. An image is told by its type, by its first bytes, or by a JSON part of no bytes, as in Triton's raw binary request. Raises
-    RequestError where the body breaks the protocol.
+    ``topk`` is that of the query. An image is told by its type, by its first bytes, or by a JSON part of no bytes, as
+    in Triton's raw binary request. Raises RequestError where the body breaks the protocol.
     """
     size = json_length(headers, len(body))
     media = media_type(headers)
@@ -60,11 +79,15 @@ def _images(files: list[bytes], topk: str | None, default_topk: int, config: Mod
     if topk is not None:  # 0 is refused, with what is expected
         number = int(topk) if topk.isascii() and topk.isdecimal() and len(topk) < 10 else 0
     values: list[Any] = list(files)
-    return Request(Tensor("encoded", "BYTES", (len(files),), values=values), [WantedOutput(name) for name in OUTPUTS], number)
+    return Request(
+        Tensor("encoded", "BYTES", (len(files),), values=values), [WantedOutput(name) for name in OUTPUTS], number
+    )
 
 
 def parse_request(body: bytes, json_bytes: int, default_topk: int, config: ModelConfig) -> Request:
-    """Return the request of a body whose first ``json_bytes`` are JSON. Raises RequestError where it breaks the protocol."""
+    """Return the request of a body whose first ``json_bytes`` are JSON. Raises RequestError where it breaks the
+    protocol.
+    """
     view = memoryview(body)
     found = parse_json(body if json_bytes == len(body) else body[:json_bytes])
     found = _mapping(found, "the request")
@@ -80,7 +103,9 @@ def parse_request(body: bytes, json_bytes: int, default_topk: int, config: Model
         tensors.append(tensor)
         position += size
     if position != len(view):
-        raise RequestError(f"the binary part has {len(view) - json_bytes} bytes, the inputs name {position - json_bytes}")
+        raise RequestError(
+            f"the binary part has {len(view) - json_bytes} bytes, the inputs name {position - json_bytes}"
+        )
     topk, binary = read_parameters(_mapping(found.get("parameters") or {}, "parameters"), default_topk, config)
     outputs = found.get("outputs")
     if outputs is not None and not isinstance(outputs, list):

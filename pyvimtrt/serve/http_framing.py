@@ -1,7 +1,9 @@
-"""Which requests say unmistakably where they begin, where they end and whom they are for (RFC 9112, sections 3, 6 and 11.2).
+"""Which requests say unmistakably where they begin, where they end and whom they are for (RFC 9112, sections 3, 6 and
+11.2).
 
-Two servers that read one request differently can be made to see two where the other sees one. llhttp, uvicorn's parser, refuses two lengths, a length beside
-chunks, blanks before a colon, folded lines, bare line feeds and lengths that are no plain numbers. What it lets pass is refused here.
+Two servers that read one request differently can be made to see two where the other sees one. llhttp, uvicorn's parser,
+refuses two lengths, a length beside chunks, blanks before a colon, folded lines, bare line feeds and lengths that are
+no plain numbers. What it lets pass is refused here.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ class BadRequestError(Exception):
 
 
 def check_head(version: str, method: bytes, target: bytes, headers: Headers) -> bytes:
-    """Return the path and query that a request asks for. Raises BadRequestError for a head that two servers may read in two ways."""
+    """Return the path and query that a request asks for. Raises BadRequestError for a head that two servers may read in
+    two ways.
+    """
     if version not in ("1.0", "1.1"):
         raise BadRequestError(f"this server speaks HTTP/1.1, not HTTP/{version}")
     if method == b"CONNECT":
@@ -63,7 +67,9 @@ def _path(method: bytes, target: bytes, host: bytes) -> bytes:
 
 
 def without_upgrade(version: str, method: bytes, target: bytes, headers: Headers) -> bytes:
-    """Return the head of a request without the upgrade that it asks for: a server that does not take one reads the request as if it had not been asked."""
+    """Return the head of a request without the upgrade that it asks for: a server that does not take one reads the
+    request as if it had not been asked.
+    """
     lines = [b"%b %b HTTP/%b" % (method, target, version.encode())]
     for name, value in headers:
         if name == b"connection":

@@ -1,10 +1,13 @@
-"""What uvicorn leaves open: bounds on connections, on headers, on clients that send slowly or do not read, and refusals that cost next to nothing.
+"""What uvicorn leaves open: bounds on connections, on headers, on clients that send slowly or do not read, and refusals
+that cost next to nothing.
 
-A request that asks for an upgrade (HTTP/2, say) does not get one: its body is read as declared. A request that could be read in two ways is refused, and
-ends its connection (`http_framing`). Bytes are parsed in pieces, so that a connection full of small requests or chunks holds up no other.
+A request that asks for an upgrade (HTTP/2, say) does not get one: its body is read as declared. A request that could be
+read in two ways is refused, and ends its connection (`http_framing`). Bytes are parsed in pieces, so that a connection
+full of small requests or chunks holds up no other.
 
-Under ten times the load it can bear, a server spends its time on saying no. So the door refuses once a request's headers are read: without a task, a route
-or a body in memory. The body is received and dropped, for to close the connection would make the client lose the answer.
+Under ten times the load it can bear, a server spends its time on saying no. So the door refuses once a request's
+headers are read: without a task, a route or a body in memory. The body is received and dropped, for to close the
+connection would make the client lose the answer.
 """
 
 from __future__ import annotations
@@ -60,7 +63,9 @@ class _Flow(FlowControl):
 
 
 def guarded_protocol(connections: int, header_timeout: float, door: Door) -> type[asyncio.Protocol]:
-    """Return uvicorn's protocol with these limits. ``door`` gets method, path and query of a request, and its scope, and returns the refusal it must have."""
+    """Return uvicorn's protocol with these limits. ``door`` gets method, path and query of a request, and its scope,
+    and returns the refusal it must have.
+    """
 
     class GuardedProtocol(HttpToolsProtocol):
         flow: _Flow
@@ -113,7 +118,9 @@ def guarded_protocol(connections: int, header_timeout: float, door: Door) -> typ
                 self._parse(data)
 
         def _parse(self, data: bytes) -> None:
-            """Parse piece by piece, and leave the rest for later where it takes long or makes requests that must wait for others."""
+            """Parse piece by piece, and leave the rest for later where it takes long or makes requests that must wait
+            for others.
+            """
             self._unset_keepalive_if_required()
             end = time.perf_counter() + PARSING_SECONDS
             for at in range(0, len(data), PIECE_BYTES):
@@ -145,7 +152,9 @@ def guarded_protocol(connections: int, header_timeout: float, door: Door) -> typ
                     try:
                         self.parser.feed_data(data)
                         break
-                    except httptools.HttpParserUpgrade as upgrade:  # the parser takes what follows for another protocol, so another parser gets it
+                    except (
+                        httptools.HttpParserUpgrade
+                    ) as upgrade:  # the parser takes what follows for another protocol, so another parser gets it
                         self.parser = httptools.HttpRequestParser(self)
                         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
                         self.parser.feed_data(self._declined)
@@ -154,7 +163,9 @@ def guarded_protocol(connections: int, header_timeout: float, door: Door) -> typ
                 bad, self._bad = self._bad or BadRequestError(f"the request is not HTTP/1.1: {error}"[:200]), None
                 self._refuse(bad.status, str(bad))
                 return
-            if self._in_headers and (self._begun == 0 or (self._begun == 1 and whole)):  # else some of the bytes are another request's
+            if self._in_headers and (
+                self._begun == 0 or (self._begun == 1 and whole)
+            ):  # else some of the bytes are another request's
                 self._header_bytes += size
                 if self._header_bytes > MAX_HEADER_BYTES:
                     self._refuse(*TOO_LONG)
@@ -208,7 +219,9 @@ def guarded_protocol(connections: int, header_timeout: float, door: Door) -> typ
             self._disarm()
             if self._refused:
                 self._refused = False
-                self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    self.timeout_keep_alive, self.timeout_keep_alive_handler
+                )
             else:
                 super().on_message_complete()
 
@@ -268,7 +281,9 @@ def guarded_protocol(connections: int, header_timeout: float, door: Door) -> typ
             raise error
 
         def _refuse(self, status: str, sentence: str) -> None:
-            """Refuse the request being received, in its turn, and with it the connection: what follows may be anything."""
+            """Refuse the request being received, in its turn, and with it the connection: what follows may be
+            anything.
+            """
             self._dead, self._held = True, b""
             self._disarm()
             answered = self._refused
@@ -288,7 +303,9 @@ def guarded_protocol(connections: int, header_timeout: float, door: Door) -> typ
                 self._say_last(refusal(status, sentence))
 
         def _say_last(self, answer: bytes) -> None:
-            """Answer, and drop what still comes for a moment: to close at once with bytes unread would make the client lose the answer."""
+            """Answer, and drop what still comes for a moment: to close at once with bytes unread would make the client
+            lose the answer.
+            """
             self._last_words = None
             self._unset_keepalive_if_required()
             self.transport.write(answer)
@@ -301,7 +318,9 @@ def guarded_protocol(connections: int, header_timeout: float, door: Door) -> typ
             self._abort_later()
 
         def _abort_later(self, seconds: float = header_timeout) -> None:
-            """Cut the connection where what is written does not leave in time: to close it waits for that, however long."""
+            """Cut the connection where what is written does not leave in time: to close it waits for that, however
+            long.
+            """
             if self._end is None:
                 self._end = self.loop.call_later(seconds, self._abort)
 

@@ -49,13 +49,17 @@ class ImageFileError(VimTrtError):
 
 
 def kind_of_file(content: bytes | memoryview) -> str | None:
-    """Return what a file is by its first bytes: JPEG, PNG, WebP, or words for what is not taken; None where they say nothing."""
+    """Return what a file is by its first bytes: JPEG, PNG, WebP, or words for what is not taken; None where they say
+    nothing.
+    """
     head = bytes(content[:256])
     return next((kind for pattern, kind in _KINDS if pattern.match(head)), None)
 
 
 def decode(content: bytes | memoryview, config: ModelConfig, name: str, max_pixels: int) -> npt.NDArray[np.uint8]:
-    """Return the pixels that a model takes of an image file. Raises ImageFileError with the reason where it cannot be read."""
+    """Return the pixels that a model takes of an image file. Raises ImageFileError with the reason where it cannot be
+    read.
+    """
     if not len(content):
         raise ImageFileError(f"{name} is empty: 0 bytes; send a JPEG, PNG or WebP file")
     kind = kind_of_file(content)
@@ -68,7 +72,8 @@ def decode(content: bytes | memoryview, config: ModelConfig, name: str, max_pixe
 
 
 def from_base64(value: object, name: str) -> bytes:
-    """Return the bytes of base64 text: with or without line breaks, padding and ``data:image/png;base64,`` before it, in the usual or the URLs' alphabet.
+    """Return the bytes of base64 text: with or without line breaks, padding and ``data:image/png;base64,`` before it,
+    in the usual or the URLs' alphabet.
 
     Raises ImageFileError that says where it breaks.
     """
@@ -80,13 +85,17 @@ def from_base64(value: object, name: str) -> bytes:
     if value[:5].lower() == "data:":
         head, comma, _ = value[:1000].partition(",")
         if not comma or not head.lower().endswith(";base64"):
-            raise ImageFileError(f"{name} is a data URI that is not base64: {head[:40]!r}; send data:image/png;base64,...")
+            raise ImageFileError(
+                f"{name} is a data URI that is not base64: {head[:40]!r}; send data:image/png;base64,..."
+            )
         start = len(head) + 1
     parts: list[bytes] = []
     rest, padding = b"", False
     for at in range(start, len(value), _PIECE):
         piece = value[at : at + _PIECE]
-        letters = piece.encode("ascii", "replace").translate(_PLAIN, b" \t\r\n")  # what is not ASCII becomes ?, which is no letter either
+        letters = piece.encode("ascii", "replace").translate(
+            _PLAIN, b" \t\r\n"
+        )  # what is not ASCII becomes ?, which is no letter either
         body = letters.rstrip(b"=")
         if body.translate(None, _ALPHABET) or (padding and body):
             raise ImageFileError(f"{name} is not base64: {_why(piece, at - start)}")

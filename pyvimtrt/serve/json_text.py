@@ -1,6 +1,7 @@
 """JSON parsed in a bounded time, which nothing can interrupt: while it lasts, no other thread of the process runs.
 
-Long texts, as images in base64 are, are cut out before and put back as bytes after. Of what is left length and parts are counted before it is parsed.
+Long texts, as images in base64 are, are cut out before and put back as bytes after. Of what is left length and parts
+are counted before it is parsed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ _BETTER = "send tensors and images as bytes behind the JSON (Inference-Header-Co
 
 
 def parse_json(text: bytes) -> Any:
-    """Return what JSON says; texts of more than 64 KiB as bytes, where they hold no other escapes than base64 does. Raises RequestError."""
+    """Return what JSON says; texts of more than 64 KiB as bytes, where they hold no other escapes than base64 does.
+    Raises RequestError.
+    """
     if text[:100].lstrip()[:1] not in (b"{", b"[") and (text[:100].strip() or len(text) > MAX_JSON_BYTES_IN_LOOP):
         raise RequestError("the request is not JSON, which begins with {; nor is the body a JPEG, PNG or WebP file")
     long: list[bytes] = []
@@ -56,7 +59,9 @@ def _without_long_texts(text: bytes, long: list[bytes]) -> bytes:
 
 
 def _without_escapes(text: bytes) -> bytes | None:
-    """Return a text whose escapes are those of line breaks and slashes without them, None where it has others. A MiB at a time: others want their turn."""
+    """Return a text whose escapes are those of line breaks and slashes without them, None where it has others. A MiB at
+    a time: others want their turn.
+    """
     if text.find(b"\\") < 0:
         return text
     parts: list[bytes] = []
@@ -75,15 +80,22 @@ def _without_escapes(text: bytes) -> bytes | None:
 
 def _check(text: bytes) -> None:
     if len(text) > MAX_BYTES:
-        raise RequestError(f"the request has {len(text)} bytes of JSON beside its long texts, at most {MAX_BYTES} are taken; {_BETTER}")
+        raise RequestError(
+            f"the request has {len(text)} bytes of JSON beside its long texts, at most {MAX_BYTES} are taken; {_BETTER}"
+        )
     if len(text) > _MAX_BYTES_NOT_ASCII and not text.isascii():
         raise RequestError(f"JSON of more than {_MAX_BYTES_NOT_ASCII} bytes must be ASCII; {_BETTER}")
     if sum(text.count(letter) * weight for letter, weight in _WEIGHTS) > 2 * MAX_VALUES:
-        raise RequestError(f"the request's JSON has more than {MAX_VALUES} values, or too many fractions, texts, lists or objects; {_BETTER}")
+        raise RequestError(
+            f"the request's JSON has more than {MAX_VALUES} values, or too many fractions, texts, lists or objects; "
+            f"{_BETTER}"
+        )
 
 
 def _with_long_texts(found: Any, long: list[bytes]) -> Any:
-    """Put long texts back where a request has images: into the lists named data; anywhere else there is nothing so long."""
+    """Put long texts back where a request has images: into the lists named data; anywhere else there is nothing so
+    long.
+    """
     inputs = found.get("inputs") if isinstance(found, dict) else None
     for entry in inputs if isinstance(inputs, list) else []:
         if isinstance(entry, dict) and isinstance(entry.get("data"), list):

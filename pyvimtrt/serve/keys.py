@@ -16,14 +16,18 @@ log = logging.getLogger("pyvimtrt.serve")
 
 
 def read_keys(path: Path) -> tuple[str, ...]:
-    """Return the keys of a file, one a line; empty lines and those that begin with # are left out. Raises UsageError where there is none."""
+    """Return the keys of a file, one a line; empty lines and those that begin with # are left out. Raises UsageError
+    where there is none.
+    """
     check_path(path)
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise UsageError(f"the key file {path} is larger than {MAX_FILE_BYTES} bytes")
         lines = path.read_text(encoding="ascii").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the key file {path} cannot be read: {error}; give a text file of ASCII keys, one a line") from None
+        raise UsageError(
+            f"the key file {path} cannot be read: {error}; give a text file of ASCII keys, one a line"
+        ) from None
     keys = tuple(line.strip() for line in lines if line.strip() and not line.strip().startswith("#"))
     if not keys:
         raise UsageError(f"the key file {path} holds no key; write one a line")
@@ -53,10 +57,14 @@ class Keys:
         return bool(self._keys)
 
     def allow(self, headers: Mapping[str, str]) -> bool:
-        """Return whether headers, their names in lower case, carry a key: ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``."""
+        """Return whether headers, their names in lower case, carry a key: ``Authorization: Bearer KEY`` or
+        ``X-API-Key: KEY``.
+        """
         if not self._keys:
             return True
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        given = (token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")).encode("utf-8", "replace")
+        given = (token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")).encode(
+            "utf-8", "replace"
+        )
         found = [hmac.compare_digest(given, key) for key in self._keys]  # all of them, so that time tells nothing
         return any(found)

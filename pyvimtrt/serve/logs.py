@@ -36,7 +36,13 @@ def configure(level: str) -> None:
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)  # of any library
     warnings.simplefilter("ignore")
-    for name, least in (("pyvimtrt.serve", level), ("kserve", "WARNING"), ("uvicorn", "WARNING"), ("grpc", "WARNING"), ("asyncio", "WARNING")):
+    for name, least in (
+        ("pyvimtrt.serve", level),
+        ("kserve", "WARNING"),
+        ("uvicorn", "WARNING"),
+        ("grpc", "WARNING"),
+        ("asyncio", "WARNING"),
+    ):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.propagate = False

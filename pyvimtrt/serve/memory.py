@@ -16,8 +16,9 @@ TRIM_SECONDS = 0.5  # from a large request to looking through the heaps, for it 
 def return_large_blocks() -> None:
     """Have the C library map blocks of a MiB and more for themselves, and unmap them when they are freed.
 
-    glibc does so at first, and stops with the first large block that is freed: from then on blocks up to 32 MiB lie in heaps, of which every thread may have
-    its own, and what is freed there stays with the process. Other libraries do without.
+    glibc does so at first, and stops with the first large block that is freed: from then on blocks up to 32 MiB lie in
+    heaps, of which every thread may have its own, and what is freed there stays with the process. Other libraries do
+    without.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,4 +1,6 @@
-"""Prometheus metrics of the server. Labels take their values from what the server knows, never from a request, so their number is bounded."""
+"""Prometheus metrics of the server. Labels take their values from what the server knows, never from a request, so their
+number is bounded.
+"""
 
 from __future__ import annotations
 
@@ -20,19 +22,48 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         here = {"registry": self.registry, "namespace": "pyvimtrt"}
-        self.requests = Counter("requests", "Inference requests answered, by HTTP status or gRPC code.", ["model", "protocol", "code"], **here)
+        self.requests = Counter(
+            "requests",
+            "Inference requests answered, by HTTP status or gRPC code.",
+            ["model", "protocol", "code"],
+            **here,
+        )
         self.request_seconds = Histogram(
-            "request_seconds", "From a request's headers to its answer; over gRPC from its message.", ["model", "protocol"], buckets=SECONDS, **here
+            "request_seconds",
+            "From a request's headers to its answer; over gRPC from its message.",
+            ["model", "protocol"],
+            buckets=SECONDS,
+            **here,
         )
         self.errors = Counter("errors", "Inference requests that got no result, by kind.", ["model", "kind"], **here)
         self.queue_images = Gauge("queue_images", "Images accepted and not yet in the engine.", ["model"], **here)
-        self.queue_seconds = Histogram("queue_seconds", "From acceptance of a request to the start of its batch.", ["model"], buckets=SECONDS, **here)
+        self.queue_seconds = Histogram(
+            "queue_seconds",
+            "From acceptance of a request to the start of its batch.",
+            ["model"],
+            buckets=SECONDS,
+            **here,
+        )
         self.batch_images = Histogram("batch_images", "Images in a batch.", ["model"], buckets=IMAGES, **here)
-        self.engine_seconds = Histogram("engine_seconds", "Time of a batch in the engine.", ["model"], buckets=SECONDS, **here)
+        self.engine_seconds = Histogram(
+            "engine_seconds", "Time of a batch in the engine.", ["model"], buckets=SECONDS, **here
+        )
         self.images = Counter("images", "Images classified.", ["model"], **here)
-        self.images_per_second = Gauge("images_per_second", f"Images classified a second, over the last {RATE_SECONDS:.0f} seconds.", ["model"], **here)
-        self.cancelled = Counter("cancelled_requests", "Requests whose client was gone, or whose time was over, before the answer.", ["model"], **here)
-        self.restarts = Counter("worker_restarts", "Worker processes that died, each to be replaced.", ["model"], **here)
+        self.images_per_second = Gauge(
+            "images_per_second",
+            f"Images classified a second, over the last {RATE_SECONDS:.0f} seconds.",
+            ["model"],
+            **here,
+        )
+        self.cancelled = Counter(
+            "cancelled_requests",
+            "Requests whose client was gone, or whose time was over, before the answer.",
+            ["model"],
+            **here,
+        )
+        self.restarts = Counter(
+            "worker_restarts", "Worker processes that died, each to be replaced.", ["model"], **here
+        )
         self.reloads = Counter("reloads", "Engines loaded again.", ["model", "outcome"], **here)
         self.ready = Gauge("model_ready", "1 where the model answers.", ["model"], **here)
 

@@ -50,8 +50,9 @@ class BusyError(VimTrtError):
 
 @dataclass
 class Threads:
-    """Where work is done that would hold up the event loop: ``decode`` for what lets other threads run meanwhile, as the decoders of images do; ``codec``,
-    one thread, for what does not: two at a time would hold up the loop for twice as long.
+    """Where work is done that would hold up the event loop: ``decode`` for what lets other threads run meanwhile, as
+    the decoders of images do; ``codec``, one thread, for what does not: two at a time would hold up the loop for twice
+    as long.
     """
 
     decode: Executor
@@ -69,9 +70,19 @@ class Answered:
 
 
 class VimModel(Model):
-    """One engine under a name. ``changed()`` is called where its file has become another and a worker cannot be replaced: it is to be reloaded."""
+    """One engine under a name. ``changed()`` is called where its file has become another and a worker cannot be
+    replaced: it is to be reloaded.
+    """
 
-    def __init__(self, name: str, path: Path, settings: ServeSettings, metrics: Metrics, threads: Threads, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        settings: ServeSettings,
+        metrics: Metrics,
+        threads: Threads,
+        changed: Callable[[], None],
+    ) -> None:
         super().__init__(name)
         self.path = path
         self._settings, self._threads, self._changed = settings, threads, changed
@@ -101,10 +112,11 @@ class VimModel(Model):
         return self._service().config
 
     async def reload(self, wait: bool = False) -> None:
-        """Load the engine file, which may be another now, and put it into service; the engine before it answers what it has accepted.
+        """Load the engine file, which may be another now, and put it into service; the engine before it answers what it
+        has accepted.
 
-        Raises VimTrtError where the file cannot be loaded; then the engine in service stays. While another change is under way, ``wait`` for its end, or raise
-        BusyError.
+        Raises VimTrtError where the file cannot be loaded; then the engine in service stays. While another change is
+        under way, ``wait`` for its end, or raise BusyError.
         """
         if self._changing.locked() and not wait:
             raise BusyError(f"the model {self.name} is being loaded or unloaded already")
@@ -120,7 +132,9 @@ class VimModel(Model):
                 raise NotReadyError("the server is shutting down") from None
 
     async def _load(self) -> None:
-        fresh = await asyncio.to_thread(Batcher, self.name, self.path, self._settings, self._metrics, self._changed, self.statistics.ran)
+        fresh = await asyncio.to_thread(
+            Batcher, self.name, self.path, self._settings, self._metrics, self._changed, self.statistics.ran
+        )
         self._batchers.add(fresh)
         try:
             await fresh.start(like=self.batcher)
@@ -172,11 +186,14 @@ class VimModel(Model):
         if self.batcher is None:
             raise NotReadyError(f"the model {self.name} is not loaded")
         if self.batcher.outdated and not self.batcher.ready:
-            raise NotReadyError(f"the engine file of {self.name} has changed, and what was in service has ended; load the model again")
+            raise NotReadyError(
+                f"the engine file of {self.name} has changed, and what was in service has ended; load the model again"
+            )
         return self.batcher
 
     async def answer(self, request: Request, leave: Callable[[], None] = lambda: None) -> Answered:
-        """Return the logits for a request. Raises RequestError, QueueFullError, NotReadyError or EngineFailedError. Cancelled, it leaves the queue.
+        """Return the logits for a request. Raises RequestError, QueueFullError, NotReadyError or EngineFailedError.
+        Cancelled, it leaves the queue.
 
         ``leave()`` gives up the place that was kept for the request, at the moment in which it takes one in the queue.
         """
@@ -192,19 +209,25 @@ class VimModel(Model):
             elif is_cheap(tensor):
                 images = read_pixels(tensor, info, config)
             else:
-                images = await asyncio.get_running_loop().run_in_executor(self._threads.codec, read_pixels, tensor, info, config)
+                images = await asyncio.get_running_loop().run_in_executor(
+                    self._threads.codec, read_pixels, tensor, info, config
+                )
             answer = await batcher.run(admission, images)
         return Answered(answer.logits, batcher.labels, answer.queue_seconds, answer.engine_seconds)
 
     async def _decode(self, tensor: Tensor, config: ModelConfig) -> npt.NDArray[np.uint8]:
-        """Return the pixels of image files; one after another, so that a request of many leaves the threads to others in between."""
+        """Return the pixels of image files; one after another, so that a request of many leaves the threads to others
+        in between.
+        """
         loop = asyncio.get_running_loop()
         files = await loop.run_in_executor(self._threads.codec, read_files, tensor)
         images = np.empty((len(files), config.channels, config.img, config.img), np.uint8)
         for i, file in enumerate(files):
             name = file_name(i, len(files))
             try:
-                images[i] = await loop.run_in_executor(self._threads.decode, decode, file, config, name, self._settings.image_pixels)
+                images[i] = await loop.run_in_executor(
+                    self._threads.decode, decode, file, config, name, self._settings.image_pixels
+                )
             except ImageFileError as error:
                 raise RequestError(str(error)) from error
         return images
@@ -222,12 +245,18 @@ class VimModel(Model):
         }
 
     def description(self) -> dict[str, Any]:
-        """Return the model's configuration as Triton's extension of the protocol has it: shapes without the batch, whose most images are one for all."""
+        """Return the model's configuration as Triton's extension of the protocol has it: shapes without the batch,
+        whose most images are one for all.
+        """
         config = self.config
         kinds = {"BYTES": "TYPE_STRING"}
 
         def entry(tensor: dict[str, Any]) -> dict[str, Any]:
-            return {"name": tensor["name"], "data_type": kinds.get(tensor["datatype"], "TYPE_" + tensor["datatype"]), "dims": tensor["shape"][1:] or [1]}
+            return {
+                "name": tensor["name"],
+                "data_type": kinds.get(tensor["datatype"], "TYPE_" + tensor["datatype"]),
+                "dims": tensor["shape"][1:] or [1],
+            }
 
         return {
             "name": self.name,

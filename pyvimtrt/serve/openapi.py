@@ -1,4 +1,6 @@
-"""The inference request as OpenAPI describes it: what the codec reads by hand, for people, generators of clients and testers."""
+"""The inference request as OpenAPI describes it: what the codec reads by hand, for people, generators of clients and
+testers.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,12 @@ _TENSOR: dict[str, Any] = {
     "required": ["name", "shape", "datatype", "data"],
     "properties": {
         "name": {"type": "string", "enum": ["images", "encoded"]},
-        "shape": {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": (1 << 31) - 1}, "minItems": 1, "maxItems": 4},
+        "shape": {
+            "type": "array",
+            "items": {"type": "integer", "minimum": 1, "maximum": (1 << 31) - 1},
+            "minItems": 1,
+            "maxItems": 4,
+        },
         "datatype": {"type": "string", "enum": ["UINT8", "FP32", "BYTES"]},
         "data": {"type": "array"},
         "parameters": {"type": "object"},
@@ -54,7 +61,10 @@ _OUTPUT: dict[str, Any] = {
     "required": ["name"],
     "properties": {
         "name": {"type": "string", "enum": ["logits", "classes", "probabilities", "labels"]},
-        "parameters": {"type": "object", "properties": {"binary_data": {"type": "boolean"}, "classification": {"type": "integer", "minimum": 1}}},
+        "parameters": {
+            "type": "object",
+            "properties": {"binary_data": {"type": "boolean"}, "classification": {"type": "integer", "minimum": 1}},
+        },
     },
 }
 INFER_BODY: dict[str, Any] = {
@@ -76,10 +86,17 @@ INFER_BODY: dict[str, Any] = {
         "image/png": {"schema": {"type": "string", "format": "binary"}},
         "image/jpeg": {"schema": {"type": "string", "format": "binary"}},
         "image/webp": {"schema": {"type": "string", "format": "binary"}},
-        "multipart/form-data": {"schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}}},
+        "multipart/form-data": {
+            "schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}}
+        },
     },
 }
 INFER_PARAMETERS: list[dict[str, Any]] = [
-    {"name": "Inference-Header-Content-Length", "in": "header", "required": False, "schema": {"type": "integer", "minimum": 0}},
+    {
+        "name": "Inference-Header-Content-Length",
+        "in": "header",
+        "required": False,
+        "schema": {"type": "integer", "minimum": 0},
+    },
     {"name": "topk", "in": "query", "required": False, "schema": {"type": "integer", "minimum": 1}},
 ]

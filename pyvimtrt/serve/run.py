@@ -12,12 +12,16 @@ from pyvimtrt.serve.memory import return_large_blocks
 from pyvimtrt.serve.settings import ServeSettings, parse_engines
 
 
-def serve(engines: Sequence[str], settings: ServeSettings, log_level: str, announce: Callable[[dict[str, Any]], None]) -> None:
+def serve(
+    engines: Sequence[str], settings: ServeSettings, log_level: str, announce: Callable[[dict[str, Any]], None]
+) -> None:
     """Serve engines until SIGTERM or SIGINT. Raises VimTrtError where the server cannot start."""
     files = parse_engines(engines)
     logs.configure(log_level)
     return_large_blocks()
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its log is not JSON, and what it tells is told by an exception too
+    os.environ.setdefault(
+        "GRPC_VERBOSITY", "NONE"
+    )  # its log is not JSON, and what it tells is told by an exception too
     try:
         from pyvimtrt.serve.server import VimServer
     except ImportError as error:

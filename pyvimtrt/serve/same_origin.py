@@ -1,8 +1,9 @@
 """Which requests come from this server's own page, or from no page at all.
 
-A page of another site can have a browser send a request here, with its user's reach into networks that the site has not. The browser says so, and the page
-cannot forge it: ``Sec-Fetch-Site``, where the connection is secure or local; ``Origin``, to be compared with ``Host``, which a proxy may have changed. A header
-of one's own, as this server's page sends, cannot be sent to another site without asking it first (CORS), and this server never agrees.
+A page of another site can have a browser send a request here, with its user's reach into networks that the site has
+not. The browser says so, and the page cannot forge it: ``Sec-Fetch-Site``, where the connection is secure or local;
+``Origin``, to be compared with ``Host``, which a proxy may have changed. A header of one's own, as this server's page
+sends, cannot be sent to another site without asking it first (CORS), and this server never agrees.
 """
 
 from __future__ import annotations

@@ -35,7 +35,9 @@ from pyvimtrt.serve.state import ServerState
 
 GC_THRESHOLD = 20_000
 KEEP_ALIVE_SECONDS = 65  # longer than proxies keep idle connections, so that it is they who close
-QUEUE_FULL = refusal("503 Service Unavailable", "the queue is full; try again soon", retry_seconds=RETRY_SECONDS, close=False)
+QUEUE_FULL = refusal(
+    "503 Service Unavailable", "the queue is full; try again soon", retry_seconds=RETRY_SECONDS, close=False
+)
 log = logging.getLogger("pyvimtrt.serve")
 
 
@@ -43,13 +45,18 @@ class VimServer(ModelServer):
     """Serves engines.
 
     Of the SDK it keeps the lifecycle, the model repository, the data plane, the metadata endpoints' types and the gRPC
-    service; the listeners, the routes and the codecs are its own, because the SDK's bind to every address, have no limits
-    and turn binary tensors into Python lists. What the protocols need of a server is in its `ServerState`.
+    service; the listeners, the routes and the codecs are its own, because the SDK's bind to every address, have no
+    limits and turn binary tensors into Python lists. What the protocols need of a server is in its `ServerState`.
     """
 
     def __init__(self, engines: dict[str, Path], settings: ServeSettings) -> None:
         repository = ModelRepository()
-        super().__init__(http_port=settings.port, grpc_port=settings.grpc_port, registered_models=repository, enable_latency_logging=False)
+        super().__init__(
+            http_port=settings.port,
+            grpc_port=settings.grpc_port,
+            registered_models=repository,
+            enable_latency_logging=False,
+        )
         self.settings = settings
         self.state = ServerState(settings, repository)
         self.dataplane = self.state.dataplane
@@ -74,7 +81,9 @@ class VimServer(ModelServer):
         return QUEUE_FULL
 
     def start(self, announce: Callable[[dict[str, Any]], None]) -> None:
-        """Serve until SIGTERM or SIGINT; ``announce`` is called with the addresses once requests are taken. Raises VimTrtError where it cannot start."""
+        """Serve until SIGTERM or SIGINT; ``announce`` is called with the addresses once requests are taken. Raises
+        VimTrtError where it cannot start.
+        """
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
         run(self._run(announce))
@@ -87,7 +96,9 @@ class VimServer(ModelServer):
             grpc_server = GrpcServer(self.state)
         except RuntimeError:
             listener.close()
-            raise UsageError(f"cannot listen on {settings.host}:{settings.grpc_port}; another program may: choose with --grpc-port") from None
+            raise UsageError(
+                f"cannot listen on {settings.host}:{settings.grpc_port}; another program may: choose with --grpc-port"
+            ) from None
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):  # from now on: to load an engine may take minutes
             loop.add_signal_handler(number, self.stop, number)
@@ -126,7 +137,9 @@ class VimServer(ModelServer):
         if serving.done():  # between binding and listening another program may take the port
             log.error("not listening", extra={"fields": {"error": str(serving.exception())}})
             await asyncio.gather(*(model.close() for model in self.state.models.values()), grpc_server.stop(0))
-            raise UsageError(f"cannot listen on {settings.host}:{settings.port}; another program may: choose with --port")
+            raise UsageError(
+                f"cannot listen on {settings.host}:{settings.port}; another program may: choose with --port"
+            )
         host, port = listener.getsockname()[:2]
         host = f"[{host}]" if ":" in host else host
         found = {
@@ -145,7 +158,14 @@ class VimServer(ModelServer):
 
     async def _load_all(self) -> None:
         for name, path in self._engines.items():
-            model = VimModel(name, path, self.settings, self.state.metrics, self.state.threads, changed=partial(self.state.reload_soon, [name]))
+            model = VimModel(
+                name,
+                path,
+                self.settings,
+                self.state.metrics,
+                self.state.threads,
+                changed=partial(self.state.reload_soon, [name]),
+            )
             try:
                 await model.reload()
             except BaseException:
@@ -156,7 +176,16 @@ class VimServer(ModelServer):
 
     async def _drain(self, http_server: uvicorn.Server, grpc_server: GrpcServer, serving: asyncio.Task[None]) -> None:
         """Answer what was accepted, refuse the rest, then end."""
-        log.info("draining", extra={"fields": {"waiting": {name: model.batcher.waiting for name, model in self.state.models.items() if model.batcher}}})
+        log.info(
+            "draining",
+            extra={
+                "fields": {
+                    "waiting": {
+                        name: model.batcher.waiting for name, model in self.state.models.items() if model.batcher
+                    }
+                }
+            },
+        )
         closing = asyncio.gather(*(model.close() for model in self.state.models.values()))
         try:
             await asyncio.wait_for(closing, self.settings.drain_timeout)
@@ -197,10 +226,14 @@ class _HttpServer(uvicorn.Server):
 def _bind(host: str, port: int) -> socket.socket:
     """Return a socket bound to an address, not yet listening. Raises UsageError where it cannot be had."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
-        raise UsageError(f"cannot listen on {host}:{port}: {error.strerror or error}; choose another address with --host and --port") from None
+        raise UsageError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another address with --host and --port"
+        ) from None
     return listener

@@ -23,11 +23,12 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 class ServeSettings:
     """How a server behaves. Sizes in bytes, times in seconds. ``backend`` as for `load_engine`.
 
-    ``batch``: images run at a time; 0 means the best, measured at start. ``queue``: images of a model that may wait beside those in the engine, and
-    that a request may hold; 0 means that a request may hold 64, and that none is taken while a batch for each worker waits (or 10 ms of work where that is
-    more), so that what is accepted is answered within three batch times or as soon as its own batches are done. ``threads``: cores that the
-    batches of a CPU engine share; 0 means all. ``workers``: processes of each engine, so batches that run at the same time; 0 means one for each of these
-    cores, at most 4, and 1 for a GPU engine.
+    ``batch``: images run at a time; 0 means the best, measured at start. ``queue``: images of a model that may wait
+    beside those in the engine, and that a request may hold; 0 means that a request may hold 64, and that none is taken
+    while a batch for each worker waits (or 10 ms of work where that is more), so that what is accepted is answered
+    within three batch times or as soon as its own batches are done. ``threads``: cores that the batches of a CPU engine
+    share; 0 means all. ``workers``: processes of each engine, so batches that run at the same time; 0 means one for
+    each of these cores, at most 4, and 1 for a GPU engine.
     """
 
     host: str = defaults.HOST
@@ -39,7 +40,9 @@ class ServeSettings:
     workers: int = 0
     threads: int = 0
     request_timeout: float = defaults.REQUEST_SECONDS  # from the headers of a request to its answer
-    header_timeout: float = defaults.HEADER_SECONDS  # for the headers of a request, and for a connection that says nothing
+    header_timeout: float = (
+        defaults.HEADER_SECONDS
+    )  # for the headers of a request, and for a connection that says nothing
     drain_timeout: float = defaults.DRAIN_SECONDS
     body_bytes: int = defaults.BODY_MIB * MIB
     bodies_bytes: int = defaults.BODIES_MIB * MIB  # of all requests being read or waiting
@@ -67,7 +70,10 @@ def parse_engines(given: Sequence[str]) -> dict[str, Path]:
     for text in given:
         name, path = _split(text)
         if not _NAME.fullmatch(name):
-            raise UsageError(f"{name!r} cannot be a model's name: letters, digits, dots, dashes and underscores; give one as NAME={path}")
+            raise UsageError(
+                f"{name!r} cannot be a model's name: letters, digits, dots, dashes and underscores; give one as "
+                f"NAME={path}"
+            )
         if name in found:
             raise UsageError(f"two engines are named {name}; give one another name, as NAME={path}")
         found[name] = Path(path)
@@ -76,7 +82,9 @@ def parse_engines(given: Sequence[str]) -> dict[str, Path]:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Return name and path of an engine. What stands before the first equals sign is a name, unless it is part of a path."""
+    """Return name and path of an engine. What stands before the first equals sign is a name, unless it is part of a
+    path.
+    """
     name, equals, path = text.partition("=")
     is_path = not equals or "/" in name
     if equals and not is_path and os.path.lexists(text):

@@ -1,4 +1,6 @@
-"""What the protocols of a server share: its models, who may call, threads for heavy work, what is counted and logged."""
+"""What the protocols of a server share: its models, who may call, threads for heavy work, what is counted and
+logged.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +89,9 @@ class ServerState:
 
         async def reload() -> None:
             for name in names:
-                with contextlib.suppress(RequestError, NotReadyError):  # it could not be loaded, which is logged; or the server ends
+                with contextlib.suppress(
+                    RequestError, NotReadyError
+                ):  # it could not be loaded, which is logged; or the server ends
                     await self.load(name, wait=True)
 
         task = asyncio.create_task(reload())
@@ -126,8 +130,12 @@ class ServerState:
             if model.is_ready or not ready
         ]
 
-    def count(self, model: str, protocol: str, code: int | str, kind: str, seconds: float, answered: Answered | None = None) -> None:
-        """Count an inference request. ``model`` is empty for one that does not exist: names of requests do not become labels."""
+    def count(
+        self, model: str, protocol: str, code: int | str, kind: str, seconds: float, answered: Answered | None = None
+    ) -> None:
+        """Count an inference request. ``model`` is empty for one that does not exist: names of requests do not become
+        labels.
+        """
         if model in self.models:
             statistics = self.models[model].statistics
             if answered is not None:
@@ -157,7 +165,13 @@ class ServerState:
         level = logging.DEBUG if kind == "queue_full" or code == "RESOURCE_EXHAUSTED" else logging.INFO
         if not log.isEnabledFor(level):
             return
-        fields: dict[str, Any] = {"request_id": request_id, "model": model, "protocol": protocol, "code": code, "ms": round(1000 * seconds, 3)}
+        fields: dict[str, Any] = {
+            "request_id": request_id,
+            "model": model,
+            "protocol": protocol,
+            "code": code,
+            "ms": round(1000 * seconds, 3),
+        }
         if answered is not None:
             fields |= {
                 "images": len(answered.logits),

@@ -1,4 +1,6 @@
-"""What has been done for a model since the server began, as the statistics of Triton's extension of the protocol count it."""
+"""What has been done for a model since the server began, as the statistics of Triton's extension of the protocol count
+it.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ class Total:
 
 @dataclass
 class Statistics:
-    """Of one model. A request's time is that of the queue, of the engine, and of the rest, which counts as input: reading, decoding and writing the answer."""
+    """Of one model. A request's time is that of the queue, of the engine, and of the rest, which counts as input:
+    reading, decoding and writing the answer.
+    """
 
     success: Total = field(default_factory=Total)
     fail: Total = field(default_factory=Total)

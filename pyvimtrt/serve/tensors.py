@@ -1,9 +1,11 @@
-"""What requests ask and answers say, whichever protocol carries them: tensors of the Open Inference Protocol, checked against a model.
+"""What requests ask and answers say, whichever protocol carries them: tensors of the Open Inference Protocol, checked
+against a model.
 
-Inputs, one of: ``images`` UINT8 [B, C, H, W], or FP32 in the model's normalized units; ``encoded`` BYTES [B], files of JPEG, PNG or WebP images of any size.
-Outputs: ``logits`` FP32 [B, classes], always, unless others are asked for: ``classes`` INT64 [B, k], ``probabilities`` FP32 [B, k] and ``labels`` BYTES [B, k],
-most probable first, k = the request's parameter ``topk``. The parameter ``classification`` = k of the output logits, as in Triton, gives BYTES [B, k] of
-logit:class:label instead.
+Inputs, one of: ``images`` UINT8 [B, C, H, W], or FP32 in the model's normalized units; ``encoded`` BYTES [B], files of
+JPEG, PNG or WebP images of any size.
+Outputs: ``logits`` FP32 [B, classes], always, unless others are asked for: ``classes`` INT64 [B, k], ``probabilities``
+FP32 [B, k] and ``labels`` BYTES [B, k], most probable first, k = the request's parameter ``topk``. The parameter
+``classification`` = k of the output logits, as in Triton, gives BYTES [B, k] of logit:class:label instead.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ class RequestError(VimTrtError):
 
 @dataclass
 class Tensor:
-    """An input as it came: ``raw`` bytes, little-endian and row by row; or a list of ``values``, flat or nested; or whole numbers as gRPC packs them."""
+    """An input as it came: ``raw`` bytes, little-endian and row by row; or a list of ``values``, flat or nested; or
+    whole numbers as gRPC packs them.
+    """
 
     name: str
     datatype: str
@@ -85,7 +89,9 @@ class OutputTensor:
 
     def values(self) -> list[Any]:
         """Return the data as a flat list; float32 as the very same numbers."""
-        return [text.decode() for text in self.data] if isinstance(self.data, list) else list(self.data.ravel().tolist())
+        return (
+            [text.decode() for text in self.data] if isinstance(self.data, list) else list(self.data.ravel().tolist())
+        )
 
 
 def pick_input(tensors: Sequence[Tensor]) -> Tensor:
@@ -99,7 +105,9 @@ def pick_input(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def check_input(tensor: Tensor, config: ModelConfig, most: int) -> int:
-    """Return the number of images of an input. Raises RequestError where its type, its shape or its number of bytes is wrong, or it has more than ``most``."""
+    """Return the number of images of an input. Raises RequestError where its type, its shape or its number of bytes is
+    wrong, or it has more than ``most``.
+    """
     shape = tensor.shape
     if len(shape) > MAX_RANK:
         raise RequestError(f"the shape of {tensor.name} has {len(shape)} dimensions")
@@ -118,7 +126,10 @@ def check_input(tensor: Tensor, config: ModelConfig, most: int) -> int:
             raise RequestError(f"encoded must have the shape [B] or [B, 1], got {list(shape)}")
     count = shape[0]
     if not 1 <= count <= most:
-        raise RequestError(f"a request holds 1 to {most} images (the queue's length, --queue), got {count}; send the rest in other requests")
+        raise RequestError(
+            f"a request holds 1 to {most} images (the queue's length, --queue), got {count}; send the rest in other "
+            "requests"
+        )
     if tensor.name == "images":
         _check_size(tensor, math.prod(shape))
     return count
@@ -128,9 +139,15 @@ def _check_size(tensor: Tensor, size: int) -> None:
     if tensor.raw is not None:
         needed = size * _DTYPES[tensor.datatype].itemsize
         if len(tensor.raw) != needed:
-            raise RequestError(f"images of shape {list(tensor.shape)} and type {tensor.datatype} take {needed} bytes, got {len(tensor.raw)}")
+            raise RequestError(
+                f"images of shape {list(tensor.shape)} and type {tensor.datatype} take {needed} bytes, got "
+                f"{len(tensor.raw)}"
+            )
     elif tensor.varints is not None and not size <= len(tensor.varints) <= 2 * size:
-        raise RequestError(f"the data of images has {len(tensor.varints)} bytes; {size} numbers between 0 and 255 take one or two bytes each")
+        raise RequestError(
+            f"the data of images has {len(tensor.varints)} bytes; {size} numbers between 0 and 255 take one or two "
+            "bytes each"
+        )
 
 
 def is_cheap(tensor: Tensor) -> bool:
@@ -139,7 +156,9 @@ def is_cheap(tensor: Tensor) -> bool:
 
 
 def read_pixels(tensor: Tensor, info: NetworkInfo, config: ModelConfig) -> npt.NDArray[np.uint8]:
-    """Return uint8 images [B, C, H, W] of a checked input ``images``. Raises RequestError where its data cannot be used."""
+    """Return uint8 images [B, C, H, W] of a checked input ``images``. Raises RequestError where its data cannot be
+    used.
+    """
     dtype = _DTYPES[tensor.datatype]
     if tensor.varints is not None:
         array: npt.NDArray[Any] = _unpack_varints(tensor.varints, math.prod(tensor.shape))
@@ -152,7 +171,9 @@ def read_pixels(tensor: Tensor, info: NetworkInfo, config: ModelConfig) -> npt.N
 
 
 def _unpack_varints(data: bytes, count: int) -> npt.NDArray[np.uint8]:
-    """Return numbers between 0 and 255 from protobuf's packed form: seven bits a byte, the lowest first, the eighth bit says that more follow."""
+    """Return numbers between 0 and 255 from protobuf's packed form: seven bits a byte, the lowest first, the eighth bit
+    says that more follow.
+    """
     codes = np.frombuffer(data, np.uint8)
     last = codes < 128
     if last.all():
@@ -172,12 +193,17 @@ def _unpack_varints(data: bytes, count: int) -> npt.NDArray[np.uint8]:
 def _numbers(tensor: Tensor, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """Return listed numbers as an array of a type, none of them rounded to a whole number or cut."""
     try:
-        array = np.array(tensor.values, dtype=object)  # eight bytes for each, whatever it is; as text, the longest would be the size of all
+        array = np.array(
+            tensor.values, dtype=object
+        )  # eight bytes for each, whatever it is; as text, the longest would be the size of all
     except ValueError as error:
         raise RequestError(f"the data of {tensor.name} is ragged: {error}") from None
     size = math.prod(tensor.shape)
     if array.size != size:
-        raise RequestError(f"the data of {tensor.name} has {array.size} elements, or is ragged; its shape {list(tensor.shape)} takes {size}")
+        raise RequestError(
+            f"the data of {tensor.name} has {array.size} elements, or is ragged; its shape {list(tensor.shape)} takes "
+            f"{size}"
+        )
     whole = dtype.kind == "u"
     kinds = set(map(type, array.ravel()))
     if not kinds <= ({int} if whole else {int, float}):
@@ -195,7 +221,9 @@ def file_name(index: int, count: int) -> str:
 
 
 def read_files(tensor: Tensor) -> list[bytes | memoryview]:
-    """Return the image files of a checked input ``encoded``. Raises RequestError where they are not as many as its shape says, or are no bytes."""
+    """Return the image files of a checked input ``encoded``. Raises RequestError where they are not as many as its
+    shape says, or are no bytes.
+    """
     count = tensor.shape[0]
     if tensor.raw is not None:
         return _split(memoryview(tensor.raw), count)
@@ -203,7 +231,9 @@ def read_files(tensor: Tensor) -> list[bytes | memoryview]:
     if len(values) == count and all(isinstance(value, list) and len(value) == 1 for value in values):
         values = [value[0] for value in values]
     if len(values) != count:
-        raise RequestError(f"the data of encoded has {len(values)} elements, its shape {list(tensor.shape)} takes {count}")
+        raise RequestError(
+            f"the data of encoded has {len(values)} elements, its shape {list(tensor.shape)} takes {count}"
+        )
     if not tensor.base64:
         return list(values)
     try:
@@ -233,14 +263,19 @@ def _split(data: memoryview, count: int) -> list[bytes | memoryview]:
 
 
 def check_outputs(outputs: Sequence[WantedOutput], topk: int, config: ModelConfig) -> None:
-    """Raise RequestError for outputs that the model does not have or that are asked for twice, and numbers of classes it has not."""
+    """Raise RequestError for outputs that the model does not have or that are asked for twice, and numbers of classes
+    it has not.
+    """
     if len(outputs) > len(OUTPUTS) or len({output.name for output in outputs}) < len(outputs):
         raise RequestError(f"ask for each output once; the outputs are {', '.join(OUTPUTS)}")
     for output in outputs:
         if output.name not in OUTPUTS:
             raise RequestError(f"unknown output {output.name[:100]!r}; the outputs are {', '.join(OUTPUTS)}")
         if output.classification and (output.name != "logits" or not 1 <= output.classification <= config.classes):
-            raise RequestError(f"classification belongs to logits and lies between 1 and {config.classes}, got {output.classification} for {output.name}")
+            raise RequestError(
+                f"classification belongs to logits and lies between 1 and {config.classes}, got "
+                f"{output.classification} for {output.name}"
+            )
     if not 1 <= topk <= config.classes:
         raise RequestError(f"topk must lie between 1 and {config.classes}, got {topk}")
 
@@ -248,7 +283,10 @@ def check_outputs(outputs: Sequence[WantedOutput], topk: int, config: ModelConfi
 def whole_number(value: Any, what: str) -> int:
     """Return a parameter that must be a whole number. Raises RequestError for anything else."""
     if type(value) is not int or not -(1 << 31) < value < 1 << 31:
-        raise RequestError(f"{what} must be a whole number of at most 31 bits, got {value if type(value) in (int, float) else type(value).__name__}")
+        raise RequestError(
+            f"{what} must be a whole number of at most 31 bits, got "
+            f"{value if type(value) in (int, float) else type(value).__name__}"
+        )
     return value
 
 
@@ -266,21 +304,43 @@ def is_light(request: Request, logits: npt.NDArray[np.float32]) -> bool:
 
 def answer_tensors(request: Request, logits: npt.NDArray[np.float32], labels: Sequence[str]) -> list[OutputTensor]:
     """Return the outputs that a request asks for, of logits [B, classes]."""
-    ranked = [top_classes(row, request.topk, labels) for row in logits] if any(o.name != "logits" for o in request.outputs) else []
+    ranked = (
+        [top_classes(row, request.topk, labels) for row in logits]
+        if any(o.name != "logits" for o in request.outputs)
+        else []
+    )
     shape = (len(logits), request.topk)
     found: list[OutputTensor] = []
     for output in request.outputs:
         if output.name == "classes":
-            found.append(OutputTensor("classes", "INT64", shape, np.array([[p.index for p in row] for row in ranked], "<i8")))
+            found.append(
+                OutputTensor("classes", "INT64", shape, np.array([[p.index for p in row] for row in ranked], "<i8"))
+            )
         elif output.name == "probabilities":
-            found.append(OutputTensor("probabilities", "FP32", shape, np.array([[p.probability for p in row] for row in ranked], "<f4")))
+            found.append(
+                OutputTensor(
+                    "probabilities", "FP32", shape, np.array([[p.probability for p in row] for row in ranked], "<f4")
+                )
+            )
         elif output.name == "labels":
             found.append(OutputTensor("labels", "BYTES", shape, [p.label.encode() for row in ranked for p in row]))
         elif output.classification:
-            rows = [[f"{row[p.index]:.6f}:{p.index}:{p.label}" for p in top_classes(row, output.classification, labels)] for row in logits]
-            found.append(OutputTensor("logits", "BYTES", (len(logits), output.classification), [text.encode() for row in rows for text in row]))
+            rows = [
+                [f"{row[p.index]:.6f}:{p.index}:{p.label}" for p in top_classes(row, output.classification, labels)]
+                for row in logits
+            ]
+            found.append(
+                OutputTensor(
+                    "logits",
+                    "BYTES",
+                    (len(logits), output.classification),
+                    [text.encode() for row in rows for text in row],
+                )
+            )
         else:
-            found.append(OutputTensor("logits", "FP32", (len(logits), logits.shape[1]), logits.astype("<f4", copy=False)))
+            found.append(
+                OutputTensor("logits", "FP32", (len(logits), logits.shape[1]), logits.astype("<f4", copy=False))
+            )
     return found
 
 

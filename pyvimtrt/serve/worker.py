@@ -1,12 +1,14 @@
 """The process that holds an engine: images come and logits go through shared memory, a line of JSON each way says so.
 
-A process of its own, so that the event loop never waits for a batch, and so that a crash of the engine takes no request with it. Started by `engine_process`:
+A process of its own, so that the event loop never waits for a batch, and so that a crash of the engine takes no request
+with it. Started by `engine_process`:
 
     worker SOCKET MEMORY ENGINE BACKEND THREADS BATCH
 
-SOCKET and MEMORY are file descriptors. First the worker writes {"batch": BATCH or the best where that is 0, "seconds": of that batch, "state": the file's}; it
-reads {"batch": B, "slots": S} and maps the memory as `Slots`; from then on {"slot": s, "count": n, "threads": t} is answered by {"slot": s, "seconds": time}
-or {"slot": s, "error": text}. It ends when the other side closes the socket.
+SOCKET and MEMORY are file descriptors. First the worker writes {"batch": BATCH or the best where that is 0, "seconds":
+of that batch, "state": the file's}; it reads {"batch": B, "slots": S} and maps the memory as `Slots`; from then on
+{"slot": s, "count": n, "threads": t} is answered by {"slot": s, "seconds": time} or {"slot": s, "error": text}. It ends
+when the other side closes the socket.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ FileState = tuple[int, int, int, int]
 
 
 def file_state(path: Path) -> FileState:
-    """Return what tells a file from one that took its place, or its contents' place. Raises NetworkError where there is none."""
+    """Return what tells a file from one that took its place, or its contents' place. Raises NetworkError where there is
+    none.
+    """
     try:
         status = path.stat()
     except OSError as error:
@@ -65,7 +69,9 @@ class Slots:
         self.logits: list[npt.NDArray[np.float32]] = []
         for start in range(0, stride * slots, stride):
             self.images.append(np.frombuffer(memory, np.uint8, image_bytes, start).reshape(batch, *shape))
-            self.logits.append(np.frombuffer(memory, np.float32, batch * config.classes, start + offset).reshape(batch, config.classes))
+            self.logits.append(
+                np.frombuffer(memory, np.float32, batch * config.classes, start + offset).reshape(batch, config.classes)
+            )
 
 
 def best_batch(engine: Engine, clock: Any = time.perf_counter) -> tuple[int, float]:

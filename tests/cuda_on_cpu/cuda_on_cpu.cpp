@@ -32,7 +32,8 @@ namespace {
 constexpr unsigned kMaxThreads = 1024;
 constexpr unsigned kMaxGridX = 0x7fffffff;
 constexpr unsigned kMaxGridYZ = 65535;
-constexpr size_t kMaxSharedBytes = 99 * 1024;  // the smallest limit of the architectures that are compiled for: 8.6, 8.9 and 12.0
+constexpr size_t kMaxSharedBytes =
+    99 * 1024;  // the smallest limit of the architectures that are compiled for: 8.6, 8.9 and 12.0
 
 constexpr unsigned kLanes = 32;
 constexpr uint32_t kAllLanes = 0xffffffffu;
@@ -139,8 +140,8 @@ std::string number(int64_t value) { return std::to_string(value); }
 std::string at_line(int line) { return " (line " + number(line) + ")"; }
 
 std::string where() {
-  return std::string(run.grid.function) + " (" + run.grid.file + ":" + number(run.grid.line) + "), block (" + number(now.block_x) + ", " +
-         number(now.block_y) + ", " + number(now.block_z) + ")";
+  return std::string(run.grid.function) + " (" + run.grid.file + ":" + number(run.grid.line) + "), block (" +
+         number(now.block_x) + ", " + number(now.block_y) + ", " + number(now.block_z) + ")";
 }
 
 int refuse(int status, const std::string& text) {
@@ -168,7 +169,8 @@ std::string place_of(const void* instruction) {
   Dl_info library;
   if (instruction == nullptr || dladdr(instruction, &library) == 0) return {};
   char offset[32];
-  snprintf(offset, sizeof offset, "0x%zx", reinterpret_cast<uintptr_t>(instruction) - reinterpret_cast<uintptr_t>(library.dli_fbase));
+  snprintf(offset, sizeof offset, "0x%zx",
+           reinterpret_cast<uintptr_t>(instruction) - reinterpret_cast<uintptr_t>(library.dli_fbase));
   return std::string(" (addr2line -fiCe ") + library.dli_fname + " " + offset + ")";
 }
 
@@ -179,12 +181,14 @@ std::string describe_address(const void* address) {
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   for (const Stack& stack : run.stacks) {
     const auto* p = static_cast<const unsigned char*>(address);
-    if (p < stack.bottom && p >= stack.bottom - page) return "below the stack of the thread: too many or too large local variables";
+    if (p < stack.bottom && p >= stack.bottom - page)
+      return "below the stack of the thread: too many or too large local variables";
   }
   return "an address that is no device memory";
 }
 
-// Faults. A signal handler leaves the thread's stack for good, like any other error; what the double itself does wrong is not caught.
+// Faults. A signal handler leaves the thread's stack for good, like any other error; what the double itself does wrong
+// is not caught.
 
 constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE};
 struct sigaction previous_actions[std::size(kSignals)];
@@ -262,27 +266,31 @@ std::string list_threads(const Predicate& is) {
 [[noreturn]] void report_deadlock() {
   const auto has_ended = [](unsigned i) { return run.threads[i].has_ended; };
   const auto is_at_barrier = [](unsigned i) { return run.threads[i].is_at_barrier; };
-  const std::string barrier = run.at_barrier > 0 ? list_threads(is_at_barrier) + " wait at sync_block" + at_line(run.barrier_line) : "";
+  const std::string barrier =
+      run.at_barrier > 0 ? list_threads(is_at_barrier) + " wait at sync_block" + at_line(run.barrier_line) : "";
   for (unsigned w = 0; w * kLanes < now.threads; ++w) {
     const Warp& warp = run.warps[w];
     if (warp.arrived == 0) continue;
     const auto waits = [&](unsigned i) { return i / kLanes == w && (warp.arrived >> i % kLanes & 1) != 0; };
     const auto is_absent = [&](unsigned i) { return i / kLanes == w && !waits(i); };
-    fail(kLaunchFailure, "not all lanes of a warp come to " + std::string(warp.name) + at_line(warp.line) + ": " + list_threads(waits) +
-                             " wait, " + list_threads(is_absent) + " ended or wait elsewhere" + (barrier.empty() ? "" : "; ") + barrier);
+    fail(kLaunchFailure, "not all lanes of a warp come to " + std::string(warp.name) + at_line(warp.line) + ": " +
+                             list_threads(waits) + " wait, " + list_threads(is_absent) + " ended or wait elsewhere" +
+                             (barrier.empty() ? "" : "; ") + barrier);
   }
   fail(kLaunchFailure, barrier + ", " + list_threads(has_ended) + " ended without it");
 }
 
 void end_thread() {
   Thread& self = run.threads[now.thread];
-  for (const Copy& copy : self.copies) fail(kLaunchFailure, "ended without waiting for copy_async" + at_line(copy.line));
+  for (const Copy& copy : self.copies)
+    fail(kLaunchFailure, "ended without waiting for copy_async" + at_line(copy.line));
   self.has_ended = true;
   ++run.ended;
   run.runnable.remove(now.thread);
 }
 
-// What a stack runs: a thread, and when that has ended, as long as the schedule comes to threads that have not started, those.
+// What a stack runs: a thread, and when that has ended, as long as the schedule comes to threads that have not started,
+// those.
 void run_threads() {
   const Stack stack = run.threads[now.thread].fiber.stack;
   arrived(run.threads[now.thread].fiber);
@@ -337,7 +345,8 @@ void meet(const char* name, int line, void* brought, void (*perform)(void* const
     warp.name = name;
     warp.line = line;
   } else if (warp.line != line || std::strcmp(warp.name, name) != 0) {
-    fail(kLaunchFailure, "is at " + std::string(name) + at_line(line) + ", other lanes of its warp at " + warp.name + at_line(warp.line));
+    fail(kLaunchFailure, "is at " + std::string(name) + at_line(line) + ", other lanes of its warp at " + warp.name +
+                             at_line(warp.line));
   }
   warp.lanes[lane] = brought;
   warp.arrived |= uint32_t{1} << lane;
@@ -438,7 +447,8 @@ void run_block(uint64_t block) {
   run.is_in_kernel = true;
   switch_fiber(run.host, first.fiber);
   if (run.status != 0) return;
-  if (const std::string damage = run.shared->damage(); !damage.empty()) refuse(kIllegalAddress, where() + ": " + damage);
+  if (const std::string damage = run.shared->damage(); !damage.empty())
+    refuse(kIllegalAddress, where() + ": " + damage);
 }
 
 // Every block once: upwards, downwards, or from a random one on in random steps.
@@ -460,13 +470,15 @@ void run_blocks() {
 }
 
 int check_configuration(const cuda::Grid& grid, unsigned threads, size_t shared_bytes) {
-  const std::string asked = std::string(grid.function) + " (" + grid.file + ":" + number(grid.line) + "): a grid of " + number(grid.x) +
-                            " x " + number(grid.y) + " x " + number(grid.z) + " blocks of " + number(threads) + " threads and " +
-                            number(static_cast<int64_t>(shared_bytes)) + " shared bytes: ";
+  const std::string asked = std::string(grid.function) + " (" + grid.file + ":" + number(grid.line) + "): a grid of " +
+                            number(grid.x) + " x " + number(grid.y) + " x " + number(grid.z) + " blocks of " +
+                            number(threads) + " threads and " + number(static_cast<int64_t>(shared_bytes)) +
+                            " shared bytes: ";
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return refuse(kInvalidConfiguration, asked + "a dimension is 0");
   if (grid.x > kMaxGridX || grid.y > kMaxGridYZ || grid.z > kMaxGridYZ)
     return refuse(kInvalidConfiguration, asked + "the grid is too large");
-  if (threads == 0 || threads > kMaxThreads) return refuse(kInvalidConfiguration, asked + "a block has 1 to 1024 threads");
+  if (threads == 0 || threads > kMaxThreads)
+    return refuse(kInvalidConfiguration, asked + "a block has 1 to 1024 threads");
   if (shared_bytes > kMaxSharedBytes)
     return refuse(kInvalidValue, asked + "a block has at most 99 KiB of shared memory on every architecture");
   return 0;
@@ -501,14 +513,16 @@ int run_grid(const cuda::Grid& grid, unsigned threads, size_t shared_bytes, Body
   run.shared.reset();
   if (run.status != 0) return run.status;
   if (const std::string damage = device_damage(); !damage.empty()) {
-    return refuse(kIllegalAddress, std::string(grid.function) + " (" + grid.file + ":" + number(grid.line) + "): " + damage);
+    return refuse(kIllegalAddress,
+                  std::string(grid.function) + " (" + grid.file + ":" + number(grid.line) + "): " + damage);
   }
   return 0;
 }
 
 void wait_block(int line) {
   if (run.at_barrier > 0 && run.barrier_line != line) {
-    fail(kLaunchFailure, "is at sync_block" + at_line(line) + ", other threads of its block at sync_block" + at_line(run.barrier_line));
+    fail(kLaunchFailure,
+         "is at sync_block" + at_line(line) + ", other threads of its block at sync_block" + at_line(run.barrier_line));
   }
   run.barrier_line = line;
   run.threads[now.thread].is_at_barrier = true;
@@ -549,15 +563,20 @@ void load_matrices(uint32_t* r, const void* shared_row, int line) {
 }
 
 void start_copy(int size, void* shared, const void* global, int bytes, int line) {
-  const auto refuse_copy = [&](int status, const std::string& text) { fail(status, "copy_async" + at_line(line) + " " + text); };
+  const auto refuse_copy = [&](int status, const std::string& text) {
+    fail(status, "copy_async" + at_line(line) + " " + text);
+  };
   if (bytes < 0 || bytes > size) refuse_copy(kLaunchFailure, "of " + number(bytes) + " of " + number(size) + " bytes");
-  if (!is_aligned(shared, static_cast<size_t>(size))) refuse_copy(kMisalignedAddress, "misaligned to " + describe_address(shared));
-  if (!is_aligned(global, static_cast<size_t>(size))) refuse_copy(kMisalignedAddress, "misaligned from " + describe_address(global));
+  if (!is_aligned(shared, static_cast<size_t>(size)))
+    refuse_copy(kMisalignedAddress, "misaligned to " + describe_address(shared));
+  if (!is_aligned(global, static_cast<size_t>(size)))
+    refuse_copy(kMisalignedAddress, "misaligned from " + describe_address(global));
   if (!run.shared->holds(shared, static_cast<size_t>(size))) {
     refuse_copy(kIllegalAddress, "of " + number(size) + " bytes to " + describe_address(shared));
   }
   const Guarded* source = owner_of(global);
-  if (bytes > 0 && (source == nullptr || source == run.shared.get() || !source->holds(global, static_cast<size_t>(bytes)))) {
+  if (bytes > 0 &&
+      (source == nullptr || source == run.shared.get() || !source->holds(global, static_cast<size_t>(bytes)))) {
     refuse_copy(kIllegalAddress, "of " + number(bytes) + " bytes from " + describe_address(global));
   }
   watch_copy_start(shared, static_cast<size_t>(size));
@@ -565,8 +584,8 @@ void start_copy(int size, void* shared, const void* global, int bytes, int line)
   Thread& self = run.threads[now.thread];
   const Copies copies = settings().copies;
   const bool at_once = copies == Copies::kEarly || (copies == Copies::kRandom && next_random() % 2 == 0);
-  self.copies.push_back(
-      {static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), size, bytes, self.groups, at_once, line});
+  self.copies.push_back({static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), size, bytes,
+                         self.groups, at_once, line});
   if (at_once) perform_copy(self.copies.back());
 }
 

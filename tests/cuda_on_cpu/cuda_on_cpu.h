@@ -1,7 +1,8 @@
-// The CPU test double of plugins/common/cuda.h: the same names, so that a kernel.cu compiles with g++ and runs on host memory. Threads of a
-// block are fibers on the calling thread, blocks run one after the other. What a kernel must not do ends the launch with an error: launch
-// returns a cudaError_t, cuda_on_cpu::last_error() says what happened and where. What a kernel should not need is missing here, so it does
-// not compile. How to choose schedule, poison and placement: control.h. What is found and what is not: README.md.
+// The CPU test double of plugins/common/cuda.h: the same names, so that a kernel.cu compiles with g++ and runs on host
+// memory. Threads of a block are fibers on the calling thread, blocks run one after the other. What a kernel must not
+// do ends the launch with an error: launch returns a cudaError_t, cuda_on_cpu::last_error() says what happened and
+// where. What a kernel should not need is missing here, so it does not compile. How to choose schedule, poison and
+// placement: control.h. What is found and what is not: README.md.
 #pragma once
 
 #include <cmath>
@@ -83,7 +84,8 @@ void check_load(const void* p, size_t bytes, int line);
 
 template <class T>
 T exchange_value(T value, int source_lane, const char* name, int line) {
-  static_assert(std::is_arithmetic<T>::value && (sizeof(T) == 4 || sizeof(T) == 8), "shuffles move numbers of 4 or 8 bytes");
+  static_assert(std::is_arithmetic<T>::value && (sizeof(T) == 4 || sizeof(T) == 8),
+                "shuffles move numbers of 4 or 8 bytes");
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof value);
   bits = exchange(bits, source_lane, name, line);
@@ -139,18 +141,21 @@ T load(const T* p, int line = __builtin_LINE()) {
 
 inline int32_t dp4a(int32_t a, int32_t b, int32_t c) {
   uint32_t sum = static_cast<uint32_t>(c);  // wraps, as on a GPU
-  for (int i = 0; i < 4; ++i) sum += static_cast<uint32_t>(static_cast<int8_t>(a >> (8 * i)) * static_cast<int8_t>(b >> (8 * i)));
+  for (int i = 0; i < 4; ++i)
+    sum += static_cast<uint32_t>(static_cast<int8_t>(a >> (8 * i)) * static_cast<int8_t>(b >> (8 * i)));
   return static_cast<int32_t>(sum);
 }
 
 inline uint32_t byte_permute(uint32_t a, uint32_t b, uint32_t selector) {
   const uint64_t bytes = static_cast<uint64_t>(b) << 32 | a;
   uint32_t result = 0;
-  for (int i = 0; i < 4; ++i) result |= static_cast<uint32_t>(bytes >> (8 * (selector >> (4 * i) & 7)) & 255) << (8 * i);
+  for (int i = 0; i < 4; ++i)
+    result |= static_cast<uint32_t>(bytes >> (8 * (selector >> (4 * i) & 7)) & 255) << (8 * i);
   return result;
 }
 
-inline void mma_s8_m16n8k32(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int line = __builtin_LINE()) {
+inline void mma_s8_m16n8k32(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                            int line = __builtin_LINE()) {
   cuda_on_cpu::multiply(d, a, b, line);
 }
 
@@ -175,14 +180,16 @@ inline int processors() { return 132; }  // an H100's
 
 // Runs the kernel to its end.
 template <class... Parameters, class... Arguments>
-int launch(void (*kernel)(Parameters...), Grid grid, unsigned threads, size_t shared_bytes, Stream, Arguments... arguments) {
+int launch(void (*kernel)(Parameters...), Grid grid, unsigned threads, size_t shared_bytes, Stream,
+           Arguments... arguments) {
   static_assert(((std::is_trivially_copyable<Parameters>::value && !std::is_reference<Parameters>::value) && ...),
                 "parameters are copied to the device byte by byte");
   static_assert((sizeof(Parameters) + ... + 0) <= 4096, "a kernel takes at most 4 KiB of parameters");
   const std::tuple<Parameters...> parameters(static_cast<Parameters>(arguments)...);
   const auto thread = [&] { std::apply(kernel, parameters); };
   using Thread = decltype(thread);
-  return cuda_on_cpu::run_grid(grid, threads, shared_bytes, [](const void* closure) { (*static_cast<const Thread*>(closure))(); }, &thread);
+  return cuda_on_cpu::run_grid(
+      grid, threads, shared_bytes, [](const void* closure) { (*static_cast<const Thread*>(closure))(); }, &thread);
 }
 
 }  // namespace cuda

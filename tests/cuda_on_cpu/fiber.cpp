@@ -39,7 +39,8 @@ void announce_arrival(Fiber& self) {
   const void* bottom = nullptr;
   size_t bytes = 0;
   __sanitizer_finish_switch_fiber(self.fake_stack, &bottom, &bytes);
-  if (left != nullptr && left->stack.bytes == 0) left->stack = {static_cast<unsigned char*>(const_cast<void*>(bottom)), bytes};
+  if (left != nullptr && left->stack.bytes == 0)
+    left->stack = {static_cast<unsigned char*>(const_cast<void*>(bottom)), bytes};
 }
 #else
 constexpr size_t kStackBytes = 64 * 1024;
@@ -110,7 +111,8 @@ void change_stack(Fiber& from, Fiber& to) { vimtrt_change_stack(&from.resume_poi
 
 Stack new_stack() {
   const size_t guard = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  void* memory = mmap(nullptr, guard + kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* memory =
+      mmap(nullptr, guard + kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED || mprotect(memory, guard, PROT_NONE) != 0) throw std::bad_alloc();
   return {static_cast<unsigned char*>(memory) + guard, kStackBytes};
 }

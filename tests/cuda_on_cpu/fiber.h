@@ -23,8 +23,8 @@ struct Fiber {
 
 using Entry = void (*)();
 
-// Sets `fiber` up to begin with `entry`, which never returns, on `stack`. `colour` shifts its first frame, so that the stacks do not
-// compete for the same lines of the cache.
+// Sets `fiber` up to begin with `entry`, which never returns, on `stack`. `colour` shifts its first frame, so that the
+// stacks do not compete for the same lines of the cache.
 void prepare_fiber(Fiber& fiber, const Stack& stack, Entry entry, unsigned colour);
 
 // Goes on with `to`; returns when someone switches back to `from`. An entry function begins with arrived(its fiber).

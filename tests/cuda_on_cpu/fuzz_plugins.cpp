@@ -1,6 +1,7 @@
-// vimtrt_fuzz_plugins [COUNT] [SEED]: random field collections and tensor descriptions, right ones and wrong ones, against every creator
-// and plugin, on the CPU double of CUDA. Built with AddressSanitizer and UndefinedBehaviorSanitizer, which look at the rest: a crash, an
-// access outside, a leak. Prints how often what was reached; fails where valid calls were refused.
+// vimtrt_fuzz_plugins [COUNT] [SEED]: random field collections and tensor descriptions, right ones and wrong ones,
+// against every creator and plugin, on the CPU double of CUDA. Built with AddressSanitizer and
+// UndefinedBehaviorSanitizer, which look at the rest: a crash, an access outside, a leak. Prints how often what was
+// reached; fails where valid calls were refused.
 #include <NvInferRuntime.h>
 
 #include <algorithm>
@@ -44,7 +45,8 @@ class Random {
     return choices[static_cast<size_t>(between(0, static_cast<int64_t>(choices.size()) - 1))];
   }
   int64_t strange_size() {
-    return one_of<int64_t>({-2, -1, 0, 1, 2, 3, 4, 5, 7, 255, 256, 257, 65536, 65537, INT32_MAX, INT64_C(1) << 31, INT64_MAX, INT64_MIN});
+    return one_of<int64_t>(
+        {-2, -1, 0, 1, 2, 3, 4, 5, 7, 255, 256, 257, 65536, 65537, INT32_MAX, INT64_C(1) << 31, INT64_MAX, INT64_MIN});
   }
 
  private:
@@ -63,16 +65,18 @@ class Fields {
       const char* name = attribute.name.c_str();
       if (!is_right && random.once_in(2)) {
         if (random.once_in(3))
-          name = random.one_of<const char*>(
-              {"", "x_offse", "x_offsets", "state", "out_type", "epsilon", "a name that is longer than any attribute of any operator has"});
+          name = random.one_of<const char*>({"", "x_offse", "x_offsets", "state", "out_type", "epsilon",
+                                             "a name that is longer than any attribute of any operator has"});
         if (random.once_in(3))
-          type = random.one_of<PluginFieldType>({PluginFieldType::kINT32, PluginFieldType::kFLOAT32, PluginFieldType::kCHAR,
-                                                 PluginFieldType::kINT8, PluginFieldType::kINT64, PluginFieldType::kDIMS,
-                                                 PluginFieldType::kUNKNOWN});
-        if (random.once_in(3)) data = std::string(static_cast<size_t>(random.between(4, 80)), static_cast<char>(random.between(-128, 127)));
+          type = random.one_of<PluginFieldType>(
+              {PluginFieldType::kINT32, PluginFieldType::kFLOAT32, PluginFieldType::kCHAR, PluginFieldType::kINT8,
+               PluginFieldType::kINT64, PluginFieldType::kDIMS, PluginFieldType::kUNKNOWN});
+        if (random.once_in(3))
+          data = std::string(static_cast<size_t>(random.between(4, 80)), static_cast<char>(random.between(-128, 127)));
         length = std::min<int32_t>(
             static_cast<int32_t>(random.between(-2, 70)),
-            static_cast<int32_t>(data.size() / (type == PluginFieldType::kCHAR || type == PluginFieldType::kINT8 ? 1 : 4)));
+            static_cast<int32_t>(data.size() /
+                                 (type == PluginFieldType::kCHAR || type == PluginFieldType::kINT8 ? 1 : 4)));
       }
       add(random.once_in(40) && !is_right ? nullptr : name, data, type, length, !is_right && random.once_in(20));
       if (!is_right && random.once_in(20)) add(name, data, type, length, false);
@@ -141,7 +145,8 @@ Descriptions describe(Random& random, const OpDef& op, bool is_float, bool is_ri
   };
   const size_t inputs = op.inputs.size() - (is_float || random.once_in(2) ? op.optional : 0);
   for (size_t i = 0; i < inputs; ++i) add(all.in, op.inputs[i], vimtrt::data_type(op.inputs[i].type));
-  for (const TensorDef& spec : op.outputs) add(all.out, spec, is_float ? DataType::kFLOAT : vimtrt::data_type(spec.type));
+  for (const TensorDef& spec : op.outputs)
+    add(all.out, spec, is_float ? DataType::kFLOAT : vimtrt::data_type(spec.type));
   for (int64_t wrong = is_right ? 0 : random.between(1, 3); wrong > 0; --wrong) {
     std::vector<PluginTensorDesc>& list = random.once_in(4) ? all.out : all.in;
     if (random.once_in(12)) {
@@ -152,7 +157,8 @@ Descriptions describe(Random& random, const OpDef& op, bool is_float, bool is_ri
     PluginTensorDesc& desc = list[static_cast<size_t>(random.between(0, static_cast<int64_t>(list.size()) - 1))];
     switch (random.between(0, 3)) {
       case 0:
-        desc.type = random.one_of<DataType>({DataType::kFLOAT, DataType::kHALF, DataType::kINT8, DataType::kINT32, DataType::kUINT8});
+        desc.type = random.one_of<DataType>(
+            {DataType::kFLOAT, DataType::kHALF, DataType::kINT8, DataType::kINT32, DataType::kUINT8});
         break;
       case 1:
         desc.format = TensorFormat::kCHW32;
@@ -192,8 +198,12 @@ struct Expression final : IDimensionExpr {
 struct ExpressionBuilder final : IExprBuilder {
   struct Impl final : apiv::VExprBuilder {
     const IDimensionExpr* constant(int64_t) override { return &one; }
-    const IDimensionExpr* operation(DimensionOperation, const IDimensionExpr&, const IDimensionExpr&) override { return &one; }
-    const IDimensionExpr* declareSizeTensor(int32_t, const IDimensionExpr&, const IDimensionExpr&) override { return &one; }
+    const IDimensionExpr* operation(DimensionOperation, const IDimensionExpr&, const IDimensionExpr&) override {
+      return &one;
+    }
+    const IDimensionExpr* declareSizeTensor(int32_t, const IDimensionExpr&, const IDimensionExpr&) override {
+      return &one;
+    }
     Expression one;
   };
   ExpressionBuilder() { mImpl = &impl; }
@@ -236,8 +246,10 @@ void call_build(IPluginV3OneBuild* build, const Descriptions& all, Counts& count
   if (build->configurePlugin(in.data(), count_of(all.in), out.data(), count_of(all.out)) == 0) ++counts.configured;
 }
 
-void call_runtime(Random& random, IPluginV3OneBuild* build, IPluginV3OneRuntime* runtime, const Descriptions& all, Counts& counts) {
-  const bool is_shaped = runtime->onShapeChange(all.in.data(), count_of(all.in), all.out.data(), count_of(all.out)) == 0;
+void call_runtime(Random& random, IPluginV3OneBuild* build, IPluginV3OneRuntime* runtime, const Descriptions& all,
+                  Counts& counts) {
+  const bool is_shaped =
+      runtime->onShapeChange(all.in.data(), count_of(all.in), all.out.data(), count_of(all.out)) == 0;
   counts.shaped += is_shaped ? 1 : 0;
   // Memory of just the right sizes. Where sizes are out of reach nothing is there, and the call must be refused.
   std::vector<DynamicPluginTensorDesc> in, out;
@@ -266,13 +278,17 @@ void call_runtime(Random& random, IPluginV3OneBuild* build, IPluginV3OneRuntime*
   inputs.resize(std::max<size_t>(inputs.size(), 20), nullptr);
   outputs.resize(std::max<size_t>(outputs.size(), 20), nullptr);
   std::vector<PluginTensorDesc> in_descs = all.in,
-                                out_descs = all.out;  // as many as a plugin may look at: it is not told how many there are
+                                out_descs =
+                                    all.out;  // as many as a plugin may look at: it is not told how many there are
   in_descs.resize(20);
   out_descs.resize(20);
   if (is_real && random.once_in(10)) inputs[static_cast<size_t>(random.between(0, count_of(all.in) - 1))] = nullptr;
-  const size_t workspace_bytes = is_real ? build->getWorkspaceSize(in.data(), count_of(all.in), out.data(), count_of(all.out)) : 0;
-  void* workspace = workspace_bytes > 0 ? vimtrt::cuda_on_cpu::device_allocate(workspace_bytes, 16, "the workspace") : nullptr;
-  if (runtime->enqueue(in_descs.data(), out_descs.data(), inputs.data(), outputs.data(), workspace, nullptr) == 0) ++counts.run;
+  const size_t workspace_bytes =
+      is_real ? build->getWorkspaceSize(in.data(), count_of(all.in), out.data(), count_of(all.out)) : 0;
+  void* workspace =
+      workspace_bytes > 0 ? vimtrt::cuda_on_cpu::device_allocate(workspace_bytes, 16, "the workspace") : nullptr;
+  if (runtime->enqueue(in_descs.data(), out_descs.data(), inputs.data(), outputs.data(), workspace, nullptr) == 0)
+    ++counts.run;
   for (void* each : memory) vimtrt::cuda_on_cpu::device_free(each);
   if (workspace != nullptr) vimtrt::cuda_on_cpu::device_free(workspace);
 }
@@ -285,7 +301,8 @@ void one_round(Random& random, Counts& counts) {
   const bool fields_are_right = random.once_in(2), tensors_are_right = random.once_in(3);
   const Fields fields(random, op, fields_are_right);
   const auto phase = random.once_in(2) ? TensorRTPhase::kBUILD : TensorRTPhase::kRUNTIME;
-  std::unique_ptr<IPluginV3> plugin(creator->createPlugin("a node", random.once_in(50) ? nullptr : fields.get(), phase));
+  std::unique_ptr<IPluginV3> plugin(
+      creator->createPlugin("a node", random.once_in(50) ? nullptr : fields.get(), phase));
   char error[64];
   vimtrt_plugins_last_error(error, static_cast<size_t>(random.between(0, sizeof(error))));
   if (plugin == nullptr) {
@@ -303,16 +320,19 @@ void one_round(Random& random, Counts& counts) {
   const PluginFieldCollection* own = runtime->getFieldsToSerialize();
   bool is_float = false;
   for (int32_t i = 0; i < own->nbFields; ++i) {
-    is_float |= own->fields[i].type == PluginFieldType::kCHAR && std::strcmp(static_cast<const char*>(own->fields[i].data), "float32") == 0;
+    is_float |= own->fields[i].type == PluginFieldType::kCHAR &&
+                std::strcmp(static_cast<const char*>(own->fields[i].data), "float32") == 0;
   }
   const Descriptions all = describe(random, op, is_float, tensors_are_right);
   call_build(build, all, counts);
-  const std::unique_ptr<IPluginV3> restored(creator->createPlugin("a node", runtime->getFieldsToSerialize(), TensorRTPhase::kRUNTIME));
+  const std::unique_ptr<IPluginV3> restored(
+      creator->createPlugin("a node", runtime->getFieldsToSerialize(), TensorRTPhase::kRUNTIME));
   if (restored == nullptr) {
     std::fprintf(stderr, "%s refused its own fields: %s\n", op.name.c_str(), vimtrt::last_error().c_str());
     std::exit(1);
   }
-  auto* restored_runtime = static_cast<IPluginV3OneRuntime*>(restored->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
+  auto* restored_runtime =
+      static_cast<IPluginV3OneRuntime*>(restored->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
   const std::unique_ptr<IPluginV3> attached(restored_runtime->attachToContext(nullptr));
   plugin.reset(random.once_in(2) ? restored->clone() : attached->clone());
   build = static_cast<IPluginV3OneBuild*>(plugin->getCapabilityInterface(PluginCapabilityType::kBUILD));
@@ -333,7 +353,7 @@ int main(int argc, char** argv) {
     Random random(static_cast<uint64_t>(seed + i));
     one_round(random, counts);
   }
-  std::printf("rounds %ld made %d refused %d configured %d shaped %d run %d\n", rounds, counts.made, counts.refused, counts.configured,
-              counts.shaped, counts.run);
+  std::printf("rounds %ld made %d refused %d configured %d shaped %d run %d\n", rounds, counts.made, counts.refused,
+              counts.configured, counts.shaped, counts.run);
   return 0;
 }

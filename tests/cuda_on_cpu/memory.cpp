@@ -71,8 +71,12 @@ void return_addresses(unsigned char* begin, size_t bytes) {
 
 // The bytes beside the memory: AddressSanitizer watches them where it is there, else they hold the mark.
 #ifdef __SANITIZE_ADDRESS__
-void mark(unsigned char* begin, unsigned char* end) { ASAN_POISON_MEMORY_REGION(begin, static_cast<size_t>(end - begin)); }
-void unmark(unsigned char* begin, unsigned char* end) { ASAN_UNPOISON_MEMORY_REGION(begin, static_cast<size_t>(end - begin)); }
+void mark(unsigned char* begin, unsigned char* end) {
+  ASAN_POISON_MEMORY_REGION(begin, static_cast<size_t>(end - begin));
+}
+void unmark(unsigned char* begin, unsigned char* end) {
+  ASAN_UNPOISON_MEMORY_REGION(begin, static_cast<size_t>(end - begin));
+}
 const unsigned char* find_change(const unsigned char*, const unsigned char*) { return nullptr; }
 #else
 void mark(unsigned char* begin, unsigned char* end) { std::memset(begin, kMark, static_cast<size_t>(end - begin)); }
@@ -85,7 +89,8 @@ const unsigned char* find_change(const unsigned char* begin, const unsigned char
 
 }  // namespace
 
-Guarded::Guarded(size_t bytes, size_t alignment, Placement placement, std::string name) : bytes_(bytes), name_(std::move(name)) {
+Guarded::Guarded(size_t bytes, size_t alignment, Placement placement, std::string name)
+    : bytes_(bytes), name_(std::move(name)) {
   page_ = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   if (alignment == 0 || (alignment & (alignment - 1)) != 0 || alignment > page_)
     throw std::invalid_argument("alignment is not a power of two");
@@ -115,7 +120,8 @@ void Guarded::protect(bool is_protected) {
 
 std::string Guarded::describe(const void* address) const {
   const auto* p = static_cast<const unsigned char*>(address);
-  const std::string text = "byte " + std::to_string(p - data_) + " of " + name_ + " (" + std::to_string(bytes_) + " bytes)";
+  const std::string text =
+      "byte " + std::to_string(p - data_) + " of " + name_ + " (" + std::to_string(bytes_) + " bytes)";
   return is_protected_ && holds(p, 1) ? text + ", an input" : text;
 }
 

@@ -14,7 +14,8 @@ namespace cuda_on_cpu {
 // What is known of one byte (watch.h).
 struct Trace;
 
-// `bytes` of memory, whole pages around them, and a guard page on either side. The bytes of the pages that were not asked for hold a mark.
+// `bytes` of memory, whole pages around them, and a guard page on either side. The bytes of the pages that were not
+// asked for hold a mark.
 class Guarded {
  public:
   Guarded(size_t bytes, size_t alignment, Placement placement, std::string name);

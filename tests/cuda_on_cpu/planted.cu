@@ -182,7 +182,8 @@ VIMTRT_KERNEL void global_write_before_the_start(Arguments a) {
 }
 
 VIMTRT_KERNEL void load_past_the_end(Arguments a) {
-  const float4 beyond = a.corrected ? make_float4(0, 0, 0, 0) : cuda::load(reinterpret_cast<const float4*>(a.x + kElements));
+  const float4 beyond =
+      a.corrected ? make_float4(0, 0, 0, 0) : cuda::load(reinterpret_cast<const float4*>(a.x + kElements));
   block_of(a.y)[self()] = cuda::load(block_of(a.x) + mirror()) + beyond.x;
 }
 
@@ -268,10 +269,12 @@ VIMTRT_KERNEL void copy_not_committed(Arguments a) {
   cuda::wait_copies<0>();
 }
 
-// The first half of the tile is copied in one group, the second half in another; a wait for the first alone is not enough.
+// The first half of the tile is copied in one group, the second half in another; a wait for the first alone is not
+// enough.
 VIMTRT_KERNEL void copy_of_a_later_group(Arguments a) {
   for (int half = 0; half < 2; ++half) {
-    if (self() < kN / 2) cuda::copy_async<4>(tile() + half * kN / 2 + self(), block_of(a.x) + half * kN / 2 + self(), 4);
+    if (self() < kN / 2)
+      cuda::copy_async<4>(tile() + half * kN / 2 + self(), block_of(a.x) + half * kN / 2 + self(), 4);
     cuda::commit_copies();
   }
   if (a.corrected) {
@@ -329,7 +332,8 @@ VIMTRT_KERNEL void copy_misaligned(Arguments a) {
 }
 
 VIMTRT_KERNEL void copy_from_outside(Arguments a) {
-  if (self() % 4 == 0) cuda::copy_async<16>(tile() + self(), block_of(a.x) + self() + (a.corrected || self() < kN - 4 ? 0 : kN), 16);
+  if (self() % 4 == 0)
+    cuda::copy_async<16>(tile() + self(), block_of(a.x) + self() + (a.corrected || self() < kN - 4 ? 0 : kN), 16);
   cuda::commit_copies();
   cuda::wait_copies<0>();
   cuda::sync_block();
@@ -506,7 +510,8 @@ std::vector<std::string> fault_names() {
 int run_fault(const std::string& name, bool corrected, const float* x, float* y, cuda::Stream stream) {
   for (const Fault& fault : kFaults) {
     if (name == fault.name) {
-      return cuda::launch(fault.kernel, cuda::Grid{kBlocks}, kThreads, fault.shared_bytes, stream, Arguments{x, y, corrected});
+      return cuda::launch(fault.kernel, cuda::Grid{kBlocks}, kThreads, fault.shared_bytes, stream,
+                          Arguments{x, y, corrected});
     }
   }
   throw std::invalid_argument("there is no fault " + name);

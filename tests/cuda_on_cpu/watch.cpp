@@ -20,8 +20,11 @@ constexpr char kUnordered[] = " without a barrier in between";
 unsigned warp() { return now.thread / kLanes; }
 uint32_t lane_bit() { return uint32_t{1} << now.thread % kLanes; }
 
-// Phases before it do not count: for shared memory those of earlier blocks, for device memory those of earlier launches.
-uint32_t horizon(const Guarded& memory) { return &memory == shared_memory() ? now_is.block_began : now_is.launch_began; }
+// Phases before it do not count: for shared memory those of earlier blocks, for device memory those of earlier
+// launches.
+uint32_t horizon(const Guarded& memory) {
+  return &memory == shared_memory() ? now_is.block_began : now_is.launch_began;
+}
 
 bool is_ordered_after_write(const Trace& trace, uint32_t since) {
   if (trace.write_phase < since) return true;
@@ -80,8 +83,8 @@ void watch(const void* address, size_t bytes, bool is_write, const void* instruc
     fail(kIllegalAddress, std::string(verb) + memory->describe(first) + place_of(instruction));
   }
   if (reinterpret_cast<uintptr_t>(address) % alignment != 0) {
-    fail(kMisalignedAddress,
-         std::string(verb) + std::to_string(bytes) + " misaligned bytes at " + memory->describe(first) + place_of(instruction));
+    fail(kMisalignedAddress, std::string(verb) + std::to_string(bytes) + " misaligned bytes at " +
+                                 memory->describe(first) + place_of(instruction));
   }
   if (memory->is_protected()) return;  // only read
   const uint32_t since = horizon(*memory);
@@ -89,7 +92,8 @@ void watch(const void* address, size_t bytes, bool is_write, const void* instruc
   for (size_t i = 0; i < bytes; ++i, ++trace) {
     const auto what = [&] { return std::string(verb) + memory->describe(first + i) + ", "; };
     if (trace->is_in_flight && trace->write_phase >= now_is.block_began) {
-      fail(kLaunchFailure, what() + "to which thread " + std::to_string(trace->writer) + " has a copy under way" + place_of(instruction));
+      fail(kLaunchFailure, what() + "to which thread " + std::to_string(trace->writer) + " has a copy under way" +
+                               place_of(instruction));
     }
     if (!is_ordered_after_write(*trace, since)) {
       fail(kLaunchFailure, what() + "which " + writer_of(*trace) + " wrote" + kUnordered + place_of(instruction));
@@ -139,7 +143,8 @@ void watch_copy_end(void* shared, size_t bytes) {
 }  // namespace cuda_on_cpu
 }  // namespace vimtrt
 
-// What -fsanitize=thread calls. Hidden, so that a sanitizer's library elsewhere in the process is not taken for them, nor they for it.
+// What -fsanitize=thread calls. Hidden, so that a sanitizer's library elsewhere in the process is not taken for them,
+// nor they for it.
 #define VIMTRT_HOOK extern "C" __attribute__((visibility("hidden"))) void
 #define VIMTRT_CALLER (static_cast<const char*>(__builtin_return_address(0)) - 1)  // inside of the call, not behind it
 #define VIMTRT_READ(name, bytes, alignment) \

@@ -1,10 +1,11 @@
-// Looks at every access of a kernel to shared and device memory: is it inside, to the byte; is it ordered after what other threads did with
-// the same bytes. Kernels are compiled with -fsanitize=thread, which calls __tsan_read4 and its like before each access; those functions
-// are defined in watch.cpp, and the sanitizer's own library is not there.
+// Looks at every access of a kernel to shared and device memory: is it inside, to the byte; is it ordered after what
+// other threads did with the same bytes. Kernels are compiled with -fsanitize=thread, which calls __tsan_read4 and its
+// like before each access; those functions are defined in watch.cpp, and the sanitizer's own library is not there.
 //
-// Two accesses to a byte of which one writes, by different threads of a block, are ordered when a sync_block lies between them, or, within
-// a warp, a sync_warp. Nothing else orders memory: not a shuffle, not mma, not ldmatrix. Threads of different blocks are never ordered. An
-// asynchronous copy writes from its start to the wait; in between no one may touch its bytes.
+// Two accesses to a byte of which one writes, by different threads of a block, are ordered when a sync_block lies
+// between them, or, within a warp, a sync_warp. Nothing else orders memory: not a shuffle, not mma, not ldmatrix.
+// Threads of different blocks are never ordered. An asynchronous copy writes from its start to the wait; in between no
+// one may touch its bytes.
 #pragma once
 
 #include <cstddef>
@@ -13,8 +14,8 @@
 namespace vimtrt {
 namespace cuda_on_cpu {
 
-// When and by whom a byte was written and read last. Phases are counted over all barriers, blocks and launches, so that traces need no
-// clearing.
+// When and by whom a byte was written and read last. Phases are counted over all barriers, blocks and launches, so that
+// traces need no clearing.
 struct Trace {
   uint32_t write_phase;
   uint32_t write_syncs;        // sync_warps of the writer's warp until then

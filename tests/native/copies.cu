@@ -1,5 +1,5 @@
-// The kernels of copies.h. One thread moves one unit: 16, 8, 4 or 1 bytes, the widest that sizes, strides and addresses are multiples of.
-// Grid: units / kThreads; no shared memory.
+// The kernels of copies.h. One thread moves one unit: 16, 8, 4 or 1 bytes, the widest that sizes, strides and addresses
+// are multiples of. Grid: units / kThreads; no shared memory.
 #include "plugins/common/cuda.h"
 #include "tests/native/copies.h"
 
@@ -31,8 +31,8 @@ VIMTRT_KERNEL void strided_copy_kernel(const Unit* x, Unit* y, Strides s, uint32
 }
 
 template <class Unit>
-VIMTRT_KERNEL void gather_kernel(const Unit* x, Unit* y, const int64_t* indices, int64_t length, uint32_t count, uint32_t inner,
-                                 uint32_t units) {
+VIMTRT_KERNEL void gather_kernel(const Unit* x, Unit* y, const int64_t* indices, int64_t length, uint32_t count,
+                                 uint32_t inner, uint32_t units) {
   const uint32_t unit = cuda::block_x() * cuda::threads_x() + cuda::thread_x();
   if (unit >= units) return;
   const uint32_t row = unit / inner;
@@ -51,15 +51,16 @@ cuda::Grid grid_of(uint64_t units) { return cuda::Grid{static_cast<unsigned>((un
 
 template <class Unit>
 int strided_copy(const void* x, void* y, Strides s, uint64_t units, cuda::Stream stream) {
-  return cuda::launch(strided_copy_kernel<Unit>, grid_of(units), kThreads, 0, stream, static_cast<const Unit*>(x), static_cast<Unit*>(y), s,
-                      static_cast<uint32_t>(units));
+  return cuda::launch(strided_copy_kernel<Unit>, grid_of(units), kThreads, 0, stream, static_cast<const Unit*>(x),
+                      static_cast<Unit*>(y), s, static_cast<uint32_t>(units));
 }
 
 template <class Unit>
 int gather(const void* x, void* y, const int64_t* indices, int64_t length, int64_t count, int64_t inner, uint64_t units,
            cuda::Stream stream) {
-  return cuda::launch(gather_kernel<Unit>, grid_of(units), kThreads, 0, stream, static_cast<const Unit*>(x), static_cast<Unit*>(y), indices,
-                      length, static_cast<uint32_t>(count), static_cast<uint32_t>(inner), static_cast<uint32_t>(units));
+  return cuda::launch(gather_kernel<Unit>, grid_of(units), kThreads, 0, stream, static_cast<const Unit*>(x),
+                      static_cast<Unit*>(y), indices, length, static_cast<uint32_t>(count),
+                      static_cast<uint32_t>(inner), static_cast<uint32_t>(units));
 }
 
 }  // namespace
@@ -101,8 +102,8 @@ int strided_copy_launch(const void* x, void* y, size_t element_bytes, const std:
   }
 }
 
-int gather_launch(const void* x, void* y, const int64_t* indices, int64_t outer, int64_t length, int64_t count, int64_t inner_bytes,
-                  cuda::Stream stream) {
+int gather_launch(const void* x, void* y, const int64_t* indices, int64_t outer, int64_t length, int64_t count,
+                  int64_t inner_bytes, cuda::Stream stream) {
   const int64_t bytes = outer * count * inner_bytes;
   if (bytes == 0) return 0;
   int64_t unit = 1;

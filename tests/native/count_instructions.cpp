@@ -1,8 +1,8 @@
 // How many instructions a CPU kernel executes on a small fixed case: count_instructions OPERATOR ISA prints the number.
 //
-// A child process runs the kernel and its parent takes it through step by step (ptrace), so the count is exact, holds for every instruction
-// set that the machine has, and does not depend on what else the machine does. Steps that are not the kernel's, into and out of the stops,
-// are counted with an empty run and taken away.
+// A child process runs the kernel and its parent takes it through step by step (ptrace), so the count is exact, holds
+// for every instruction set that the machine has, and does not depend on what else the machine does. Steps that are not
+// the kernel's, into and out of the stops, are counted with an empty run and taken away.
 #include <sched.h>
 #include <signal.h>
 #include <sys/ptrace.h>
@@ -38,10 +38,13 @@ class Data {
   }
   float* floats(int64_t count, float low, float high) {
     float* array = static_cast<float*>(memory(count * 4));
-    for (int64_t i = 0; i < count; ++i) array[i] = low + (high - low) * static_cast<float>(next() >> 8) * (1.0f / (1 << 24));
+    for (int64_t i = 0; i < count; ++i)
+      array[i] = low + (high - low) * static_cast<float>(next() >> 8) * (1.0f / (1 << 24));
     return array;
   }
-  int32_t* zeros(int64_t count) { return static_cast<int32_t*>(std::memset(memory(count * 4), 0, static_cast<size_t>(count) * 4)); }
+  int32_t* zeros(int64_t count) {
+    return static_cast<int32_t*>(std::memset(memory(count * 4), 0, static_cast<size_t>(count) * 4));
+  }
   void* memory(int64_t bytes) {
     void* block = std::aligned_alloc(64, static_cast<size_t>(bytes / 64 + 2) * 64);
     if (block == nullptr) throw std::runtime_error("out of memory");
@@ -170,14 +173,16 @@ long steps(const std::function<void()>& body) {
     _exit(0);
   }
   int status = 0;
-  if (child < 0 || waitpid(child, &status, 0) != child || !WIFSTOPPED(status)) throw std::runtime_error("the child did not stop");
+  if (child < 0 || waitpid(child, &status, 0) != child || !WIFSTOPPED(status))
+    throw std::runtime_error("the child did not stop");
   long count = 0;
   for (;; ++count) {
     if (ptrace(PTRACE_SINGLESTEP, child, nullptr, nullptr) != 0 || waitpid(child, &status, 0) != child)
       throw std::runtime_error("ptrace failed");
     if (!WIFSTOPPED(status)) throw std::runtime_error("the child ended in the middle");
     if (WSTOPSIG(status) == SIGSTOP) break;
-    if (WSTOPSIG(status) != SIGTRAP) throw std::runtime_error("the child got signal " + std::to_string(WSTOPSIG(status)));
+    if (WSTOPSIG(status) != SIGTRAP)
+      throw std::runtime_error("the child got signal " + std::to_string(WSTOPSIG(status)));
   }
   ptrace(PTRACE_KILL, child, nullptr, nullptr);
   kill(child, SIGKILL);

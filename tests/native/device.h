@@ -1,5 +1,5 @@
-// What the test modules need of a device, in two worlds: the CPU double of CUDA (device_double.cpp) and a GPU (device_cuda.cpp).
-// For one thread of the process at a time.
+// What the test modules need of a device, in two worlds: the CPU double of CUDA (device_double.cpp) and a GPU
+// (device_cuda.cpp). For one thread of the process at a time.
 #pragma once
 
 #include <cstddef>
@@ -25,14 +25,15 @@ std::vector<std::pair<std::string, std::string>> describe_device();
 // The settings of what follows.
 void begin(const Settings& settings);
 
-// Waits for the device. Raises KernelError where `status`, the wait or a write beside any memory says that a kernel failed.
+// Waits for the device. Raises KernelError where `status`, the wait or a write beside any memory says that a kernel
+// failed.
 void finish(int status);
 
 // More about the last failure, or nothing.
 std::string last_error();
 
-// Device memory for as long as it is in scope: poisoned inside, with a guard before and behind it. Its start is aligned to the settings'
-// alignment and to no more than that, and begins `shift` elements later where the settings ask for it.
+// Device memory for as long as it is in scope: poisoned inside, with a guard before and behind it. Its start is aligned
+// to the settings' alignment and to no more than that, and begins `shift` elements later where the settings ask for it.
 class Memory {
  public:
   Memory(const Settings& settings, size_t bytes, size_t element_bytes, std::string name);
@@ -47,8 +48,8 @@ class Memory {
   void write(const void* source);  // all bytes; done on return
   void read(void* target) const;   // all bytes; waits for the device
   void poison(uint8_t pattern);    // all bytes; done on return
-  void protect();                  // from here on a kernel's write to it is an error, until a launch has it as its output
-  std::string damage() const;      // what a kernel wrote and may not, or nothing; waits for the device
+  void protect();              // from here on a kernel's write to it is an error, until a launch has it as its output
+  std::string damage() const;  // what a kernel wrote and may not, or nothing; waits for the device
 
  private:
   friend void set_roles(const std::vector<Memory*>& inputs, const std::vector<Memory*>& outputs);

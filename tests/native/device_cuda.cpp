@@ -1,5 +1,5 @@
-// The world of a GPU: memory of cudaMalloc with canaries around it, streams of their own, CUDA graphs. Beside the kernels it needs nothing
-// but the CUDA runtime.
+// The world of a GPU: memory of cudaMalloc with canaries around it, streams of their own, CUDA graphs. Beside the
+// kernels it needs nothing but the CUDA runtime.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -92,10 +92,12 @@ struct Memory::World {
   std::vector<uint8_t> expected;  // of protected memory
 };
 
-Memory::Memory(const Settings& settings, size_t bytes, size_t element_bytes, std::string name) : bytes_(bytes), name_(std::move(name)) {
+Memory::Memory(const Settings& settings, size_t bytes, size_t element_bytes, std::string name)
+    : bytes_(bytes), name_(std::move(name)) {
   const size_t shift = settings.shifted.empty() || settings.shifted == name_ ? settings.shift * element_bytes : 0;
   const size_t alignment = std::max(settings.alignment, element_bytes);
-  const size_t before = (settings.guards ? kGuardBytes + alignment : 0) + shift;  // an odd multiple of the alignment, and the shift
+  const size_t before =
+      (settings.guards ? kGuardBytes + alignment : 0) + shift;  // an odd multiple of the alignment, and the shift
   const size_t total = before + bytes + (settings.guards ? kGuardBytes : 0);
   void* allocation = nullptr;
   expect(cudaMalloc(&allocation, std::max<size_t>(total, 1)), "memory for " + name_);
@@ -135,8 +137,8 @@ std::string Memory::damage() const {
   copy_now(bytes.data(), world_->allocation, before, cudaMemcpyDeviceToHost);
   copy_now(bytes.data() + before, static_cast<uint8_t*>(data_) + bytes_, bytes.size() - before, cudaMemcpyDeviceToHost);
   const auto of_memory = [&](size_t index) {
-    return "byte " + std::to_string(static_cast<int64_t>(index) - static_cast<int64_t>(before)) + " of " + name_ + " (" +
-           std::to_string(bytes_) + " bytes) was written";
+    return "byte " + std::to_string(static_cast<int64_t>(index) - static_cast<int64_t>(before)) + " of " + name_ +
+           " (" + std::to_string(bytes_) + " bytes) was written";
   };
   for (size_t i = 0; i < bytes.size(); ++i) {
     if (bytes[i] != kCanary) return of_memory(i < before ? i : i + bytes_);
@@ -185,7 +187,9 @@ void Stream::copy(void* target, const void* source, size_t bytes) {
 
 void Stream::wait() { expect(cudaStreamSynchronize(world_->stream), "a kernel"); }
 
-void Stream::begin_capture() { expect(cudaStreamBeginCapture(world_->stream, cudaStreamCaptureModeThreadLocal), "the start of a capture"); }
+void Stream::begin_capture() {
+  expect(cudaStreamBeginCapture(world_->stream, cudaStreamCaptureModeThreadLocal), "the start of a capture");
+}
 
 Graph* Stream::end_capture() {
   auto graph = std::make_unique<Graph::World>();
@@ -194,7 +198,9 @@ Graph* Stream::end_capture() {
   return new Graph(std::move(graph));
 }
 
-void Stream::launch(const Graph& graph) { expect(cudaGraphLaunch(graph.world().instance, world_->stream), "the launch of a graph"); }
+void Stream::launch(const Graph& graph) {
+  expect(cudaGraphLaunch(graph.world().instance, world_->stream), "the launch of a graph");
+}
 
 double Stream::milliseconds(const Graph& graph, int launches) {
   expect(cudaEventRecord(world_->start, world_->stream), "an event");

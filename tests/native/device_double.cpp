@@ -24,7 +24,8 @@ struct Memory::World {
   void* allocation;
 };
 
-Memory::Memory(const Settings& settings, size_t bytes, size_t element_bytes, std::string name) : bytes_(bytes), name_(std::move(name)) {
+Memory::Memory(const Settings& settings, size_t bytes, size_t element_bytes, std::string name)
+    : bytes_(bytes), name_(std::move(name)) {
   const size_t shift = settings.shifted.empty() || settings.shifted == name_ ? settings.shift * element_bytes : 0;
   const size_t alignment = settings.alignment > element_bytes ? settings.alignment : element_bytes;
   world_ = std::make_unique<World>(World{cuda_on_cpu::device_allocate(shift + bytes, alignment, name_.c_str())});

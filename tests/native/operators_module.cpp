@@ -1,4 +1,5 @@
-// The CUDA kernels for Python, on the CPU double (vimtrt_cuda_on_cpu) or on a GPU (vimtrt_cuda_on_gpu); see tests/kernel_run.py.
+// The CUDA kernels for Python, on the CPU double (vimtrt_cuda_on_cpu) or on a GPU (vimtrt_cuda_on_gpu); see
+// tests/support/kernel_run.py.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/map.h>
@@ -44,7 +45,8 @@ using Floats = Array<float>;
 template <class T>
 class Device {
  public:
-  Device(const Settings& settings, size_t count, const char* name) : count_(count), memory_(settings, count * sizeof(T), sizeof(T), name) {}
+  Device(const Settings& settings, size_t count, const char* name)
+      : count_(count), memory_(settings, count * sizeof(T), sizeof(T), name) {}
 
   T* data() const { return static_cast<T*>(memory_.data()); }
   void protect() { memory_.protect(); }
@@ -95,13 +97,17 @@ void run(const Launch& launch) {
   test::finish(status);
 }
 
-std::vector<size_t> sizes_of(const std::vector<int64_t>& shape) { return std::vector<size_t>(shape.begin(), shape.end()); }
+std::vector<size_t> sizes_of(const std::vector<int64_t>& shape) {
+  return std::vector<size_t>(shape.begin(), shape.end());
+}
 
 // Memory of one of the types that operators take.
 class AnyMemory {
  public:
   AnyMemory(const Settings& settings, Type type, std::vector<int64_t> shape, const std::string& name)
-      : type_(type), shape_(std::move(shape)), memory_(settings, bytes(), static_cast<size_t>(type_bytes(type)), name) {}
+      : type_(type),
+        shape_(std::move(shape)),
+        memory_(settings, bytes(), static_cast<size_t>(type_bytes(type)), name) {}
 
   size_t bytes() const {
     size_t count = static_cast<size_t>(type_bytes(type_));
@@ -158,12 +164,13 @@ AttributeValue value_of(nb::handle value) {
   return nb::cast<double>(value);
 }
 
-// Runs a node of an operator: `inputs` by name, in the definition's order. Every input lies in protected memory of its own and every output
-// in poisoned memory of its own, but where `in_place` says, by name, in which input's memory an output lies. `with_workspace`: false leaves
-// the workspace out, which the launch must notice where it needs one. `tile`, of KScaledLinear: one of kTiles, or empty for the launch's
-// choice.
+// Runs a node of an operator: `inputs` by name, in the definition's order. Every input lies in protected memory of its
+// own and every output in poisoned memory of its own, but where `in_place` says, by name, in which input's memory an
+// output lies. `with_workspace`: false leaves the workspace out, which the launch must notice where it needs one.
+// `tile`, of KScaledLinear: one of kTiles, or empty for the launch's choice.
 nb::tuple run_operator(const std::string& name, const Settings& s, const nb::dict& inputs, const nb::dict& attributes,
-                       const std::map<std::string, std::string>& in_place, bool with_workspace, const std::string& tile) {
+                       const std::map<std::string, std::string>& in_place, bool with_workspace,
+                       const std::string& tile) {
   const OpDef& op = operator_named(name);
   Arguments node;
   node.attributes = default_attributes(op);
@@ -176,13 +183,15 @@ nb::tuple run_operator(const std::string& name, const Settings& s, const nb::dic
     const TensorDef& def = op.inputs.at(static_cast<size_t>(node.input_count));
     const auto given = nb::cast<std::string>(key);
     const auto array = nb::cast<AnyArray>(value);
-    if (given != def.name || type_of(array) != def.type) throw std::invalid_argument("expected the input " + def.name + ", got " + given);
+    if (given != def.name || type_of(array) != def.type)
+      throw std::invalid_argument("expected the input " + def.name + ", got " + given);
     std::vector<int64_t> shape;
     for (size_t d = 0; d < array.ndim(); ++d) shape.push_back(static_cast<int64_t>(array.shape(d)));
     match_shape(def, shape, node.sizes);
     const auto held = std::make_shared<AnyMemory>(s, def.type, shape, given);
     held->write(array.data());
-    const bool is_written = std::any_of(in_place.begin(), in_place.end(), [&](const auto& pair) { return pair.second == given; });
+    const bool is_written =
+        std::any_of(in_place.begin(), in_place.end(), [&](const auto& pair) { return pair.second == given; });
     if (!is_written) held->protect();
     node.inputs[static_cast<size_t>(node.input_count++)] = held->data();
     memory[given] = held;
@@ -192,9 +201,10 @@ nb::tuple run_operator(const std::string& name, const Settings& s, const nb::dic
   std::vector<std::shared_ptr<AnyMemory>> outputs;
   for (size_t i = 0; i < op.outputs.size(); ++i) {
     const auto found = in_place.find(op.outputs[i].name);
-    outputs.push_back(found != in_place.end() ? memory.at(found->second)
-                                              : std::make_shared<AnyMemory>(s, output_type(op, i, node.attributes),
-                                                                            output_shape(op, i, node.sizes), op.outputs[i].name));
+    outputs.push_back(found != in_place.end()
+                          ? memory.at(found->second)
+                          : std::make_shared<AnyMemory>(s, output_type(op, i, node.attributes),
+                                                        output_shape(op, i, node.sizes), op.outputs[i].name));
     node.outputs[i] = outputs.back()->data();
   }
   const CudaOperator& cuda = cuda_operator_of(op);
@@ -209,7 +219,8 @@ nb::tuple run_operator(const std::string& name, const Settings& s, const nb::dic
 }
 
 // The tile that a launch takes on a GPU of so many processors.
-std::string kscaled_linear_tile_of(int64_t rows, int32_t out_features, int32_t in_features, bool to_float, int processors) {
+std::string kscaled_linear_tile_of(int64_t rows, int32_t out_features, int32_t in_features, bool to_float,
+                                   int processors) {
   KScaledLinearParams p;
   p.rows = rows;
   p.out_features = out_features;
@@ -235,7 +246,9 @@ nb::object multiply(const Settings& s, const Int8s& a, const Int8s& b, const Int
   test::begin(s);
   const Input<int8_t> a_on(s, "a", a), b_on(s, "b", b);
   const Input<int32_t> d(s, "d", c, true);
-  run([&](cuda::Stream stream) { return probes::multiply(a_on.data(), b_on.data(), d.writable(), with_ldmatrix, stream); });
+  run([&](cuda::Stream stream) {
+    return probes::multiply(a_on.data(), b_on.data(), d.writable(), with_ldmatrix, stream);
+  });
   return d.copy({16, 8});
 }
 
@@ -263,7 +276,9 @@ nb::object scale(const Settings& s, const Floats& x, float factor) {
   test::begin(s);
   const Input<float> x_on(s, "x", x);
   const Device<float> y(s, x.size(), "y");
-  run([&](cuda::Stream stream) { return probes::scale(x_on.data(), factor, y.data(), static_cast<int>(x.size()), stream); });
+  run([&](cuda::Stream stream) {
+    return probes::scale(x_on.data(), factor, y.data(), static_cast<int>(x.size()), stream);
+  });
   return y.copy({x.size()});
 }
 
@@ -293,9 +308,10 @@ nb::object run_fault(const Settings& s, const std::string& name, bool corrected,
 
 NB_MODULE(VIMTRT_MODULE, m) {
   test::bind_device(m);
-  m.def("run_operator", run_operator, "op"_a, "settings"_a, "inputs"_a, "attributes"_a, "in_place"_a = std::map<std::string, std::string>(),
-        "with_workspace"_a = true, "tile"_a = "");
-  m.def("kscaled_linear_tile", kscaled_linear_tile_of, "rows"_a, "out_features"_a, "in_features"_a, "to_float"_a, "processors"_a);
+  m.def("run_operator", run_operator, "op"_a, "settings"_a, "inputs"_a, "attributes"_a,
+        "in_place"_a = std::map<std::string, std::string>(), "with_workspace"_a = true, "tile"_a = "");
+  m.def("kscaled_linear_tile", kscaled_linear_tile_of, "rows"_a, "out_features"_a, "in_features"_a, "to_float"_a,
+        "processors"_a);
   m.def("bidirectional_scan_workspace_bytes", scan_workspace_bytes, "batch"_a, "tokens"_a, "channels"_a, "states"_a);
   m.def("multiply", multiply, "settings"_a, "a"_a, "b"_a, "c"_a, "with_ldmatrix"_a);
   m.def("dp4a", of_words<probes::dp4a>, "settings"_a, "a"_a, "b"_a, "c"_a);

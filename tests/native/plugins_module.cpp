@@ -1,6 +1,7 @@
-// The plugin library for Python, on the CPU double (vimtrt_plugins_on_cpu) or on a GPU (vimtrt_plugins_on_gpu); see tests/plugin_run.py. It
-// plays TensorRT's part: finds creators through getCreators, makes plugins of fields, asks for types, shapes and formats, configures,
-// serializes, makes them anew for the runtime phase, copies them, and enqueues on device memory.
+// The plugin library for Python, on the CPU double (vimtrt_plugins_on_cpu) or on a GPU (vimtrt_plugins_on_gpu); see
+// tests/support/plugin_run.py. It plays TensorRT's part: finds creators through getCreators, makes plugins of fields, asks for
+// types, shapes and formats, configures, serializes, makes them anew for the runtime phase, copies them, and enqueues
+// on device memory.
 #include <NvInferRuntime.h>
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -50,10 +51,11 @@ const Names<DataType> kTypes = {{"int8", DataType::kINT8},
                                 {"int32", DataType::kINT32},
                                 {"float16", DataType::kHALF},
                                 {"uint8", DataType::kUINT8}};
-const Names<PluginFieldType> kFieldTypes = {{"int32", PluginFieldType::kINT32},     {"float32", PluginFieldType::kFLOAT32},
-                                            {"char", PluginFieldType::kCHAR},       {"int8", PluginFieldType::kINT8},
-                                            {"float64", PluginFieldType::kFLOAT64}, {"unknown", PluginFieldType::kUNKNOWN}};
-const Names<TensorFormat> kFormats = {{"linear", TensorFormat::kLINEAR}, {"chw4", TensorFormat::kCHW4}, {"hwc8", TensorFormat::kHWC8}};
+const Names<PluginFieldType> kFieldTypes = {
+    {"int32", PluginFieldType::kINT32}, {"float32", PluginFieldType::kFLOAT32}, {"char", PluginFieldType::kCHAR},
+    {"int8", PluginFieldType::kINT8},   {"float64", PluginFieldType::kFLOAT64}, {"unknown", PluginFieldType::kUNKNOWN}};
+const Names<TensorFormat> kFormats = {
+    {"linear", TensorFormat::kLINEAR}, {"chw4", TensorFormat::kCHW4}, {"hwc8", TensorFormat::kHWC8}};
 
 template <class Kind>
 Kind named(const Names<Kind>& names, const std::string& name) {
@@ -126,7 +128,8 @@ struct ExpressionBuilder final : nvinfer1::IExprBuilder {
                                               const nvinfer1::IDimensionExpr&) override {
       return nullptr;
     }
-    const nvinfer1::IDimensionExpr* declareSizeTensor(int32_t, const nvinfer1::IDimensionExpr&, const nvinfer1::IDimensionExpr&) override {
+    const nvinfer1::IDimensionExpr* declareSizeTensor(int32_t, const nvinfer1::IDimensionExpr&,
+                                                      const nvinfer1::IDimensionExpr&) override {
       return nullptr;
     }
     std::deque<Expression> all;  // stay where they are
@@ -159,7 +162,8 @@ class PythonPlugin {
   explicit PythonPlugin(nvinfer1::IPluginV3* plugin) : plugin_(plugin) {
     core_ = capability<nvinfer1::IPluginV3OneCore>(nvinfer1::PluginCapabilityType::kCORE, "PLUGIN_V3ONE_CORE");
     build_ = capability<nvinfer1::IPluginV3OneBuild>(nvinfer1::PluginCapabilityType::kBUILD, "PLUGIN_V3ONE_BUILD");
-    runtime_ = capability<nvinfer1::IPluginV3OneRuntime>(nvinfer1::PluginCapabilityType::kRUNTIME, "PLUGIN_V3ONE_RUNTIME");
+    runtime_ =
+        capability<nvinfer1::IPluginV3OneRuntime>(nvinfer1::PluginCapabilityType::kRUNTIME, "PLUGIN_V3ONE_RUNTIME");
   }
 
   std::tuple<std::string, std::string, std::string> identity() const {
@@ -172,7 +176,8 @@ class PythonPlugin {
   std::optional<std::vector<std::string>> output_types(const std::vector<std::string>& inputs, int outputs) const {
     std::vector<DataType> in, out(static_cast<size_t>(outputs), DataType::kBOOL);
     for (const std::string& type : inputs) in.push_back(named(kTypes, type));
-    if (build_->getOutputDataTypes(out.data(), outputs, in.data(), static_cast<int32_t>(in.size())) != 0) return std::nullopt;
+    if (build_->getOutputDataTypes(out.data(), outputs, in.data(), static_cast<int32_t>(in.size())) != 0)
+      return std::nullopt;
     std::vector<std::string> names;
     for (const DataType type : out) names.push_back(name_of(kTypes, type));
     return names;
@@ -187,7 +192,8 @@ class PythonPlugin {
       for (size_t i = 0; i < shape.size(); ++i) dims.d[i] = builder.constant(shape[i]);
       in.push_back(dims);
     }
-    if (build_->getOutputShapes(in.data(), static_cast<int32_t>(in.size()), nullptr, 0, out.data(), outputs, builder) != 0)
+    if (build_->getOutputShapes(in.data(), static_cast<int32_t>(in.size()), nullptr, 0, out.data(), outputs, builder) !=
+        0)
       return std::nullopt;
     std::vector<Shape> shapes;
     for (const nvinfer1::DimsExprs& dims : out) {
@@ -198,10 +204,12 @@ class PythonPlugin {
     return shapes;
   }
 
-  bool supports(int position, const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs, const std::string& format) const {
+  bool supports(int position, const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs,
+                const std::string& format) const {
     std::vector<nvinfer1::DynamicPluginTensorDesc> all;
     for (const auto* list : {&inputs, &outputs}) {
-      for (const Tensor& tensor : *list) all.push_back(dynamic(tensor, static_cast<int>(all.size()) == position ? format : "linear"));
+      for (const Tensor& tensor : *list)
+        all.push_back(dynamic(tensor, static_cast<int>(all.size()) == position ? format : "linear"));
     }
     return build_->supportsFormatCombination(position, all.data(), static_cast<int32_t>(inputs.size()),
                                              static_cast<int32_t>(outputs.size()));
@@ -209,12 +217,14 @@ class PythonPlugin {
 
   int configure(const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs) const {
     const auto in = all_dynamic(inputs), out = all_dynamic(outputs);
-    return build_->configurePlugin(in.data(), static_cast<int32_t>(in.size()), out.data(), static_cast<int32_t>(out.size()));
+    return build_->configurePlugin(in.data(), static_cast<int32_t>(in.size()), out.data(),
+                                   static_cast<int32_t>(out.size()));
   }
 
   size_t workspace_bytes(const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs) const {
     const auto in = all_dynamic(inputs), out = all_dynamic(outputs);
-    return build_->getWorkspaceSize(in.data(), static_cast<int32_t>(in.size()), out.data(), static_cast<int32_t>(out.size()));
+    return build_->getWorkspaceSize(in.data(), static_cast<int32_t>(in.size()), out.data(),
+                                    static_cast<int32_t>(out.size()));
   }
 
   std::vector<Field> fields() const {
@@ -223,8 +233,8 @@ class PythonPlugin {
     for (int32_t i = 0; i < all->nbFields; ++i) {
       const nvinfer1::PluginField& field = all->fields[i];
       const size_t bytes = static_cast<size_t>(field.length) * (field.type == PluginFieldType::kCHAR ? 1 : 4);
-      found.emplace_back(field.name, name_of(kFieldTypes, field.type), nb::bytes(static_cast<const char*>(field.data), bytes),
-                         field.length);
+      found.emplace_back(field.name, name_of(kFieldTypes, field.type),
+                         nb::bytes(static_cast<const char*>(field.data), bytes), field.length);
     }
     return found;
   }
@@ -234,11 +244,14 @@ class PythonPlugin {
 
   int on_shape_change(const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs) const {
     const auto in = all_static(inputs), out = all_static(outputs);
-    return runtime_->onShapeChange(in.data(), static_cast<int32_t>(in.size()), out.data(), static_cast<int32_t>(out.size()));
+    return runtime_->onShapeChange(in.data(), static_cast<int32_t>(in.size()), out.data(),
+                                   static_cast<int32_t>(out.size()));
   }
 
-  // Returns the status and the outputs' bytes. `without` leaves out the address of that input or, from the count of inputs on, output.
-  std::pair<int, std::vector<nb::bytes>> enqueue(const Settings& settings, const std::vector<nb::ndarray<nb::ro, nb::c_contig>>& arrays,
+  // Returns the status and the outputs' bytes. `without` leaves out the address of that input or, from the count of
+  // inputs on, output.
+  std::pair<int, std::vector<nb::bytes>> enqueue(const Settings& settings,
+                                                 const std::vector<nb::ndarray<nb::ro, nb::c_contig>>& arrays,
                                                  const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs,
                                                  size_t workspace_bytes, int without) const {
     test::begin(settings);
@@ -262,12 +275,14 @@ class PythonPlugin {
     }
     if (without >= 0)
       (static_cast<size_t>(without) < from.size() ? from[static_cast<size_t>(without)]
-                                                  : (const void*&)to[static_cast<size_t>(without) - from.size()]) = nullptr;
+                                                  : (const void*&)to[static_cast<size_t>(without) - from.size()]) =
+          nullptr;
     const Memory workspace(settings, workspace_bytes, 16, "the workspace");
     static test::Stream stream;
     int status = 0;
     stream.run([&](cuda::Stream handle) {
-      status = runtime_->enqueue(in.data(), out.data(), from.data(), to.data(), workspace_bytes > 0 ? workspace.data() : nullptr, handle);
+      status = runtime_->enqueue(in.data(), out.data(), from.data(), to.data(),
+                                 workspace_bytes > 0 ? workspace.data() : nullptr, handle);
       return 0;
     });
     if (status != 0) return {status, {}};
@@ -281,18 +296,21 @@ class PythonPlugin {
     return {status, results};
   }
 
-  // Starts the plugin on memory that is there already, or records it where the stream captures. The memory must outlive what was recorded.
+  // Starts the plugin on memory that is there already, or records it where the stream captures. The memory must outlive
+  // what was recorded.
   void enqueue_on(test::Stream& stream, const std::vector<Memory*>& inputs, const std::vector<Memory*>& outputs,
-                  const std::vector<Tensor>& input_tensors, const std::vector<Tensor>& output_tensors, Memory* workspace) const {
+                  const std::vector<Tensor>& input_tensors, const std::vector<Tensor>& output_tensors,
+                  Memory* workspace) const {
     std::vector<const void*> from;
     std::vector<void*> to;
     for (const Memory* memory : inputs) from.push_back(memory->data());
     for (const Memory* memory : outputs) to.push_back(memory->data());
     void* scratch = workspace != nullptr ? workspace->data() : nullptr;
-    stream.run([=, runtime = runtime_, in = all_static(input_tensors), out = all_static(output_tensors)](cuda::Stream s) {
-      test::set_roles(inputs, outputs);
-      return runtime->enqueue(in.data(), out.data(), from.data(), to.data(), scratch, s) == 0 ? 0 : kNotStarted;
-    });
+    stream.run(
+        [=, runtime = runtime_, in = all_static(input_tensors), out = all_static(output_tensors)](cuda::Stream s) {
+          test::set_roles(inputs, outputs);
+          return runtime->enqueue(in.data(), out.data(), from.data(), to.data(), scratch, s) == 0 ? 0 : kNotStarted;
+        });
   }
 
  private:
@@ -319,7 +337,8 @@ class PythonPlugin {
   nvinfer1::IPluginV3OneRuntime* runtime_ = nullptr;
 };
 
-PythonPlugin* create_from(const std::string& name, const nvinfer1::PluginFieldCollection* fields, const std::string& phase) {
+PythonPlugin* create_from(const std::string& name, const nvinfer1::PluginFieldCollection* fields,
+                          const std::string& phase) {
   for (nvinfer1::IPluginCreatorV3One* creator : creators()) {
     if (name != creator->getPluginName()) continue;
     const auto which = phase == "build" ? nvinfer1::TensorRTPhase::kBUILD : nvinfer1::TensorRTPhase::kRUNTIME;
@@ -346,13 +365,15 @@ PythonPlugin* create_from_nothing(const std::string& name, int fields) {
 }
 
 // Copies between operators; sizes are checked, since a wrong one would read beside the memory.
-void strided_copy(test::Stream& stream, Memory& x, Memory& y, size_t element_bytes, const Shape& shape, const Shape& strides) {
+void strided_copy(test::Stream& stream, Memory& x, Memory& y, size_t element_bytes, const Shape& shape,
+                  const Shape& strides) {
   int64_t last = 0, count = 1;
   for (size_t d = 0; d < shape.size() && d < strides.size(); ++d) {
     last += (shape[d] - 1) * strides[d];
     count *= shape[d];
   }
-  if (static_cast<size_t>(count) * element_bytes != y.bytes() || (count > 0 && (static_cast<size_t>(last) + 1) * element_bytes > x.bytes()))
+  if (static_cast<size_t>(count) * element_bytes != y.bytes() ||
+      (count > 0 && (static_cast<size_t>(last) + 1) * element_bytes > x.bytes()))
     throw std::invalid_argument("sizes differ");
   stream.run([=, from = &x, to = &y](cuda::Stream s) {
     test::set_roles({from}, {to});
@@ -362,12 +383,14 @@ void strided_copy(test::Stream& stream, Memory& x, Memory& y, size_t element_byt
 
 void gather(test::Stream& stream, Memory& x, Memory& y, Memory& indices, int64_t outer, int64_t length, int64_t count,
             int64_t inner_bytes) {
-  if (x.bytes() != static_cast<size_t>(outer * length * inner_bytes) || y.bytes() != static_cast<size_t>(outer * count * inner_bytes) ||
+  if (x.bytes() != static_cast<size_t>(outer * length * inner_bytes) ||
+      y.bytes() != static_cast<size_t>(outer * count * inner_bytes) ||
       indices.bytes() != static_cast<size_t>(count) * sizeof(int64_t))
     throw std::invalid_argument("sizes differ");
   stream.run([=, from = &x, to = &y, of = &indices](cuda::Stream s) {
     test::set_roles({from, of}, {to});
-    return test::gather_launch(from->data(), to->data(), static_cast<const int64_t*>(of->data()), outer, length, count, inner_bytes, s);
+    return test::gather_launch(from->data(), to->data(), static_cast<const int64_t*>(of->data()), outer, length, count,
+                               inner_bytes, s);
   });
 }
 
@@ -377,7 +400,8 @@ nb::dict describe() {
   for (nvinfer1::IPluginCreatorV3One* creator : creators()) {
     nb::dict one, fields;
     const nvinfer1::PluginFieldCollection* names = creator->getFieldNames();
-    for (int32_t i = 0; i < names->nbFields; ++i) fields[names->fields[i].name] = name_of(kFieldTypes, names->fields[i].type);
+    for (int32_t i = 0; i < names->nbFields; ++i)
+      fields[names->fields[i].name] = name_of(kFieldTypes, names->fields[i].type);
     one["version"] = creator->getPluginVersion();
     one["namespace"] = creator->getPluginNamespace();
     one["fields"] = fields;
@@ -410,9 +434,10 @@ NB_MODULE(VIMTRT_MODULE, m) {
       .def("clone", &PythonPlugin::clone)
       .def("attach", &PythonPlugin::attach)
       .def("on_shape_change", &PythonPlugin::on_shape_change, "inputs"_a, "outputs"_a)
-      .def("enqueue", &PythonPlugin::enqueue, "settings"_a, "arrays"_a, "inputs"_a, "outputs"_a, "workspace_bytes"_a = 0, "without"_a = -1)
-      .def("enqueue_on", &PythonPlugin::enqueue_on, "stream"_a, "inputs"_a, "outputs"_a, "input_tensors"_a, "output_tensors"_a,
-           "workspace"_a = nb::none());
+      .def("enqueue", &PythonPlugin::enqueue, "settings"_a, "arrays"_a, "inputs"_a, "outputs"_a,
+           "workspace_bytes"_a = 0, "without"_a = -1)
+      .def("enqueue_on", &PythonPlugin::enqueue_on, "stream"_a, "inputs"_a, "outputs"_a, "input_tensors"_a,
+           "output_tensors"_a, "workspace"_a = nb::none());
   m.def("strided_copy", strided_copy, "stream"_a, "x"_a, "y"_a, "element_bytes"_a, "shape"_a, "strides"_a);
   m.def("gather", gather, "stream"_a, "x"_a, "y"_a, "indices"_a, "outer"_a, "length"_a, "count"_a, "inner_bytes"_a);
 }

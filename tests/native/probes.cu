@@ -8,7 +8,8 @@ namespace {
 
 VIMTRT_DEVICE int self() { return static_cast<int>(cuda::thread_x()); }
 
-// One warp. Shared, with ldmatrix: a, 16 rows of 32 bytes, whose four 8 x 16 parts are the matrices that the lanes address.
+// One warp. Shared, with ldmatrix: a, 16 rows of 32 bytes, whose four 8 x 16 parts are the matrices that the lanes
+// address.
 VIMTRT_KERNEL void multiply_kernel(const int8_t* a, const int8_t* b, int32_t* d, bool with_ldmatrix) {
   const int lane = self();
   const int g = lane / 4, t = lane % 4;
@@ -20,7 +21,8 @@ VIMTRT_KERNEL void multiply_kernel(const int8_t* a, const int8_t* b, int32_t* d,
     const int matrix = lane / 8;
     cuda::ldmatrix_x4(of_a, rows + (lane % 8 + matrix % 2 * 8) * 32 + matrix / 2 * 16);
   } else {
-    for (int i = 0; i < 4; ++i) of_a[i] = cuda::load(reinterpret_cast<const uint32_t*>(a + (g + i % 2 * 8) * 32 + i / 2 * 16 + 4 * t));
+    for (int i = 0; i < 4; ++i)
+      of_a[i] = cuda::load(reinterpret_cast<const uint32_t*>(a + (g + i % 2 * 8) * 32 + i / 2 * 16 + 4 * t));
   }
   for (int i = 0; i < 2; ++i) of_b[i] = cuda::load(reinterpret_cast<const uint32_t*>(b + g * 32 + i * 16 + 4 * t));
   int32_t sums[4];
@@ -78,7 +80,8 @@ int byte_permute(const int32_t* a, const int32_t* b, const int32_t* c, int32_t* 
 
 int scale(const float* x, float factor, float* y, int n, cuda::Stream stream) {
   constexpr unsigned kBlock = 48;  // not whole warps: allowed where no warp-wide call is made
-  return cuda::launch(scale_kernel, cuda::Grid{(static_cast<unsigned>(n) + kBlock - 1) / kBlock}, kBlock, 0, stream, x, factor, y, n);
+  return cuda::launch(scale_kernel, cuda::Grid{(static_cast<unsigned>(n) + kBlock - 1) / kBlock}, kBlock, 0, stream, x,
+                      factor, y, n);
 }
 
 int launch_nothing(unsigned x, unsigned y, unsigned z, unsigned threads, size_t shared_bytes, cuda::Stream stream) {

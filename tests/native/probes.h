@@ -1,4 +1,5 @@
-// What cuda.h promises, each call on given operands: what the double computes and what a GPU does are compared with the same numbers.
+// What cuda.h promises, each call on given operands: what the double computes and what a GPU does are compared with the
+// same numbers.
 #pragma once
 
 #include <cstddef>

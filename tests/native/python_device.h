@@ -22,18 +22,20 @@ Choice choose(const std::map<std::string, Choice>& choices, const std::string& n
 }
 
 inline Settings make_settings(const std::string& schedule, uint64_t seed, uint8_t poison, const std::string& placement,
-                              const std::string& copies, size_t alignment, size_t shift, const std::string& shifted, bool watch,
-                              bool guards) {
+                              const std::string& copies, size_t alignment, size_t shift, const std::string& shifted,
+                              bool watch, bool guards) {
   using cuda_on_cpu::Copies;
   using cuda_on_cpu::Placement;
   using cuda_on_cpu::Schedule;
   Settings s;
   s.of_double.schedule = choose<Schedule>(
-      {{"ascending", Schedule::kAscending}, {"descending", Schedule::kDescending}, {"random", Schedule::kRandom}}, schedule);
+      {{"ascending", Schedule::kAscending}, {"descending", Schedule::kDescending}, {"random", Schedule::kRandom}},
+      schedule);
   s.of_double.seed = seed;
   s.of_double.poison = poison;
   s.of_double.placement = choose<Placement>({{"left", Placement::kLeft}, {"right", Placement::kRight}}, placement);
-  s.of_double.copies = choose<Copies>({{"late", Copies::kLate}, {"early", Copies::kEarly}, {"random", Copies::kRandom}}, copies);
+  s.of_double.copies =
+      choose<Copies>({{"late", Copies::kLate}, {"early", Copies::kEarly}, {"random", Copies::kRandom}}, copies);
   s.of_double.watch = watch;
   s.alignment = alignment;
   s.shift = shift;
@@ -65,7 +67,8 @@ inline void bind_memory(nanobind::module_& m) {
   m.def("begin", begin, "settings"_a);
   m.def("finish", [] { finish(0); });
   nanobind::class_<Memory>(m, "Memory")
-      .def(nanobind::init<const Settings&, size_t, size_t, std::string>(), "settings"_a, "bytes"_a, "element_bytes"_a, "name"_a)
+      .def(nanobind::init<const Settings&, size_t, size_t, std::string>(), "settings"_a, "bytes"_a, "element_bytes"_a,
+           "name"_a)
       .def_prop_ro("bytes", &Memory::bytes)
       .def_prop_ro("name", &Memory::name)
       .def_prop_ro("address", [](const Memory& memory) { return reinterpret_cast<uintptr_t>(memory.data()); })

@@ -1,9 +1,10 @@
-// The CPU engine for a Python that cannot load it, such as one beside an emulator: reads calls of Program from its input and answers on its
-// output (tests/foreign.py writes and reads them). Numbers are those of the machine, 64-bit, little-endian.
+// The CPU engine for a Python that cannot load it, such as one beside an emulator: reads calls of Program from its
+// input and answers on its output (tests/support/foreign.py writes and reads them). Numbers are those of the machine, 64-bit,
+// little-endian.
 //
 //   call    string name, u32 fields, then for each: string key, u8 kind, and
-//           'i' an integer   'f' a double   's' a string   'l' a list of integers   'a' an array: a list, its shape, then u64 bytes and
-//           these
+//           'i' an integer   'f' a double   's' a string   'l' a list of integers   'a' an array: a list, its shape,
+//           then u64 bytes and these
 //   string  u32 length and bytes;  list  u32 count and integers
 //   answer  of run alone: u8 0 and the bytes of every output; or, of any call, u8 1 and a string
 #include <cstdint>
@@ -46,7 +47,9 @@ struct Call {
   int64_t integer(const std::string& key) const { return field(key).integer; }
   int value(const std::string& key) const { return static_cast<int>(integer(key)); }
   int64_t dimension(const std::string& key, size_t axis) const { return field(key).list.at(axis); }
-  std::vector<int> values(const std::string& key) const { return std::vector<int>(field(key).list.begin(), field(key).list.end()); }
+  std::vector<int> values(const std::string& key) const {
+    return std::vector<int>(field(key).list.begin(), field(key).list.end());
+  }
   template <class T>
   Array<T> array(const std::string& key) const {
     if (!has(key)) return {};
@@ -123,7 +126,8 @@ Type type_named(const std::string& name) {
   throw std::runtime_error("unknown type " + name);
 }
 
-// Input i is a value (value0, type0, shape0) or an array (array0, type0); attributes have their own names after "attribute ".
+// Input i is a value (value0, type0, shape0) or an array (array0, type0); attributes have their own names after
+// "attribute ".
 void add(Program& program, const Call& call) {
   const OpDef& op = operator_named(call.field("op").text);
   std::vector<Source> inputs;
@@ -205,11 +209,13 @@ void run(Program& program, const Call& call) {
   program.run(call.integer("batch"), input_pointers, output_pointers);
   for (const std::vector<uint8_t>& output : outputs) {
     for (size_t i = 0; i < kGuard; ++i) {
-      if (output[i] != kGuardByte || output[output.size() - 1 - i] != kGuardByte) throw std::runtime_error("wrote outside an output");
+      if (output[i] != kGuardByte || output[output.size() - 1 - i] != kGuardByte)
+        throw std::runtime_error("wrote outside an output");
     }
   }
   std::fputc(0, stdout);
-  for (const std::vector<uint8_t>& output : outputs) std::fwrite(output.data() + kGuard, 1, output.size() - 2 * kGuard, stdout);
+  for (const std::vector<uint8_t>& output : outputs)
+    std::fwrite(output.data() + kGuard, 1, output.size() - 2 * kGuard, stdout);
   std::fflush(stdout);
 }
 

@@ -19,9 +19,11 @@ struct KernelError : std::runtime_error {
 struct Settings {
   cuda_on_cpu::Settings of_double;  // a GPU takes its poison alone
   size_t alignment = 16;            // of device memory, at least that of its elements
-  size_t shift = 0;     // elements between there and the first one used: with 1 a pointer is aligned to no more than its elements
+  size_t shift =
+      0;  // elements between there and the first one used: with 1 a pointer is aligned to no more than its elements
   std::string shifted;  // the one array that is shifted, instead of all
-  bool guards = true;   // on a GPU; false: memory is exactly what was asked for and holds nothing, as compute-sanitizer wants it
+  bool guards =
+      true;  // on a GPU; false: memory is exactly what was asked for and holds nothing, as compute-sanitizer wants it
 };
 
 }  // namespace test

@@ -27,7 +27,18 @@ def run(options: Options) -> Part:
     configure(options, architecture)
     configured = time.perf_counter()
     targets = available_targets(options)
-    _run(["cmake", "--build", str(options.build), "--parallel", str(os.cpu_count() or 1), "--target", "_native", *targets])
+    _run(
+        [
+            "cmake",
+            "--build",
+            str(options.build),
+            "--parallel",
+            str(os.cpu_count() or 1),
+            "--target",
+            "_native",
+            *targets,
+        ]
+    )
     built = time.perf_counter()
     install_package(options)
     open_paths(options)
@@ -42,7 +53,8 @@ def run(options: Options) -> Part:
     }
     if not world.has_plugins:
         found["left out"] = (
-            "plugins, network and graphs: TensorRT's headers are not here; give TENSORRT_INCLUDE_DIR, or --headers with the wheel of "
+            "plugins, network and graphs: TensorRT's headers are not here; give TENSORRT_INCLUDE_DIR, or --headers "
+            "with the wheel of "
             "'pip download --no-deps kernel-lens==2.0.1'"
         )
     return found
@@ -72,7 +84,9 @@ def configure(options: Options, architecture: str) -> None:
 
 def available_targets(options: Options) -> list[str]:
     """Return the modules that can be built here: without TensorRT's headers the plugins' are none of them."""
-    result = subprocess.run(["cmake", "--build", str(options.build), "--target", "help"], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        ["cmake", "--build", str(options.build), "--target", "help"], capture_output=True, text=True, check=True
+    )
     words = set(result.stdout.replace(":", " ").split())
     return [target for target in TARGETS[options.device] if target in words]
 
@@ -88,7 +102,9 @@ def install_package(options: Options) -> None:
 
 
 def _nanobind() -> str:
-    result = subprocess.run([sys.executable, "-m", "nanobind", "--cmake_dir"], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-m", "nanobind", "--cmake_dir"], capture_output=True, text=True, check=False
+    )
     if result.returncode != 0:
         raise RuntimeError("nanobind is not installed; run: pip install nanobind")
     return result.stdout.strip()

@@ -1,6 +1,7 @@
 """Running a list of cases so that none can hide the others: a case that ends the GPU's context costs itself, no more.
 
-After an illegal address every call of a process fails. So the process that met it notes what it has, and starts itself anew behind that case.
+After an illegal address every call of a process fails. So the process that met it notes what it has, and starts itself
+anew behind that case.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ STEP_SECONDS = 2.0  # between two lines of progress
 
 
 def run_cases(world: World, names: Sequence[str], check: Callable[[str], int], state: Path) -> Part:
-    """Return how many cases ran, how many values they compared, and what was different; `check` gives the values or raises."""
+    """Return how many cases ran, how many values they compared, and what was different; `check` gives the values or
+    raises.
+    """
     done, values, different = 0, 0, {}
     if state.exists():
         done, values, different = json.loads(state.read_text(encoding="utf-8"))

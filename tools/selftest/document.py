@@ -18,7 +18,15 @@ from selftest.report import COPIES, OURS, rate, spread, summary, table, verdict
 
 BEGIN, END = "<!-- tables: tools/selftest/document.py -->", "<!-- end of the tables -->"
 PLOTS = {"speed.svg": "gpu_speed.svg", "operators.svg": "gpu_operators.svg"}
-LAYER = ("norm", "in_proj", "conv", "x_proj", "dt_proj", "scan", "out_proj")  # a layer's nodes, by the ends of their names
+LAYER = (
+    "norm",
+    "in_proj",
+    "conv",
+    "x_proj",
+    "dt_proj",
+    "scan",
+    "out_proj",
+)  # a layer's nodes, by the ends of their names
 
 
 def machine_lines(found: dict[str, Any]) -> list[str]:
@@ -39,7 +47,9 @@ def machine_lines(found: dict[str, Any]) -> list[str]:
 
 def verdicts(found: dict[str, Any]) -> list[str]:
     """Return a line for each part."""
-    return table(("part", "verdict", "seconds", "what"), [(n, verdict(p), p["seconds"], summary(p)) for n, p in found.items()])
+    return table(
+        ("part", "verdict", "seconds", "what"), [(n, verdict(p), p["seconds"], summary(p)) for n, p in found.items()]
+    )
 
 
 def network_lines(speed: dict[str, Any]) -> list[str]:
@@ -49,9 +59,16 @@ def network_lines(speed: dict[str, Any]) -> list[str]:
     for row in speed["networks"]:
         peers = row.get("peers", {})
         ours = peers.get(OURS, row["alone"])
-        others = [f"{peers[name]['median_ms']:.2f} ({peers[name]['median_ms'] / ours['median_ms']:.2f})" if name in peers else "" for name in names]
+        others = [
+            f"{peers[name]['median_ms']:.2f} ({peers[name]['median_ms'] / ours['median_ms']:.2f})"
+            if name in peers
+            else ""
+            for name in names
+        ]
         rows.append((row["model"].split("_")[1], row["batch"], spread(ours), rate(row["batch"], ours), *others))
-    return table(("Vim", "batch", "int8, ms (p10 .. p90)", "images/s", *(f"{name}, ms (times int8)" for name in names)), rows)
+    return table(
+        ("Vim", "batch", "int8, ms (p10 .. p90)", "images/s", *(f"{name}, ms (times int8)" for name in names)), rows
+    )
 
 
 def operator_lines(speed: dict[str, Any]) -> list[str]:
@@ -62,7 +79,12 @@ def operator_lines(speed: dict[str, Any]) -> list[str]:
         of: dict[str, str] = {}
         for o in speed["operators"]:
             name = o["node"].rsplit(".", 1)[-1]
-            if (o["model"], o["batch"]) == (model, batch) and o["op"] not in COPIES and o["count"] > 1 and name in LAYER:
+            if (
+                (o["model"], o["batch"]) == (model, batch)
+                and o["op"] not in COPIES
+                and o["count"] > 1
+                and name in LAYER
+            ):
                 of.setdefault(name, f"{o['us']:.1f} ({100 * o['share']:.0f} %)")
         rows.append((model.split("_")[1], batch, *(of.get(name, "") for name in LAYER)))
     return table(("Vim", "batch", *LAYER), rows)
@@ -75,10 +97,12 @@ def main(folder: Path) -> int:
     lines = [
         *machine_lines(found),
         *verdicts(found),
-        "Networks under one CUDA graph, in turns with PyTorch in fp16 on the same GPU; in brackets how many times the engine's time it takes:",
+        "Networks under one CUDA graph, in turns with PyTorch in fp16 on the same GPU; in brackets how many times the "
+        "engine's time it takes:",
         "",
         *network_lines(speed),
-        "Nodes of a layer, us of one launch among many in a CUDA graph, and in brackets the share of the floor that bytes, instructions or the chain leave:",
+        "Nodes of a layer, us of one launch among many in a CUDA graph, and in brackets the share of the floor that "
+        "bytes, instructions or the chain leave:",
         "",
         *operator_lines(speed),
     ]

@@ -1,4 +1,6 @@
-"""The least time that an operator can take on a GPU: what the operators' READMEs count, on the clocks and bandwidth of the GPU at hand."""
+"""The least time that an operator can take on a GPU: what the operators' READMEs count, on the clocks and bandwidth of
+the GPU at hand.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Operations of the tensor cores in int8, of a multiprocessor and clock (two for a multiplication with addition), dense, by compute capability.
+# Operations of the tensor cores in int8, of a multiprocessor and clock (two for a multiplication with addition), dense,
+# by compute capability.
 INT8_OPERATIONS = {"8.0": 4096, "8.6": 2048, "8.7": 2048, "8.9": 2048, "9.0": 8192, "10.0": 16384, "12.0": 2048}
 SCHEDULERS = 4  # of a multiprocessor, one instruction of a warp a clock each
 SCAN_INSTRUCTIONS = 25  # of a warp for 32 state updates, narrow (plugins/bidirectional_scan/README.md)
@@ -32,7 +35,9 @@ class Floor:
     bound: str
 
 
-def floor_of(gpu: Gpu, op: str, inputs: Sequence[tuple[str, tuple[int, ...]]], outputs: Sequence[tuple[str, tuple[int, ...]]]) -> Floor:
+def floor_of(
+    gpu: Gpu, op: str, inputs: Sequence[tuple[str, tuple[int, ...]]], outputs: Sequence[tuple[str, tuple[int, ...]]]
+) -> Floor:
     """Return the floor of a node by the types and shapes of its inputs and outputs: the largest of its bounds."""
     sizes = {"int8": 1, "float32": 4, "int32": 4, "int64": 8}
     total = sum(sizes[dtype] * math.prod(shape) for dtype, shape in [*inputs, *outputs])

@@ -1,4 +1,6 @@
-"""Part graphs: every case captured in a CUDA graph and replayed, and on two streams at once; whole networks likewise."""
+"""Part graphs: every case captured in a CUDA graph and replayed, and on two streams at once; whole networks
+likewise.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,11 @@ def run(options: Options) -> Part:
     world = world_of(options)
     if not world.has_plugins:
         return {"ok": False, "left out": "the plugins were not built: see part build"}
-    cases = {name: make for name, make in (dry(all_cases()) if options.is_double else all_cases()).items() if "no image" not in name}
+    cases = {
+        name: make
+        for name, make in (dry(all_cases()) if options.is_double else all_cases()).items()
+        if "no image" not in name
+    }
     models = (SMALL,) if options.is_double else (DEMO, options.models[0])
     batch = 1 if options.is_double else 8
 

@@ -11,8 +11,25 @@ from pathlib import Path
 
 from selftest.options import ROOT, Options, Part
 
-PACKAGES = ("torch", "triton", "numpy", "onnx", "nanobind", "cuda-core", "cuda-bindings", "mamba-ssm", "tensorrt", "tensorrt-rtx-cu13")
-PROGRAMS = {"nvcc": "--version", "cmake": "--version", "ninja": "--version", "compute-sanitizer": "--version", "git": "--version"}
+PACKAGES = (
+    "torch",
+    "triton",
+    "numpy",
+    "onnx",
+    "nanobind",
+    "cuda-core",
+    "cuda-bindings",
+    "mamba-ssm",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
+)
+PROGRAMS = {
+    "nvcc": "--version",
+    "cmake": "--version",
+    "ninja": "--version",
+    "compute-sanitizer": "--version",
+    "git": "--version",
+}
 SMI_FIELDS = (
     "name", "driver_version", "pstate", "clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem", "power.draw", "power.limit",
     "temperature.gpu", "utilization.gpu", "memory.used", "memory.total",
@@ -54,7 +71,9 @@ def version(package: str) -> str | None:
 
 
 def first_line(program: str, *arguments: str) -> str | None:
-    """Return the line of a program's output that holds a number, or the first, or None where there is no such program."""
+    """Return the line of a program's output that holds a number, or the first, or None where there is no such
+    program.
+    """
     path = shutil.which(program)
     if path is None:
         return None

@@ -43,7 +43,9 @@ def run(options: Options) -> Part:
     return {"ok": not different and values > 0, "models": rows, "values": values, "different": different}
 
 
-def check_model(world: World, options: Options, prepared: Any, batches: tuple[int, ...], name: str, different: dict[str, str]) -> int:
+def check_model(
+    world: World, options: Options, prepared: Any, batches: tuple[int, ...], name: str, different: dict[str, str]
+) -> int:
     """Run one model at every batch; returns how many logits were compared."""
     from pyvimtrt.graph.network import load_network
 
@@ -76,5 +78,7 @@ def pixels_of(images: Any) -> Any:
 def is_large(world: World, network: Any, batch: int) -> bool:
     """Return whether a buffer for each activation would not fit well into the GPU's memory."""
     described = world.plugins.describe_device()
-    activations = sum(batch * math.prod(v.shape[1:]) * np.dtype(v.dtype).itemsize for v in network.values.values() if v.data is None)
+    activations = sum(
+        batch * math.prod(v.shape[1:]) * np.dtype(v.dtype).itemsize for v in network.values.values() if v.data is None
+    )
     return bool(activations > 0.5 * int(described.get("memory_bytes", 1 << 62)))

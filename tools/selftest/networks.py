@@ -71,7 +71,9 @@ def normalization(channels: int):  # type: ignore[no-untyped-def]
 
 
 def _make(name: str, path: Path) -> None:
-    """Calibrate the first layers and give their scales to all: what a layer costs does not depend on them, and a deep model takes seconds."""
+    """Calibrate the first layers and give their scales to all: what a layer costs does not depend on them, and a deep
+    model takes seconds.
+    """
     from pyvimtrt.families import parse_model
     from pyvimtrt.families.vim.config import VimConfig
     from pyvimtrt.graph.assemble import assemble, save_network
@@ -87,10 +89,16 @@ def _make(name: str, path: Path) -> None:
     assert isinstance(config, VimConfig)
     weights = {key: value.numpy() for key, value in fp32_model(name).state_dict().items()}
     shallow = replace(config, depth=min(config.depth, OBSERVED_LAYERS))
-    kept = {key: value for key, value in weights.items() if not key.startswith("layers.") or int(key.split(".")[1]) < shallow.depth}
+    kept = {
+        key: value
+        for key, value in weights.items()
+        if not key.startswith("layers.") or int(key.split(".")[1]) < shallow.depth
+    }
     cache = calibrate(shallow, kept, images_of(name, 1), get_recipe("default"), normalization(config.channels))
     last = f"layers.{shallow.depth - 1}."
     for layer in range(shallow.depth, config.depth):
-        copies = {f"layers.{layer}." + key[len(last) :]: value for key, value in cache.tensors.items() if key.startswith(last)}
+        copies = {
+            f"layers.{layer}." + key[len(last) :]: value for key, value in cache.tensors.items() if key.startswith(last)
+        }
         cache.tensors.update(copies)
     save_network(assemble(config, weights, cache), path)

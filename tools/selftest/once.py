@@ -1,6 +1,8 @@
-"""One batch of a network, its nodes enqueued one by one: what a profiler is put around. The modules must be built: --only build.
+"""One batch of a network, its nodes enqueued one by one: what a profiler is put around. The modules must be built:
+--only build.
 
-ncu --set full --clock-control none --launch-skip 40 --launch-count 18 python tools/selftest/once.py vim_tiny_patch16_224 1
+ncu --set full --clock-control none --launch-skip 40 --launch-count 18 python tools/selftest/once.py
+vim_tiny_patch16_224 1
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Part operators: every case of every operator's kernel against the NumPy reference, and what cuda.h promises against NumPy.
+"""Part operators: every case of every operator's kernel against the NumPy reference, and what cuda.h promises against
+NumPy.
 
-Each case runs with three poisons and alignments, its memory between canaries; cases of the contract also with every array in turn shifted by
-one element. Offsets of every alignment are cases of their own.
+Each case runs with three poisons and alignments, its memory between canaries; cases of the contract also with every
+array in turn shifted by one element. Offsets of every alignment are cases of their own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ from selftest.cases import run_cases
 from selftest.options import Options, Part, world_of
 
 ALIGNED = "ascending"  # the label whose memory is aligned before it is shifted
-DRY = (" base", "layer", " shifted by 1", "x_offset=1", "base, large tile")  # ends of the names that the dry run takes, beside the probes
+DRY = (
+    " base",
+    "layer",
+    " shifted by 1",
+    "x_offset=1",
+    "base, large tile",
+)  # ends of the names that the dry run takes, beside the probes
 
 
 def run(options: Options) -> Part:
@@ -34,7 +41,10 @@ def run(options: Options) -> Part:
 
 def all_cases() -> dict[str, Callable[[], Operator]]:
     """Return every case of an operator that the tests know, by name."""
-    scans = {f"BidirectionalScan {name}, workspace": functools.partial(scan, **sizes) for name, sizes in SCANS_WITH_WORKSPACE.items()}
+    scans = {
+        f"BidirectionalScan {name}, workspace": functools.partial(scan, **sizes)
+        for name, sizes in SCANS_WITH_WORKSPACE.items()
+    }
     return {**CASES, **LAYERS, **{f"{op} many images": make for op, make in MANY.items()}, **scans}
 
 
@@ -45,7 +55,9 @@ def dry(checks: dict[str, Any]) -> dict[str, Any]:
 
 def all_checks(world: World, changes: dict[str, object]) -> dict[str, Callable[[], int]]:
     """Return a function for each check, which returns how many values it compared."""
-    checks: dict[str, Callable[[], int]] = {f"probe {name}": functools.partial(probe, world) for name, probe in PROBES.items()}
+    checks: dict[str, Callable[[], int]] = {
+        f"probe {name}": functools.partial(probe, world) for name, probe in PROBES.items()
+    }
 
     def case(name: str, make: Callable[[], Operator]) -> int:
         operator = make()
@@ -84,7 +96,9 @@ def all_checks(world: World, changes: dict[str, object]) -> dict[str, Callable[[
                 checks[f"{name}, {which} tile"] = functools.partial(tile, name, make, which)
     for which in ("residual", "hidden"):
         for D in (33, 192, 1100):
-            checks[f"AddRMSNormQuant D={D} in place of {which}"] = functools.partial(in_place, f"in place of {which}", which, D)
+            checks[f"AddRMSNormQuant D={D} in place of {which}"] = functools.partial(
+                in_place, f"in place of {which}", which, D
+            )
     return checks
 
 
@@ -97,7 +111,10 @@ def mma(world: World) -> int:
     count = 0
     for with_ldmatrix in (False, True):
         for fill in (None, -128, 127):
-            a, b = (rng.integers(-128, 128, shape).astype(np.int8) if fill is None else np.full(shape, fill, np.int8) for shape in ((16, 32), (8, 32)))
+            a, b = (
+                rng.integers(-128, 128, shape).astype(np.int8) if fill is None else np.full(shape, fill, np.int8)
+                for shape in ((16, 32), (8, 32))
+            )
             c = rng.integers(-(2**31), 2**31, (16, 8)).astype(np.int32)
             expected = (c.astype(np.int64) + a.astype(np.int64) @ b.astype(np.int64).T).astype(np.int32)
             got = world.kernels.multiply(settings(world.kernels), a, b, c, with_ldmatrix)
@@ -117,7 +134,9 @@ def dp4a(world: World) -> int:
     a, b, c = words(rng), words(rng), words(rng)
     c[:2] = -(2**31), 2**31 - 1
     products = a.view(np.int8).reshape(32, 4).astype(np.int64) * b.view(np.int8).reshape(32, 4)
-    assert_same_bits(world.kernels.dp4a(settings(world.kernels), a, b, c), (c + products.sum(1)).astype(np.int32), "dp4a")
+    assert_same_bits(
+        world.kernels.dp4a(settings(world.kernels), a, b, c), (c + products.sum(1)).astype(np.int32), "dp4a"
+    )
     return 32
 
 
@@ -127,7 +146,9 @@ def byte_permute(world: World) -> int:
     a, b, selector = words(rng), words(rng), words(rng)
     source = np.concatenate([a.view(np.uint8).reshape(32, 4), b.view(np.uint8).reshape(32, 4)], axis=1)
     picked = np.take_along_axis(source, selector[:, None] >> (4 * np.arange(4)) & 7, axis=1)
-    assert_same_bits(world.kernels.byte_permute(settings(world.kernels), a, b, selector), picked.view(np.int32)[:, 0], "byte_permute")
+    assert_same_bits(
+        world.kernels.byte_permute(settings(world.kernels), a, b, selector), picked.view(np.int32)[:, 0], "byte_permute"
+    )
     return 32
 
 
@@ -146,7 +167,9 @@ def subnormals(world: World) -> int:
     """Products that are subnormal are kept."""
     x = np.array([2.0**-100, -(2.0**-120), 1.5 * 2.0**-126], np.float32)
     for factor in (2.0**-29, 0.5):
-        assert_same_bits(world.kernels.scale(settings(world.kernels), x, factor), x * np.float32(factor), f"scale by {factor}")
+        assert_same_bits(
+            world.kernels.scale(settings(world.kernels), x, factor), x * np.float32(factor), f"scale by {factor}"
+        )
     return 2 * x.size
 
 

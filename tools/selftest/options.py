@@ -70,9 +70,10 @@ def world_of(options: Options) -> World:
 def open_paths(options: Options) -> None:
     """Make importable: the package that was built, if it was, and the tests' harness.
 
-    Not this folder, which Python puts first where one of its files is the program: its tensorrt.py is not the package of that name.
+    Not this folder, which Python puts first where one of its files is the program: its tensorrt.py is not the package
+    of that name.
     """
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
-    sys.path[:0] = [str(ROOT / "tests")]
+    sys.path[:0] = [str(ROOT / "tests" / "support")]
     if (options.site / "pyvimtrt").is_dir():
         sys.path[:0] = [str(options.site)]

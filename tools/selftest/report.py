@@ -32,7 +32,9 @@ def summary(part: Part) -> str:
     if "tools" in part:
         words.append("; ".join(f"{name}: {found['summary']}" for name, found in part["tools"].items()))
     if "networks" in part:
-        words.append(f"{len(part['networks'])} networks, {len(part['operators'])} operators, {len(part['problems'])} problems")
+        words.append(
+            f"{len(part['networks'])} networks, {len(part['operators'])} operators, {len(part['problems'])} problems"
+        )
     return ", ".join(words)
 
 
@@ -60,7 +62,9 @@ def markdown(found: dict[str, Part]) -> str:
         rest = {key: value for key, value in part.items() if key not in ("ok", "networks", "operators", "different")}
         if part.get("different"):
             different = list(part["different"].items())
-            lines += table(("different", "how"), [(key, str(value).replace("\n", " ")) for key, value in different[:SHOWN]])
+            lines += table(
+                ("different", "how"), [(key, str(value).replace("\n", " ")) for key, value in different[:SHOWN]]
+            )
         if "networks" in part:
             lines += speed_tables(part)
         lines += ["```json", json.dumps(rest, indent=1), "```", ""]
@@ -79,7 +83,9 @@ def speed_tables(part: Part) -> list[str]:
                 f"{row['sum of operators, ms']:.3f}", row["nodes"],
             )
         )  # fmt: skip
-    lines += table(("model", "batch", "right", "int8, ms (p10 .. p90)", "images/s", "its operators, ms", "launches"), rows)
+    lines += table(
+        ("model", "batch", "right", "int8, ms (p10 .. p90)", "images/s", "its operators, ms", "launches"), rows
+    )
     rows = []
     for row in part["networks"]:
         peers = row.get("peers", {})
@@ -155,7 +161,11 @@ def _plot(part: Part, folder: Path) -> None:
     for kind in (*kinds, "copies"):
         widths = []
         for key in keys:
-            of_kind = [o for o in part["operators"] if (o["model"], o["batch"]) == key and (o["op"] == kind or (kind == "copies" and o["op"] in COPIES))]
+            of_kind = [
+                o
+                for o in part["operators"]
+                if (o["model"], o["batch"]) == key and (o["op"] == kind or (kind == "copies" and o["op"] in COPIES))
+            ]
             total = sum(o["us"] * o["count"] for o in part["operators"] if (o["model"], o["batch"]) == key)
             widths.append(100 * sum(o["us"] * o["count"] for o in of_kind) / total)
         names = [f"{model.split('_')[1] if '_' in model else model}, {batch}" for model, batch in keys]

@@ -1,4 +1,6 @@
-"""Part sanitizer: operators and plugins under compute-sanitizer's four tools; on the double, under its watch of every access."""
+"""Part sanitizer: operators and plugins under compute-sanitizer's four tools; on the double, under its watch of every
+access.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from selftest.options import Options, Part, world_of
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 FOUND = 77  # exit code
-MOST_BYTES = 1 << 20  # of a case's arrays: larger ones take minutes under a tool and show nothing that smaller ones do not
+MOST_BYTES = (
+    1 << 20
+)  # of a case's arrays: larger ones take minutes under a tool and show nothing that smaller ones do not
 SECONDS = 240
 
 
@@ -50,17 +54,39 @@ def _in_toolkit() -> str | None:
 def one_tool(program: str, tool: str, options: Options) -> Part:
     """Return the tool's summary; its whole output goes into the logs."""
     log = options.folder / "logs" / f"{tool}.log"
-    child = [sys.executable, str(Path(__file__).with_name("child.py")), "sanitized", str(options.folder / "options.json")]
-    command = [program, "--tool", tool, "--error-exitcode", str(FOUND), "--print-limit", "20", *child, str(options.folder / f"{tool}.json")]
+    child = [
+        sys.executable,
+        str(Path(__file__).with_name("child.py")),
+        "sanitized",
+        str(options.folder / "options.json"),
+    ]
+    command = [
+        program,
+        "--tool",
+        tool,
+        "--error-exitcode",
+        str(FOUND),
+        "--print-limit",
+        "20",
+        *child,
+        str(options.folder / f"{tool}.json"),
+    ]
     with log.open("w", encoding="utf-8") as file:
         try:
-            code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False, timeout=SECONDS).returncode
+            code = subprocess.run(
+                command, stdout=file, stderr=subprocess.STDOUT, check=False, timeout=SECONDS
+            ).returncode
         except subprocess.TimeoutExpired:
             return {"ok": False, "summary": f"not done after {SECONDS} s", "log": log.name}
     text = log.read_text(encoding="utf-8", errors="replace")
     summaries = re.findall(r"=+ ((?:ERROR|RACECHECK) SUMMARY.*)", text)
     cases = re.findall(r"SANITIZED (\d+) cases", text)
-    ok = code == 0 and bool(summaries) and bool(cases) and all(re.search(r"SUMMARY: 0 (errors|hazards)", line) for line in summaries)
+    ok = (
+        code == 0
+        and bool(summaries)
+        and bool(cases)
+        and all(re.search(r"SUMMARY: 0 (errors|hazards)", line) for line in summaries)
+    )
     return {
         "ok": ok,
         "exit code": code,
@@ -71,7 +97,9 @@ def one_tool(program: str, tool: str, options: Options) -> Part:
 
 
 def sanitized(options: Options) -> Part:
-    """What runs under a tool: cases on memory without guards and poison, so that every byte beside it is the tool's to see."""
+    """What runs under a tool: cases on memory without guards and poison, so that every byte beside it is the tool's to
+    see.
+    """
     world = world_of(options)
     done, different = 0, {}
     for name, make in all_cases().items():
@@ -81,11 +109,15 @@ def sanitized(options: Options) -> Part:
         expected = operator.reference()
         try:
             for attributes in tiles_of(name):
-                check_operator(world, name, operator, expected, labels=("ascending",), changes={"guards": False}, **attributes)
+                check_operator(
+                    world, name, operator, expected, labels=("ascending",), changes={"guards": False}, **attributes
+                )
             if world.has_plugins and done % 4 == 0:
                 chosen = settings(world.plugins, "ascending", name, guards=False)
                 constant = [key not in operator.activations for key in operator.inputs]
-                got = run_node(world, operator.op, operator.node.attributes, list(operator.inputs.values()), constant, chosen)
+                got = run_node(
+                    world, operator.op, operator.node.attributes, list(operator.inputs.values()), constant, chosen
+                )
                 for one, wanted in zip(got, expected, strict=True):
                     assert_same_bits(one, wanted, name)
         except (AssertionError, world.kernels.KernelError) as error:
@@ -114,4 +146,6 @@ def watched(options: Options) -> Part:
             check_operator(world, name, operator, expected, labels=("random",), **attributes)
         return sum(int(np.prod(array.shape)) for array in expected)
 
-    return run_cases(world, [name for name in cases if not name.endswith("layer")], check, options.folder / "state_sanitizer.json")
+    return run_cases(
+        world, [name for name in cases if not name.endswith("layer")], check, options.folder / "state_sanitizer.json"
+    )

@@ -1,6 +1,8 @@
-"""Part speed: the operators, whole networks under one CUDA graph, and PyTorch in fp16 in turns with them. Every answer is checked first.
+"""Part speed: the operators, whole networks under one CUDA graph, and PyTorch in fp16 in turns with them. Every answer
+is checked first.
 
-Times are of the GPU's own events. An operator is launched many times in one graph, its inputs in the caches where they fit, as in a network.
+Times are of the GPU's own events. An operator is launched many times in one graph, its inputs in the caches where they
+fit, as in a network.
 """
 
 from __future__ import annotations
@@ -91,7 +93,12 @@ def measure_gpu(world: World, options: Options) -> Gpu:
     graph = stream.end_capture()
     stream.milliseconds(graph, 3)
     seconds = statistics.median(stream.milliseconds(graph, 1) for _ in range(10)) / 1e3
-    return Gpu(described["compute_capability"], int(described["multiprocessors"]), 1e3 * float(described["clock_khz"]), 2 * COPY_BYTES / seconds)
+    return Gpu(
+        described["compute_capability"],
+        int(described["multiprocessors"]),
+        1e3 * float(described["clock_khz"]),
+        2 * COPY_BYTES / seconds,
+    )
 
 
 class Ours:
@@ -123,7 +130,9 @@ class Ours:
         return float(self.stream.milliseconds(self.graph, launches))
 
 
-def measure_model(world: World, options: Options, model: str, prepared: Prepared, batch: int, gpu: Gpu, found: Part) -> None:
+def measure_model(
+    world: World, options: Options, model: str, prepared: Prepared, batch: int, gpu: Gpu, found: Part
+) -> None:
     """Measure the network alone and each of its different nodes."""
     ours = Ours(world, prepared, batch)
     right = ours.is_right
@@ -138,12 +147,16 @@ def measure_model(world: World, options: Options, model: str, prepared: Prepared
     print(json.dumps(row), flush=True)
 
 
-def measure_operators(world: World, options: Options, model: str, ours: Ours, batch: int, gpu: Gpu, found: Part) -> float:
+def measure_operators(
+    world: World, options: Options, model: str, ours: Ours, batch: int, gpu: Gpu, found: Part
+) -> float:
     """Measure one of each kind of node; returns the milliseconds of all nodes together."""
     values = ours.network.values
     kinds: dict[str, list[Any]] = {}
     for node, start in ours.run.steps():
-        described = [[(values[name].dtype, ours.run.shape(name)) for name in names] for names in (node.inputs, node.outputs)]
+        described = [
+            [(values[name].dtype, ours.run.shape(name)) for name in names] for names in (node.inputs, node.outputs)
+        ]
         kinds.setdefault(repr((node.op, described)), []).append((node, start, described))
     total = 0.0
     for nodes in kinds.values():
@@ -199,7 +212,9 @@ def quantiles(milliseconds: list[float]) -> dict[str, float]:
     return {"median_ms": statistics.median(milliseconds), "p10_ms": cuts[0], "p90_ms": cuts[-1]}
 
 
-def with_peers(world: World, options: Options, model: str, prepared: Prepared, batch: int, deadline: float, found: Part) -> None:
+def with_peers(
+    world: World, options: Options, model: str, prepared: Prepared, batch: int, deadline: float, found: Part
+) -> None:
     """Measure the engine and the peers in turns."""
     import torch
 

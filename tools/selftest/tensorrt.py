@@ -1,7 +1,8 @@
-"""Part tensorrt: the plugins inside TensorRT's own engines, where TensorRT is installed: operators, the demo model, its speed.
+"""Part tensorrt: the plugins inside TensorRT's own engines, where TensorRT is installed: operators, the demo model, its
+speed.
 
-Every case of the tests as one network of plugins, against the NumPy reference; the bundled model through the package's runtime, all batches, with
-and without CUDA graphs; and its images a second with everything a caller of `run` waits for.
+Every case of the tests as one network of plugins, against the NumPy reference; the bundled model through the package's
+runtime, all batches, with and without CUDA graphs; and its images a second with everything a caller of `run` waits for.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def operator_cases() -> dict[str, Any]:
 
 
 def operators_network(cases: dict[str, Any]) -> tuple[onnx.ModelProto, PlanTensors]:
-    """Return one network with a node for each case, every activation an input and every output an output of the network, all shapes fixed."""
+    """Return one network with a node for each case, every activation an input and every output an output of the
+    network, all shapes fixed.
+    """
     nodes, constants, inputs, outputs = [], [], [], []
     for i, case in enumerate(cases.values()):
         for name, array in case.inputs.items():
@@ -71,23 +74,46 @@ def operators_network(cases: dict[str, Any]) -> tuple[onnx.ModelProto, PlanTenso
                 inputs.append((f"{i}.{name}", array.dtype, array.shape))
             else:
                 constants.append(numpy_helper.from_array(array, f"{i}.{name}"))
-        outputs += [(f"{i}.{name}", np.dtype(value.dtype), (case.batch, *value.shape[1:])) for name, value in case.outputs.items()]
+        outputs += [
+            (f"{i}.{name}", np.dtype(value.dtype), (case.batch, *value.shape[1:]))
+            for name, value in case.outputs.items()
+        ]
         attributes = {**case.node.attributes, **PLUGIN_ATTRIBUTES}
-        nodes.append(helper.make_node(case.op, [f"{i}.{n}" for n in case.inputs], [f"{i}.{n}" for n in case.outputs], f"{i}", domain=DOMAIN, **attributes))
+        nodes.append(
+            helper.make_node(
+                case.op,
+                [f"{i}.{n}" for n in case.inputs],
+                [f"{i}.{n}" for n in case.outputs],
+                f"{i}",
+                domain=DOMAIN,
+                **attributes,
+            )
+        )
 
     def describe(tensors: Iterable[tuple[str, Any, tuple[int, ...]]]) -> list[onnx.ValueInfoProto]:
-        return [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape) for name, dtype, shape in tensors]
+        return [
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
+            for name, dtype, shape in tensors
+        ]
 
     graph = helper.make_graph(nodes, "operators", describe(inputs), describe(outputs), constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", ONNX_OPSET), helper.make_opsetid(DOMAIN, OPSET)], ir_version=IR_VERSION)
-    return model, PlanTensors({name: str(dtype) for name, dtype, _ in inputs}, {name: str(dtype) for name, dtype, _ in outputs}, {})
+    model = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", ONNX_OPSET), helper.make_opsetid(DOMAIN, OPSET)],
+        ir_version=IR_VERSION,
+    )
+    return model, PlanTensors(
+        {name: str(dtype) for name, dtype, _ in inputs}, {name: str(dtype) for name, dtype, _ in outputs}, {}
+    )
 
 
 def build_operators(backend: str, cases: dict[str, Any], folder: Path) -> bytes:
     """Return the plan of the operators' network."""
     model, tensors = operators_network(cases)
     onnx.save(model, folder / "operators.onnx")
-    return serialize(folder / "operators.onnx", tensors, backend, find_plugin_library(), PlanOptions(), folder / "operators.log")[0]
+    return serialize(
+        folder / "operators.onnx", tensors, backend, find_plugin_library(), PlanOptions(), folder / "operators.log"
+    )[0]
 
 
 def run_plan(package: str, plan: bytes, inputs: dict[str, Array]) -> dict[str, Array]:
@@ -166,8 +192,12 @@ def model(options: Options, backend: str, largest: int = LARGEST) -> Part:
                     for repeat in range(3):  # plain, captured, replayed
                         count = differences(engine.run(images[:batch]), expected[:batch])
                         if count:
-                            different[f"batch {batch}, {'with' if graphs else 'without'} graphs, run {repeat + 1}"] = count
-                    speed[f"batch {batch}, {'with' if graphs else 'without'} graphs"] = _images_per_second(engine, images[:batch])
+                            different[f"batch {batch}, {'with' if graphs else 'without'} graphs, run {repeat + 1}"] = (
+                                count
+                            )
+                    speed[f"batch {batch}, {'with' if graphs else 'without'} graphs"] = _images_per_second(
+                        engine, images[:batch]
+                    )
     return {"ok": not different, "images": len(images), "different": different, "images per second": speed}
 
 
@@ -181,7 +211,9 @@ def _images_per_second(engine: Any, images: Array) -> float:
 
 
 def build_library() -> None:
-    """Build the plugin library where there is none, with the two commands that it shows. Raises BackendError where they fail."""
+    """Build the plugin library where there is none, with the two commands that it shows. Raises BackendError where they
+    fail.
+    """
     try:
         find_plugin_library()
         return

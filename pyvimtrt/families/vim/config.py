@@ -51,17 +51,25 @@ class VimConfig:
         if self.cls not in tuple(CLASS_TOKENS):
             raise ModelError(f"model option cls must be middle, double or none, got {shown(self.cls)}")
         if self.state not in (8, 16):
-            raise ModelError(f"model option state must be 8 or 16 (the scan's kernels exist for these), got {shown(self.state)}")
+            raise ModelError(
+                f"model option state must be 8 or 16 (the scan's kernels exist for these), got {shown(self.state)}"
+            )
         if not (isinstance(self.eps, float) and 0.0 < self.eps < 1.0):
             raise ModelError(f"model option eps must lie between 0 and 1, got {self.eps!r}")
         if self.img > MAX_IMAGE or self.channels > MAX_CHANNELS:
-            raise ModelError(f"img may be at most {MAX_IMAGE} and channels at most {MAX_CHANNELS}, got {shown(self.img)} and {shown(self.channels)}")
+            raise ModelError(
+                f"img may be at most {MAX_IMAGE} and channels at most {MAX_CHANNELS}, got {shown(self.img)} and "
+                f"{shown(self.channels)}"
+            )
         if self.patch > self.img:
             raise ModelError(f"patch={shown(self.patch)} is larger than the image, img={self.img}")
         if self.inner > MAX_WIDTH or self.channels * self.patch**2 > MAX_WIDTH:
             raise ModelError(f"the model is too wide: 2 * dim and channels * patch^2 may be at most {MAX_WIDTH}")
         if self.stride > MAX_IMAGE or self.rank > MAX_WIDTH:
-            raise ModelError(f"stride may be at most {MAX_IMAGE} and rank at most {MAX_WIDTH}, got {shown(self.stride)} and {shown(self.rank)}")
+            raise ModelError(
+                f"stride may be at most {MAX_IMAGE} and rank at most {MAX_WIDTH}, got {shown(self.stride)} and "
+                f"{shown(self.rank)}"
+            )
         if self.tokens > MAX_TOKENS:
             raise ModelError(f"the model has {self.tokens} tokens; at most {MAX_TOKENS} are supported")
         if self.depth > 1024 or self.classes > 1_000_000:

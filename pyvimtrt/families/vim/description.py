@@ -8,7 +8,18 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from pyvimtrt.families.description import Activation, Block, DepthwiseConv, Description, ImageConv, Linear, Part, Plain, State, Table
+from pyvimtrt.families.description import (
+    Activation,
+    Block,
+    DepthwiseConv,
+    Description,
+    ImageConv,
+    Linear,
+    Part,
+    Plain,
+    State,
+    Table,
+)
 from pyvimtrt.families.vim.config import CONV_WIDTH, VimConfig
 
 NORM, NORM_F, POSITIONS = "norm.weight", "norm_f.weight", "pos_embed"  # in checkpoints
@@ -81,7 +92,9 @@ class HeadParts:
 
 @functools.lru_cache(maxsize=64)
 def layer_parts(config: VimConfig) -> LayerParts:
-    """Return the parts of a layer: [x, z] = in_proj(norm(..)), the convolutions of x, both scans, out_proj of their sum times SiLU(z)."""
+    """Return the parts of a layer: [x, z] = in_proj(norm(..)), the convolutions of x, both scans, out_proj of their sum
+    times SiLU(z).
+    """
     D, E, L = config.dim, config.inner, config.tokens
     x = Activation("in_proj.input", "norm.output", L, D, "reader")
     conv_input = Activation("conv.input", "conv.input", L, E, "channels")
@@ -120,16 +133,25 @@ def _scan_parts(config: VimConfig, direction: Direction) -> ScanParts:
 
 
 def head_parts(config: VimConfig) -> HeadParts:
-    """Return the parts of the head. Where several tokens are pooled they are summed as integers, and their mean is rounded again."""
+    """Return the parts of the head. Where several tokens are pooled they are summed as integers, and their mean is
+    rounded again.
+    """
     pooled, D = len(config.cls_positions) or config.tokens, config.dim
     x = Activation("head.input", "head.input", pooled, D, "reader" if pooled == 1 else "shared")
     pool = Activation("head.pool", "head.input", 1, D, "min_max") if pooled > 1 else None
-    return HeadParts(x, pool, Linear("head", "head.weight", (config.classes, D), pool or x, (Plain("head"),), bias="head.bias"))
+    return HeadParts(
+        x, pool, Linear("head", "head.weight", (config.classes, D), pool or x, (Plain("head"),), bias="head.bias")
+    )
 
 
 def stem_part(config: VimConfig) -> ImageConv:
     """Return the patch embedding."""
-    return ImageConv("patch_embed", "patch_embed.proj.weight", "patch_embed.proj.bias", (config.dim, config.channels, config.patch, config.patch))
+    return ImageConv(
+        "patch_embed",
+        "patch_embed.proj.weight",
+        "patch_embed.proj.bias",
+        (config.dim, config.channels, config.patch, config.patch),
+    )
 
 
 def describe(config: VimConfig) -> Description:

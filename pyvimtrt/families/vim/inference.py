@@ -50,14 +50,23 @@ def infer_config(shapes: Shapes, like: VimConfig | None = None) -> VimConfig | N
 
 
 def cure(config: VimConfig, shapes: Shapes, fitting: ModelConfig | None) -> str:
-    """Return what to do about weights that do not fit: which model they fit, or which size of image where that is all."""
+    """Return what to do about weights that do not fit: which model they fit, or which size of image where that is
+    all.
+    """
     expected = describe(config).weight_shapes()
-    is_size = expected.keys() == shapes.keys() and all(shapes[name] == shape for name, shape in expected.items() if name != POSITIONS)
+    is_size = expected.keys() == shapes.keys() and all(
+        shapes[name] == shape for name, shape in expected.items() if name != POSITIONS
+    )
     if fitting is None:
         if not is_size:
             return ""
-        return "; position embeddings are not resized, and these are of no square image with the model's patches: give weights that were trained at its size"
+        return (
+            "; position embeddings are not resized, and these are of no square image with the model's "
+            "patches: give weights that were trained at its size"
+        )
     if is_size and isinstance(fitting, VimConfig):
-        size = f"{fitting.img} x {fitting.img} pixels" + (f" and a stride of {fitting.stride}" if fitting.stride != config.stride else "")
+        size = f"{fitting.img} x {fitting.img} pixels" + (
+            f" and a stride of {fitting.stride}" if fitting.stride != config.stride else ""
+        )
         return f"; position embeddings are not resized, and these are of images of {size}: give the model {model_name(fitting)}"
     return f"; these are the weights of the model {model_name(fitting)}: give that model"

@@ -1,4 +1,6 @@
-"""Vision Mamba in PyTorch: the fp32 truth that quantization starts from. Parameter names are those of published checkpoints."""
+"""Vision Mamba in PyTorch: the fp32 truth that quantization starts from. Parameter names are those of published
+checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,9 @@ class BidirectionalMamba(nn.Module):
         return layer
 
     def forward(self, x: Tensor, tap: Tap = no_tap, scan: Scan = selective_scan) -> Tensor:
-        """[B, L, D] -> [B, L, D]. ``scan`` is called as scan(u, delta, A, B, C, D, reverse), in fp32 unless it has an attribute takes_halves."""
+        """[B, L, D] -> [B, L, D]. ``scan`` is called as scan(u, delta, A, B, C, D, reverse), in fp32 unless it has an
+        attribute takes_halves.
+        """
         x, z = self.in_proj(tap("in_proj.input", x)).chunk(2, dim=-1)
         x = tap("conv.input", x)
         gate = tap("gate", F.silu(tap("gate.input", z)))
@@ -113,7 +117,9 @@ class BidirectionalMamba(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training whole images of a layer's output are 0, with this probability, and the others larger by as much."""
+    """Stochastic depth: in training whole images of a layer's output are 0, with this probability, and the others
+    larger by as much.
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -138,7 +144,9 @@ class Block(nn.Module):
         self.norm = RMSNorm(config.dim, config.eps)
         self.mixer = BidirectionalMamba(config)
 
-    def forward(self, hidden: Tensor, residual: Tensor | None, tap: Tap = no_tap, scan: Scan = selective_scan) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, hidden: Tensor, residual: Tensor | None, tap: Tap = no_tap, scan: Scan = selective_scan
+    ) -> tuple[Tensor, Tensor]:
         residual = hidden if residual is None else residual + hidden
         return self.drop_path(self.mixer(self.norm(residual), tap, scan)), residual
 
@@ -146,8 +154,9 @@ class Block(nn.Module):
 class VisionMamba(Backbone):
     """Vision Mamba: normalized images [B, channels, img, img] -> logits [B, classes].
 
-    ``drop_rate`` (of the tokens' elements) and ``drop_path_rate`` (of the last layer's output, falling to 0 at the first) act in training, as in the
-    published model. The methods of timm's models are there, so that its training scripts and those made from them work.
+    ``drop_rate`` (of the tokens' elements) and ``drop_path_rate`` (of the last layer's output, falling to 0 at the
+    first) act in training, as in the published model. The methods of timm's models are there, so that its training
+    scripts and those made from them work.
     """
 
     pretrained_cfg: dict[str, Any]  # timm's, of models that it made
@@ -191,7 +200,9 @@ class VisionMamba(Backbone):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the last layer by a new one for other classes, or by nothing for 0 classes: the model then gives features."""
+        """Replace the last layer by a new one for other classes, or by nothing for 0 classes: the model then gives
+        features.
+        """
         if global_pool not in (None, "", self.pooling):
             raise ModelError(f"the model's pooling is {self.pooling!r}, got global_pool={global_pool!r}; leave it out")
         if num_classes > 0:

@@ -9,7 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from pyvimtrt.families.vim.config import VimConfig
-from pyvimtrt.families.vim.description import NORM, NORM_F, POSITIONS, LayerParts, ScanParts, head_parts, layer_parts, stem_part
+from pyvimtrt.families.vim.description import (
+    NORM,
+    NORM_F,
+    POSITIONS,
+    LayerParts,
+    ScanParts,
+    head_parts,
+    layer_parts,
+    stem_part,
+)
 from pyvimtrt.graph.builder import F64, function_tables, quantize_weight, silu
 from pyvimtrt.graph.network import INPUT_NAME, OUTPUT_NAME
 from pyvimtrt.graph.parts import PartBuilder
@@ -21,12 +30,16 @@ def assemble(config: VimConfig, graph: PartBuilder) -> None:
     layer, positions = layer_parts(config), np.array(config.cls_positions, np.int64)
     for i in range(config.depth):
         is_last = i == config.depth - 1
-        hidden, residual = _layer(graph, config, layer, f"layers.{i}.", hidden, residual, positions if is_last and len(positions) else None)
+        hidden, residual = _layer(
+            graph, config, layer, f"layers.{i}.", hidden, residual, positions if is_last and len(positions) else None
+        )
     _head(graph, config, hidden, residual)
 
 
 def _patch_embedding(graph: PartBuilder, config: VimConfig) -> tuple[str, str]:
-    """Patches by copies, then the linear on raw pixels. Returns hidden and the constant residual (class tokens, positions)."""
+    """Patches by copies, then the linear on raw pixels. Returns hidden and the constant residual (class tokens,
+    positions).
+    """
     grid, patch, stride, C = config.grid, config.patch, config.stride, config.channels
     x = INPUT_NAME
     if stride == patch and grid * patch == config.img:
@@ -50,7 +63,13 @@ def _patch_embedding(graph: PartBuilder, config: VimConfig) -> tuple[str, str]:
 
 
 def _layer(
-    graph: PartBuilder, config: VimConfig, parts: LayerParts, p: str, hidden: str, residual: str, positions: npt.NDArray[np.int64] | None
+    graph: PartBuilder,
+    config: VimConfig,
+    parts: LayerParts,
+    p: str,
+    hidden: str,
+    residual: str,
+    positions: npt.NDArray[np.int64] | None,
 ) -> tuple[str, str]:
     """Add a layer; of the last one only the class tokens at ``positions`` matter from the scan on."""
     residual, x = graph.add_rms_norm(p, "norm", hidden, residual, NORM, parts.x, config.eps)
@@ -95,11 +114,24 @@ def _conv(graph: PartBuilder, parts: LayerParts, p: str, xz: str) -> list[str]:
     return outputs
 
 
-def _scan(graph: PartBuilder, config: VimConfig, parts: LayerParts, p: str, us: Sequence[str], deltas: Sequence[str], dbcs: Sequence[str], xz: str) -> str:
-    """Add both scans with the gate, all factors and scales folded into their constants, which stand in the order of the operator's schema."""
+def _scan(
+    graph: PartBuilder,
+    config: VimConfig,
+    parts: LayerParts,
+    p: str,
+    us: Sequence[str],
+    deltas: Sequence[str],
+    dbcs: Sequence[str],
+    xz: str,
+) -> str:
+    """Add both scans with the gate, all factors and scales folded into their constants, which stand in the order of the
+    operator's schema.
+    """
     rows = [_scan_constants(graph, config, scan, p) for scan in parts.scans]
     constants = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    constants["gate_scale"] = graph.channel_scale(p, parts.gate) / 2 / graph.cache.tensors[f"{p}{parts.y.name}.scale_chan"]
+    constants["gate_scale"] = (
+        graph.channel_scale(p, parts.gate) / 2 / graph.cache.tensors[f"{p}{parts.y.name}.scale_chan"]
+    )
     constants["out_inv_scale_tok"] = 1.0 / graph.scale(f"{p}{parts.y.name}.scale_tok")
     names = [graph.constant(f"{p}scan.{name}", value) for name, value in constants.items()]
     settings = {"bc_offset": config.rank, "gate_offset": config.inner, "state": graph.cache.info.state}

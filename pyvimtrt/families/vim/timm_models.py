@@ -70,9 +70,13 @@ def _adapt(name: str, config: VimConfig, options: dict[str, Any]) -> tuple[VimCo
 
 
 def _entry_point(name: str, config: VimConfig) -> Callable[..., VisionMamba]:
-    def create(pretrained: bool = False, drop_rate: float = 0.0, drop_path_rate: float = 0.0, **options: Any) -> VisionMamba:
+    def create(
+        pretrained: bool = False, drop_rate: float = 0.0, drop_path_rate: float = 0.0, **options: Any
+    ) -> VisionMamba:
         if pretrained:
-            raise ModelError(f"{name}: pretrained weights are not downloaded; give a published checkpoint with checkpoint_path=")
+            raise ModelError(
+                f"{name}: pretrained weights are not downloaded; give a published checkpoint with checkpoint_path="
+            )
         chosen, classes = _adapt(name, config, options)
         model = VisionMamba(chosen, drop_rate or 0.0, drop_path_rate or 0.0)
         if classes == 0:

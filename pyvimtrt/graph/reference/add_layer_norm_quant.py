@@ -9,7 +9,9 @@ from pyvimtrt.graph.reference.numerics import F32, I8, fma, quantize_s8, tree_su
 PARTIAL_SUMS = 32
 
 
-def add_layer_norm_quant_ref(hidden: F32, residual: F32, gain: F32, shift: F32, inv_scale_tok: F32, *, epsilon: float) -> tuple[F32, I8]:
+def add_layer_norm_quant_ref(
+    hidden: F32, residual: F32, gain: F32, shift: F32, inv_scale_tok: F32, *, epsilon: float
+) -> tuple[F32, I8]:
     """Residual add, LayerNorm with weight and bias, token-wise int8.
 
     ``r = residual + hidden``; ``d = r - mean(r)``; ``k = 1 / sqrt(mean(d^2) + epsilon)``;

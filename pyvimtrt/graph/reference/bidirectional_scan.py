@@ -37,9 +37,9 @@ def bidirectional_scan_ref(
     ``y = fma(uq, skip_scale, (sum_n h * Cf) * y_scale)``; output ``sat8(rne((y_f + y_b) * gate * out_inv_scale_tok))``.
     With state "int8", h_prev is the state rounded to int8; h is in units of each token's step, which the factors hold.
 
-    u, delta [B, L, E] int8 (delta holds d - 128), bc [B, L, X] int8 with B at bc_offset and C behind it, gate [B, L, Z] int8,
-    a_log2 [2, E, N], *_tok [2, L] (out_inv_scale_tok [L]), *_state [2, N], input_scale, y_scale, skip_scale [2, E],
-    gate_scale [E] -> [B, L, E] int8. Source: docs/numerics.md; paper section on the reparameterized hidden state.
+    u, delta [B, L, E] int8 (delta holds d - 128), bc [B, L, X] int8 with B at bc_offset and C behind it, gate [B, L, Z]
+    int8, a_log2 [2, E, N], *_tok [2, L] (out_inv_scale_tok [L]), *_state [2, N], input_scale, y_scale, skip_scale [2,
+    E], gate_scale [E] -> [B, L, E] int8. Source: docs/numerics.md; paper section on the reparameterized hidden state.
     """
     channels = u_forward.shape[-1]
     y = [
@@ -67,7 +67,9 @@ def _direction(
     cf = (quantized[..., states:] * c_state) * c_tok[:, None]
     drive = (dq * uq) * input_scale
     out = np.empty((images, length, channels), np.float32)
-    previous = np.zeros((images, channels, states), np.float32)  # the state before this token, as the recurrence multiplies it
+    previous = np.zeros(
+        (images, channels, states), np.float32
+    )  # the state before this token, as the recurrence multiplies it
     for t in reversed(range(length)) if reverse else range(length):
         decay = exp2c(fma(dq[:, t, :, None], a_log2, decay_tok[t]))
         h = fma(decay, previous, drive[:, t, :, None] * bf[:, t, None, :])

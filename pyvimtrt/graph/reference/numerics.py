@@ -11,7 +11,9 @@ F32 = npt.NDArray[np.float32]
 I8 = npt.NDArray[np.int8]
 
 # c0..c5 of exp2c, as fp32 bit patterns: part of the contract.
-EXP2_COEFFICIENTS: F32 = np.array([0x3F800000, 0x3F31725D, 0x3E75EDAB, 0x3D648E7B, 0x3C13BC2E, 0x3AF4BA8B], np.uint32).view(np.float32)
+EXP2_COEFFICIENTS: F32 = np.array(
+    [0x3F800000, 0x3F31725D, 0x3E75EDAB, 0x3D648E7B, 0x3C13BC2E, 0x3AF4BA8B], np.uint32
+).view(np.float32)
 EXP2_LIMIT = np.float32(126.0)
 
 
@@ -51,7 +53,9 @@ def quantize_s8(x: F32) -> I8:
 
 
 def exp2c(x: F32) -> F32:
-    """Return the contract's 2^x: floor, a polynomial of the fraction by Horner with fma, an integer add to the exponent."""
+    """Return the contract's 2^x: floor, a polynomial of the fraction by Horner with fma, an integer add to the
+    exponent.
+    """
     x = np.clip(np.asarray(x, np.float32), -EXP2_LIMIT, EXP2_LIMIT)
     whole = np.floor(x)
     f = x - whole

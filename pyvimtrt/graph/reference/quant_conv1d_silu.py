@@ -8,7 +8,9 @@ import numpy.typing as npt
 from pyvimtrt.graph.reference.numerics import F32, I8, fma, quantize_s8
 
 
-def quant_conv1d_silu_ref(x: I8, weight: I8, channel_scale: F32, bias: F32, table: I8, table_id: npt.NDArray[np.int32], *, x_offset: int = 0) -> tuple[I8, I8]:
+def quant_conv1d_silu_ref(
+    x: I8, weight: I8, channel_scale: F32, bias: F32, table: I8, table_id: npt.NDArray[np.int32], *, x_offset: int = 0
+) -> tuple[I8, I8]:
     """Depthwise convolution of both directions, then SiLU by table.
 
     forward ``acc = sum_j x[t-3+j] * weight[0,:,j]``, backward ``acc = sum_j x[t+3-j] * weight[1,:,j]``, zeros outside;

@@ -1,0 +1,271 @@
+"""What `pyvimtrt export kserve` and `export triton` write is what KServe's types and Triton's own schema take, and the
+image's command serves.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from google.protobuf import text_format
+from helpers import tiny_plan_info
+from serving import Served
+from tiny import TINY
+from tritonclient.grpc.model_config_pb2 import DataType as Type
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
+
+from pyvimtrt.cli import main
+from pyvimtrt.errors import VimTrtError
+from pyvimtrt.export.triton import export_triton
+from pyvimtrt.runtime.plan import PlanInfo, sidecar, write_plan
+
+PLAN = b"a plan" * 100
+RUN = [
+    sys.executable,
+    "-c",
+    "import sys; from pyvimtrt.cli import main; sys.exit(main())",
+]  # the SDK's messages and Triton's cannot live in one process
+TYPES = """
+import json, sys
+import kserve, yaml
+from kubernetes import client
+
+class Response:
+    data = json.dumps(yaml.safe_load(open(sys.argv[1])))
+
+seen = set()
+
+def known(value, kind, where):
+    if kind.lower().startswith("list["):
+        for i, entry in enumerate(value):
+            known(entry, kind[5:-1], f"{where}[{i}]")
+    elif (found := getattr(kserve, kind, None) or getattr(client, kind, None)) is not None:
+        seen.add(kind)
+        unknown = set(value) - set(found.attribute_map.values())
+        assert not unknown, f"{where}: {unknown}"
+        for name, key in found.attribute_map.items():
+            if key in value:
+                known(value[key], found.openapi_types[name], f"{where}.{key}")
+    else:
+        assert kind in ("str", "int", "bool", "object") or kind.lower().startswith("dict["), f"{where}: {kind}"
+
+known(json.loads(Response.data), "V1beta1InferenceService", "service")
+assert {"V1Container", "V1Probe", "V1ObjectMeta", "V1SecurityContext", "V1ContainerPort"} <= seen, seen
+print("known", *sorted(seen & {"V1Volume", "V1VolumeMount", "V1Lifecycle"}))
+"""
+
+
+def plan_info(**changes: Any) -> PlanInfo:
+    return replace(tiny_plan_info(PLAN, TINY), **changes)
+
+
+def export(kind: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*RUN, "export", kind, *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+def known_types(folder: Path) -> str:
+    """Check every key of a manifest against the types of KServe and Kubernetes, and return which of some it holds."""
+    found = subprocess.run(
+        [sys.executable, "-c", TYPES, str(folder / "inferenceservice.yaml")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+def entrypoint(dockerfile: str) -> list[str]:
+    (line,) = [line for line in dockerfile.splitlines() if line.startswith("ENTRYPOINT ")]
+    found: list[str] = json.loads(line.removeprefix("ENTRYPOINT "))
+    return found
+
+
+def test_a_cpu_service(tmp_path: Path, tiny_engine_file: Path) -> None:
+    folder = tmp_path / "deploy"
+    result = export(
+        "kserve",
+        tiny_engine_file,
+        "-o",
+        folder,
+        "--name",
+        "clothes",
+        "--image",
+        "registry.example/vim:7",
+        "--cpu",
+        2,
+        "--key-secret",
+        "my-keys",
+        "--json",
+    )
+    assert result.returncode == 0, result.stderr
+    assert sorted(json.loads(result.stdout)["files"]) == sorted(map(str, folder.iterdir()))
+    service = yaml.safe_load((folder / "inferenceservice.yaml").read_text())
+    predictor = service["spec"]["predictor"]
+    (container,) = predictor["containers"]
+    assert (service["apiVersion"], service["kind"], service["metadata"]["name"]) == (
+        "serving.kserve.io/v1beta1",
+        "InferenceService",
+        "clothes",
+    )
+    assert container["image"] == "registry.example/vim:7" and container["resources"]["limits"] == {
+        "cpu": "2",
+        "memory": "2Gi",
+    }
+    assert [container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "readiness", "liveness")] == [
+        "/v2/health/ready"
+    ] * 2 + ["/v2/health/live"]
+    assert (predictor["minReplicas"], predictor["maxReplicas"], predictor["scaleMetric"]) == (1, 8, "cpu")
+    assert (
+        predictor["volumes"][0]["secret"]["secretName"] == "my-keys"
+        and container["volumeMounts"][0]["mountPath"] == "/keys"
+    )
+    assert container["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", "5"]
+    assert container["securityContext"]["runAsNonRoot"] is True
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True and predictor["scaleTarget"] == 80
+    assert service["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] == "Standard"
+    assert known_types(folder) == "known V1Lifecycle V1Volume V1VolumeMount\n"
+    dockerfile = (folder / "Dockerfile").read_text()
+    command = entrypoint(dockerfile)
+    assert command[:2] == ["/venv/bin/pyvimtrt", "serve"] and command[command.index("--threads") + 1] == "2"
+    assert container["ports"][0]["containerPort"] == int(command[command.index("--port") + 1])
+    assert (folder / tiny_engine_file.name).read_bytes() == tiny_engine_file.read_bytes()
+    keys = tmp_path / "keys"
+    keys.write_text("k\n")
+    arguments = [text.replace("/models/", f"{folder}/") for text in command[2:]] + [
+        text.replace("/keys/api-keys", str(keys)) for text in container["args"]
+    ]
+    with Served(tmp_path, *arguments) as served:  # which adds ports of its own
+        assert (
+            served.found["models"][0]["name"] == "clothes"
+            and served.ask(container["readinessProbe"]["httpGet"]["path"])[0] == 200
+        )
+
+
+@pytest.mark.slow
+def test_a_gpu_service(tmp_path: Path) -> None:
+    engine = tmp_path / "vim.engine"
+    write_plan(engine, PLAN, plan_info())
+    folder = tmp_path / "deploy"
+    result = export("kserve", engine, "-o", folder, "--gpus", 2)
+    assert result.returncode == 0, result.stderr
+    predictor = yaml.safe_load((folder / "inferenceservice.yaml").read_text())["spec"]["predictor"]
+    assert predictor["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "2"
+    assert (predictor["scaleMetric"], predictor["scaleTarget"]) == ("concurrency", 16)
+    assert predictor["containers"][0]["resources"]["limits"]["memory"] == "8Gi" and known_types(folder) == "known\n"
+    dockerfile = (folder / "Dockerfile").read_text()
+    assert (
+        '"tensorrt==11.4.0.106"' in dockerfile
+        and "pyvimtrt[serve,tensorrt]" in dockerfile
+        and "NVIDIA_DRIVER_CAPABILITIES" in dockerfile
+    )
+    assert {path.name for path in folder.iterdir()} == {
+        "inferenceservice.yaml",
+        "Dockerfile",
+        "vim.engine",
+        "vim.engine.json",
+    }
+    assert '"vim.engine", "vim.engine.json", "/models/"' in dockerfile
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--name", "Big"], "small letters"),
+        (["--name", "2024-vim"], "a letter first"),
+        (["--name", "a" * 54], "at most 53"),
+        (["--namespace", "a.b"], "--namespace"),
+        (["--image", "a b"], "name of an image"),
+        (["--memory", "much"], "quantity"),
+        (["--memory", "4"], "quantity"),
+        (["--min-replicas", "0"], "--min-replicas 1"),
+        (["--min-replicas", "9"], "must rise"),
+        (["--key-secret", "a/b"], "--key-secret"),
+    ],
+)
+def test_what_a_cluster_would_refuse(
+    tmp_path: Path, tiny_engine_file: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], reason: str
+) -> None:
+    assert main(["export", "kserve", str(tiny_engine_file), "-o", str(tmp_path / "x"), *arguments]) == 2
+    assert reason in capsys.readouterr().err
+    assert not list(tmp_path.iterdir()), "nothing half-written"
+
+
+def test_a_triton_repository(tmp_path: Path) -> None:
+    info = plan_info()
+    info = replace(info, network=replace(info.network, labels=("bag", "big\ncoat", "shoe")))
+    engine = tmp_path / "vim.engine"
+    write_plan(engine, PLAN, info)
+    assert (
+        main(["export", "triton", str(engine), "-o", str(tmp_path / "repository"), "--instances", "2", "--json"]) == 0
+    )
+    folder = tmp_path / "repository" / "vim"
+    config = text_format.Parse((folder / "config.pbtxt").read_text(), ModelConfig())
+    assert (config.name, config.platform, config.max_batch_size) == ("vim", "tensorrt_plan", 32)
+    (given,), (found,) = config.input, config.output
+    assert (given.name, given.data_type, list(given.dims)) == ("images", Type.TYPE_INT8, [1, 8, 8])
+    assert (found.name, found.data_type, list(found.dims), found.label_filename) == (
+        "logits",
+        Type.TYPE_FP32,
+        [3],
+        "labels.txt",
+    )
+    assert config.instance_group[0].count == 2 and config.instance_group[0].kind == ModelInstanceGroup.KIND_GPU
+    assert (
+        list(config.dynamic_batching.preferred_batch_size) == [8, 32]
+        and config.dynamic_batching.max_queue_delay_microseconds == 2000
+    )
+    assert (folder / "labels.txt").read_text().splitlines() == ["bag", "big coat", "shoe"]
+    assert (folder / "1" / "model.plan").read_bytes() == PLAN
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"backend": "tensorrt-rtx"}, "TensorRT for RTX"),
+        ({"plugins": "separate"}, "--separate-plugins"),
+        ({"batch": (2, 8, 32)}, "--batch 1"),
+    ],
+)
+def test_plans_that_triton_cannot_run(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    engine = tmp_path / "vim.engine"
+    write_plan(engine, PLAN, plan_info(**changes))
+    with pytest.raises(VimTrtError, match=reason):
+        export_triton(engine, tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"vim.engine", sidecar(engine).name}
+
+
+def test_plans_that_a_container_cannot_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    engine = tmp_path / "vim.engine"
+    write_plan(engine, PLAN, plan_info(plugins="separate"))
+    assert main(["export", "kserve", str(engine), "-o", str(tmp_path / "x")]) == 2
+    assert "--separate-plugins" in capsys.readouterr().err
+    write_plan(engine, PLAN, plan_info())
+    engine.write_bytes(PLAN + b"x")
+    assert main(["export", "kserve", str(engine), "-o", str(tmp_path / "x")]) == 2
+    assert not (tmp_path / "x").exists()
+
+
+def test_other_refusals(tmp_path: Path, tiny_engine_file: Path) -> None:
+    with pytest.raises(VimTrtError, match="build one with --backend tensorrt"):
+        export_triton(tiny_engine_file, tmp_path / "out")
+    engine = tmp_path / "vim.engine"
+    write_plan(engine, PLAN, plan_info())
+    engine.write_bytes(PLAN + b"x")
+    with pytest.raises(VimTrtError):
+        export_triton(engine, tmp_path / "out")
+    write_plan(engine, PLAN, plan_info())
+    with pytest.raises(VimTrtError, match="cannot be a model's name"):
+        export_triton(engine, tmp_path / "out", "../up")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(VimTrtError, match="not an empty folder"):
+        export_triton(engine, tmp_path / "full")
+    with pytest.raises(VimTrtError, match="cannot write"):
+        export_triton(engine, tmp_path / "no" / "such")
