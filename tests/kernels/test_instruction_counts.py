@@ -61,7 +61,10 @@ def check(count: int, recorded: int, allowed: float, what: str) -> None:
     )
 
 
-@pytest.mark.parametrize("case", CASES)
+QUICK = ("add_rms_norm_quant", "add_layer_norm_quant")  # a step at a time through the others takes seconds each
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=() if c in QUICK else pytest.mark.slow) for c in CASES])
 def test_kernels_execute_no_more_instructions_than_recorded(case: str) -> None:
     recorded = json.loads(RECORDED.read_text())
     known = compiler() in recorded

@@ -87,6 +87,7 @@ def entrypoint(dockerfile: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_cpu_service(tmp_path: Path, tiny_engine_file: Path) -> None:
     folder = tmp_path / "deploy"
     result = export(

@@ -164,6 +164,7 @@ def test_it_is_one_whole_page_that_needs_nothing(report: Report):
     assert "@import" not in text and "url(http" not in text and text == render(report)
 
 
+@pytest.mark.slow
 def test_hostile_names_are_text():
     page = Page(whole())
     assert page.text.count("<script>alert('x')</script>") >= 5
