@@ -32,17 +32,26 @@ class Trimmer:
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
-        self._waiting = False
+        self._waiting = self._again = False
         self._trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
 
     def received(self, size: int) -> None:
         """Note a request whose body or message has ``size`` bytes."""
-        if size >= LARGE_BYTES and self._trim is not None and not self._waiting:
-            self._waiting = True
-            asyncio.get_running_loop().call_later(TRIM_SECONDS, self._start)
+        if size < LARGE_BYTES or self._trim is None:
+            return
+        if self._waiting:
+            self._again = True  # it may last beyond the look through the heaps that is to come
+            return
+        self._wait()
+
+    def _wait(self) -> None:
+        self._waiting, self._again = True, False
+        asyncio.get_running_loop().call_later(TRIM_SECONDS, self._start)
 
     def _start(self) -> None:
-        self._waiting = False
         assert self._trim is not None
+        self._waiting = False
+        if self._again:
+            self._wait()
         with contextlib.suppress(RuntimeError):  # the server is ending
             self._executor.submit(self._trim, 0)

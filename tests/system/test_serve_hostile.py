@@ -28,6 +28,8 @@ import pytest
 from paths import SUPPORT
 from serving import Served, wait_for
 
+from pyvimtrt.serve.memory import TRIM_SECONDS
+
 pytestmark = pytest.mark.slow
 ROUNDS = int(os.environ.get("PYVIMTRT_ROUNDS", "4"))
 MANY = 10  # rounds from which on memory is looked at after each kind
@@ -185,8 +187,8 @@ def rss(pid: int) -> int:
 
 
 def settled(pid: int) -> int:
-    """The memory of a process once it does not change."""
-    time.sleep(1.0)
+    """The memory of a process a while after its last request."""
+    time.sleep(2 * TRIM_SECONDS + 0.5)
     return rss(pid)
 
 
