@@ -6,6 +6,7 @@
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 
+#include "plugins/bidirectional_scan/cpu_int16_x86.h"
 #include "plugins/common/numerics.h"
 #include "plugins/common/unroll.h"
 
@@ -180,7 +181,34 @@ inline void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, 
   }
 }
 
+struct Avx512Int16 : X86Rows {
+  template <int N, class Dot>
+  VIMTRT_ALWAYS_INLINE static __m512 sums(const Dot& dot) {
+    const __m256i low = sums_of_eight<N, 0>(dot), high = sums_of_eight<N, 8>(dot);
+    return _mm512_cvtepi32_ps(_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
+  }
+
+  template <int N>
+  static void drive(__m512 u, __m512 delta, __m512 input_scale, __m512 b_tok, TokenDrive<kLanes>& drive) {
+    const __m512 g = _mm512_mul_ps(_mm512_mul_ps(_mm512_mul_ps(delta, u), input_scale), b_tok);
+    const __mmask16 is_large = _mm512_cmp_ps_mask(_mm512_abs_ps(g), _mm512_set1_ps(kInt16LargeDrive), _CMP_NLT_UQ);
+    drive.is_large = is_large;
+    const __m512 part = _mm512_mask_mul_ps(g, is_large, g, _mm512_set1_ps(kInt16Sixteenth));
+    const __m512i whole = _mm512_cvtps_epi32(
+        _mm512_min_ps(_mm512_max_ps(part, _mm512_set1_ps(-32767.0f)), _mm512_set1_ps(32767.0f)));
+    _mm512_store_si512(drive.g, _mm512_mask_blend_epi16(0xaaaaaaaa, whole, _mm512_slli_epi32(whole, 16)));
+    const __m256i dq = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(delta));
+    const __m256i row_bytes = _mm256_set1_epi16(N * sizeof(int16_t));
+    const __m256i high = _mm256_mullo_epi16(_mm256_srli_epi16(dq, 4), row_bytes);
+    const __m256i low = _mm256_mullo_epi16(_mm256_and_si256(dq, _mm256_set1_epi16(15)), row_bytes);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(drive.high), high);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(drive.low),
+                       _mm256_add_epi16(low, _mm256_set1_epi16(kInt16Powers * N * sizeof(int16_t))));
+  }
+};
+
 struct Avx512 {
+  using Int16 = Avx512Int16;
   static constexpr int kLanes = vimtrt::kLanes;
   using Vector = __m512;
   using Lanes = __mmask16;
@@ -190,7 +218,9 @@ struct Avx512 {
   static Vector broadcast(float x) { return _mm512_set1_ps(x); }
   static Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
   static Vector multiply(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
+  static Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
   static Vector load_s8(const int8_t* source, Lanes lanes) { return vimtrt::load_s8(lanes, source); }
+  static Vector load_delta(const int8_t* source, Lanes lanes) { return vimtrt::load_delta(lanes, source); }
   static void store_quantized(int8_t* target, Lanes lanes, Vector v) {
     _mm_mask_storeu_epi8(target, lanes, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(quantized(v))));
   }

@@ -780,7 +780,7 @@ int launch_layout(const BidirectionalScanParams& p, cuda::Stream stream, void* w
   launch.row_width = width_of(rows);
   launch.bc_width = width_of(bc);
 
-  const auto kernel = p.state_int8 ? bidirectional_scan_kernel<Shape, true> : bidirectional_scan_kernel<Shape, false>;
+  const auto kernel = p.state == ScanState::kInt8 ? bidirectional_scan_kernel<Shape, true> : bidirectional_scan_kernel<Shape, false>;
   const int64_t images_at_once = kMaxGridX / launch.groups;
   for (; launch.first_image < p.batch; launch.first_image += images_at_once) {
     const int64_t left = p.batch - launch.first_image, images = left < images_at_once ? left : images_at_once;

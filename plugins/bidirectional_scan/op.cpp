@@ -4,7 +4,6 @@ namespace vimtrt {
 namespace {
 
 enum Attribute { kBcOffset, kGateOffset, kState };
-enum State { kInt8, kFp32 };
 enum Input {
   kU,  // forward, backward
   kDelta = kU + 2,
@@ -48,7 +47,7 @@ const OpDef& bidirectional_scan_op() {
        constant("y_scale", Type::kFloat32, "2 E"), constant("skip_scale", Type::kFloat32, "2 E"),
        constant("gate_scale", Type::kFloat32, "E"), constant("out_inv_scale_tok", Type::kFloat32, "L")},
       {output("y", Type::kInt8, "B L E")},
-      {integer_attribute("bc_offset"), integer_attribute("gate_offset"), text_attribute("state", {"int8", "fp32"})},
+      {integer_attribute("bc_offset"), integer_attribute("gate_offset"), text_attribute("state", {"int8", "fp32", "int16"})},
       0,
       check,
   };
@@ -61,7 +60,7 @@ BidirectionalScanParams bidirectional_scan_bind(const Arguments& a) {
   p.tokens = a.narrow('L');
   p.channels = a.narrow('E');
   p.states = a.narrow('N');
-  p.state_int8 = a.chooses(kState, kInt8);
+  p.state = static_cast<ScanState>(a.integer(kState));
   p.bc_stride = a.size('X');
   p.gate_stride = a.size('Z');
   for (size_t d = 0; d < 2; ++d) {

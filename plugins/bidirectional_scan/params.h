@@ -5,12 +5,14 @@
 
 namespace vimtrt {
 
+enum class ScanState { kInt8, kFp32, kInt16 };  // in the order of the attribute's texts
+
 struct BidirectionalScanParams {
   int64_t batch = 0;     // B
   int32_t tokens = 0;    // L
   int32_t channels = 0;  // E
   int32_t states = 0;    // N: 8 or 16
-  bool state_int8 = true;
+  ScanState state = ScanState::kInt8;
   int64_t bc_stride = 0;                        // elements from one token of bc to the next
   int64_t gate_stride = 0;                      // elements from one token of gate to the next
   const int8_t* u[2] = {nullptr, nullptr};      // [B, L, E]

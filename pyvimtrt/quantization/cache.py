@@ -23,6 +23,7 @@ from pyvimtrt.families import ModelConfig, describe
 from pyvimtrt.families.description import Activation, DepthwiseConv, Linear, Part, State, Table
 from pyvimtrt.files import atomic_output, hash_arrays
 from pyvimtrt.model.weights import Weights
+from pyvimtrt.quantization.recipes import STATES
 
 CACHE_FORMAT_VERSION = 1
 CACHE_SUFFIXES = (".safetensors", "")  # a name without one may be a cache's, but no other kind's
@@ -40,7 +41,7 @@ class CacheInfo:
     weights_sha256: str
     recipe: str
     clusters: str  # "4", .. or "full"
-    state: str  # "int8" or "fp32"
+    state: str  # one of recipes.STATES
     images: int
     images_sha256: str
     mean: tuple[float, ...]
@@ -197,7 +198,7 @@ def check_cache(cache: Cache, config: ModelConfig, weights: Weights, source: str
         raise CalibrationError(
             f"{source} was made with other weights of this model; calibrate with the weights at hand"
         )
-    if cache.info.state not in ("int8", "fp32") or not len(cache.info.mean) == len(cache.info.std) == config.channels:
+    if cache.info.state not in STATES or not len(cache.info.mean) == len(cache.info.std) == config.channels:
         raise CalibrationError(f"{source} holds damaged settings; run pyvimtrt calibrate again")
     expected = expected_shapes(config)
     if cache.tensors.keys() != expected.keys():

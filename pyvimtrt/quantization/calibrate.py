@@ -444,6 +444,11 @@ class _Calibrator:
             r_L, r_C, r_D = unit_factors(largest)
         scaled = floored(largest) / (r_L[:, None, None] * r_C[:, None] * r_D)
         per_token = scaled.max(axis=(1, 2))
+        if self.recipe.state == "int16":
+            unit = STATE_ROOM * (per_token * r_L).max() / STATE_LEVELS
+            for suffix, values in (("tok", np.full(len(r_L), unit)), ("chan", r_C), ("state", r_D)):
+                self._store(f"{name}.scale_{suffix}", values)
+            return
         groups = (
             np.arange(len(per_token)) if part.role in self.recipe.token_wise else np.zeros(len(per_token), np.int64)
         )
@@ -461,6 +466,9 @@ def _inverse_softplus(y: Tensor) -> Tensor:
     return y + torch.log(-torch.expm1(-y))
 
 
+import os
+STATE_ROOM=float(os.environ.get("ROOM","2"))
+STATE_LEVELS=32767.0
 _FUNCTIONS: dict[str, tuple[search.Function, search.Function | None]] = {
     "silu": (F.silu, None),
     "softplus": (F.softplus, _inverse_softplus),

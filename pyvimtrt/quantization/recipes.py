@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pyvimtrt.errors import CalibrationError
 
@@ -23,6 +23,9 @@ CHANNEL_TENSORS = (
     "state",
     "head.input",
 )
+
+State = Literal["int8", "int16", "fp32"]
+STATES: tuple[State, ...] = get_args(State)
 
 FULL: Literal["full"] = "full"
 MAX_CLUSTERS = 4096
@@ -52,7 +55,7 @@ class Recipe:
     smoothing: bool = False
     asymmetric_tables: bool = False
     bias_correction: Literal["none", "biased", "all"] = "none"
-    state: Literal["int8", "fp32"] = "int8"
+    state: State = "int8"
 
 
 RECIPES: dict[str, Recipe] = {
@@ -120,9 +123,9 @@ def get_recipe(
     if clusters is not None:
         recipe = dataclasses.replace(recipe, clusters=parse_clusters(clusters))
     if state is not None:
-        if state not in ("int8", "fp32"):
-            raise CalibrationError(f"the state must be int8 or fp32, got {state!r}")
-        recipe = dataclasses.replace(recipe, state=state)  # type: ignore[arg-type]
+        if state not in STATES:
+            raise CalibrationError(f"the state must be one of {', '.join(STATES)}, got {state!r}")
+        recipe = dataclasses.replace(recipe, state=state)
     for step in without:
         if step not in STEPS:
             raise CalibrationError(f"unknown step {step!r}; the steps of a recipe are {', '.join(STEPS)}")
