@@ -3,22 +3,13 @@
 #include <immintrin.h>
 
 #include "plugins/bidirectional_scan/cpu_driver.h"
-#include "plugins/bidirectional_scan/cpu_int16_x86.h"
+#include "plugins/bidirectional_scan/cpu_ymm.h"
 #include "plugins/common/numerics.h"
 
 namespace vimtrt {
 namespace {
 
-constexpr int kLanes = 8;
-
-inline __m256 clamped(__m256 x, float low, float high) {
-  return _mm256_min_ps(_mm256_max_ps(x, _mm256_set1_ps(low)), _mm256_set1_ps(high));
-}
-
-// sat8(rne(x)) as floats.
-inline __m256 quantized(__m256 x) {
-  return _mm256_round_ps(clamped(x, -128.0f, 127.0f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
+constexpr int kLanes = kYmmLanes;
 
 inline __m256 coefficient(int k) {
   return _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(kExp2CoefficientBits[k])));
@@ -37,35 +28,6 @@ inline __m256 exp2c_lanes(__m256 x) {
   p = _mm256_fmadd_ps(p, f, coefficient(0));
   return _mm256_castsi256_ps(
       _mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_cvtps_epi32(whole), 23)));
-}
-
-// The first `lanes` of 8 bytes; nothing behind them is read.
-inline __m128i load_bytes(const int8_t* source, int lanes) {
-  if (lanes == kLanes) return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(source));
-  alignas(8) int8_t bytes[kLanes] = {};
-  for (int lane = 0; lane < lanes; ++lane) bytes[lane] = source[lane];
-  return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes));
-}
-
-inline __m256 load_s8(const int8_t* source, int lanes) {
-  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load_bytes(source, lanes)));
-}
-
-inline __m256 load_delta(const int8_t* source, int lanes) {
-  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_xor_si128(load_bytes(source, lanes), _mm_set1_epi8(-128))));
-}
-
-inline void store_s8(int8_t* target, int lanes, __m256 q) {
-  const __m256i wide = _mm256_cvtps_epi32(q);
-  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
-  const __m128i bytes = _mm_packs_epi16(words, words);
-  if (lanes == kLanes) {
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(target), bytes);
-    return;
-  }
-  alignas(8) int8_t buffer[kLanes];
-  _mm_storel_epi64(reinterpret_cast<__m128i*>(buffer), bytes);
-  for (int lane = 0; lane < lanes; ++lane) target[lane] = buffer[lane];
 }
 
 // bcf[d][t] = Bf[t, 0..N-1], Cf[t, 0..N-1] of one image.
@@ -120,48 +82,8 @@ inline void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, 
   }
 }
 
-struct Avx2Int16 : X86Rows {
-  template <int N, class Dot>
-  VIMTRT_ALWAYS_INLINE static __m256 sums(const Dot& dot) {
-    return _mm256_cvtepi32_ps(sums_of_eight<N, 0>(dot));
-  }
-
-  template <int N>
-  static void drive(__m256 u, __m256 delta, __m256 input_scale, __m256 b_tok, TokenDrive<kLanes>& drive) {
-    const __m256 g = _mm256_mul_ps(_mm256_mul_ps(_mm256_mul_ps(delta, u), input_scale), b_tok);
-    const __m256 magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), g);
-    const __m256 is_large = _mm256_cmp_ps(magnitude, _mm256_set1_ps(kInt16LargeDrive), _CMP_NLT_UQ);
-    drive.is_large = static_cast<uint32_t>(_mm256_movemask_ps(is_large));
-    const __m256i whole =
-        int16_lanes(_mm256_blendv_ps(g, _mm256_mul_ps(g, _mm256_set1_ps(kInt16Sixteenth)), is_large));
-    const __m256i low_half = _mm256_and_si256(whole, _mm256_set1_epi32(0xffff));
-    _mm256_store_si256(reinterpret_cast<__m256i*>(drive.g), _mm256_or_si256(_mm256_slli_epi32(whole, 16), low_half));
-    const __m128i dq = narrowed(_mm256_cvtps_epi32(delta));
-    const __m128i row_bytes = _mm_set1_epi16(N * sizeof(int16_t));
-    const __m128i high = _mm_mullo_epi16(_mm_srli_epi16(dq, 4), row_bytes);
-    const __m128i low = _mm_mullo_epi16(_mm_and_si128(dq, _mm_set1_epi16(15)), row_bytes);
-    _mm_store_si128(reinterpret_cast<__m128i*>(drive.high), high);
-    _mm_store_si128(reinterpret_cast<__m128i*>(drive.low),
-                    _mm_add_epi16(low, _mm_set1_epi16(kInt16Powers * N * sizeof(int16_t))));
-  }
-};
-
-struct Avx2 {
-  using Int16 = Avx2Int16;
-  static constexpr int kLanes = vimtrt::kLanes;
-  using Vector = __m256;
-  using Lanes = int;
-  static Lanes lanes(int64_t left) { return left >= kLanes ? kLanes : static_cast<int>(left); }
-  static Vector load(const float* source) { return _mm256_load_ps(source); }
-  static void store(float* target, Vector v) { _mm256_store_ps(target, v); }
-  static Vector broadcast(float x) { return _mm256_set1_ps(x); }
-  static Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
-  static Vector multiply(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
-  static Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
-  static Vector load_s8(const int8_t* source, Lanes lanes) { return vimtrt::load_s8(source, lanes); }
-  static Vector load_delta(const int8_t* source, Lanes lanes) { return vimtrt::load_delta(source, lanes); }
-  static void store_quantized(int8_t* target, Lanes lanes, Vector v) { store_s8(target, lanes, quantized(v)); }
-  static void prefetch(const int8_t* address) { (void)address; }
+struct Avx2 : YmmVectors {
+  using Int16Vectors = YmmVectors;
 
   template <int N>
   static void scale_bc(const BidirectionalScanParams& p, int64_t image, float* bcf) {

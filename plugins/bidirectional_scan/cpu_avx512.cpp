@@ -6,7 +6,7 @@
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 
-#include "plugins/bidirectional_scan/cpu_int16_x86.h"
+#include "plugins/bidirectional_scan/cpu_ymm.h"
 #include "plugins/common/numerics.h"
 #include "plugins/common/unroll.h"
 
@@ -181,34 +181,94 @@ inline void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, 
   }
 }
 
-struct Avx512Int16 : X86Rows {
-  template <int N, class Dot>
-  VIMTRT_ALWAYS_INLINE static __m512 sums(const Dot& dot) {
-    const __m256i low = sums_of_eight<N, 0>(dot), high = sums_of_eight<N, 8>(dot);
-    return _mm512_cvtepi32_ps(_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
+// The states of two channels for N = 16, of four for N = 8. What is not of whole blocks is YmmRows'.
+struct Avx512Int16 : YmmRows {
+  template <int N>
+  using Row = __m512i;
+  template <int N>
+  static constexpr int kChannels = 32 / N;
+
+  template <int N>
+  static __m512i zero() {
+    return _mm512_setzero_si512();
+  }
+  template <int N>
+  static __m512i twice(const int16_t* states) {
+    if constexpr (N == 16) return _mm512_broadcast_i64x4(*reinterpret_cast<const __m256i*>(states));
+    return _mm512_broadcast_i32x4(*reinterpret_cast<const __m128i*>(states));
+  }
+  template <int N>
+  static __m512i rows(const char* tables, const uint16_t* offsets) {
+    const auto quarter = [&](int i) VIMTRT_ALWAYS_INLINE {
+      return *reinterpret_cast<const __m128i*>(tables + offsets[i * kLanes / 4]);
+    };
+    const auto half = [&](int i) VIMTRT_ALWAYS_INLINE {
+      if constexpr (N == 16) return *reinterpret_cast<const __m256i*>(tables + offsets[i * kLanes / 2]);
+      return in_halves(quarter(2 * i), quarter(2 * i + 1));
+    };
+    return _mm512_inserti64x4(_mm512_castsi256_si512(half(0)), half(1), 1);
+  }
+  template <int N>
+  static __m512i numbers(const uint32_t* g) {
+    constexpr int kParts = kChannels<N>;
+    __m512i numbers = _mm512_set1_epi32(static_cast<int>(g[0]));
+    unroll<kParts - 1>([&](auto i) VIMTRT_ALWAYS_INLINE {
+      constexpr __mmask16 kPart = static_cast<__mmask16>(((1 << 16 / kParts) - 1) << (i + 1) * 16 / kParts);
+      numbers = _mm512_mask_set1_epi32(numbers, kPart, static_cast<int>(g[(i + 1) * kLanes / kParts]));
+    });
+    return numbers;
+  }
+  static __m512i multiply(__m512i x, __m512i y) { return _mm512_mulhrs_epi16(x, y); }
+  static __m512i subtract(__m512i x, __m512i y) { return _mm512_subs_epi16(x, y); }
+  static __m512i times_sixteen(__m512i x) {
+    for (int i = 0; i < 4; ++i) x = _mm512_adds_epi16(x, x);
+    return x;
+  }
+  static __m512i select(__m512i mask, __m512i x, __m512i y) { return _mm512_ternarylogic_epi32(mask, x, y, 0xca); }
+  static __m512i dot(__m512i h, __m512i c) { return _mm512_madd_epi16(h, c); }
+
+  template <int N, class Dots>
+  VIMTRT_ALWAYS_INLINE static __m512 sums(const Dots& dots) {
+    const auto two = [&](auto first) VIMTRT_ALWAYS_INLINE {
+      const __m512i a = dots(first), b = dots(Index<first + 1>());
+      return _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    };
+    const auto four = [&](auto first) VIMTRT_ALWAYS_INLINE {
+      const __m512i a = two(first), b = two(Index<first + 2>());
+      return _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    };
+    const __m512i first = four(Index<0>());
+    if constexpr (N == 8) return _mm512_cvtepi32_ps(first);
+    const __m512i second = four(Index<4>());
+    const __m512i sum =
+        _mm512_add_epi32(_mm512_shuffle_i32x4(first, second, 0x88), _mm512_shuffle_i32x4(first, second, 0xdd));
+    return _mm512_cvtepi32_ps(_mm512_shuffle_i32x4(sum, sum, 0xd8));
   }
 
   template <int N>
-  static void drive(__m512 u, __m512 delta, __m512 input_scale, __m512 b_tok, TokenDrive<kLanes>& drive) {
+  static void drive(__m512 u, __m512 delta, __m512 input_scale, __m512 b_tok, const uint16_t* first_rows,
+                    TokenDrive<kLanes>& drive) {
     const __m512 g = _mm512_mul_ps(_mm512_mul_ps(_mm512_mul_ps(delta, u), input_scale), b_tok);
     const __mmask16 is_large = _mm512_cmp_ps_mask(_mm512_abs_ps(g), _mm512_set1_ps(kInt16LargeDrive), _CMP_NLT_UQ);
     drive.is_large = is_large;
     const __m512 part = _mm512_mask_mul_ps(g, is_large, g, _mm512_set1_ps(kInt16Sixteenth));
-    const __m512i whole = _mm512_cvtps_epi32(
-        _mm512_min_ps(_mm512_max_ps(part, _mm512_set1_ps(-32767.0f)), _mm512_set1_ps(32767.0f)));
+    const __m512i whole =
+        _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(part, _mm512_set1_ps(-32767.0f)), _mm512_set1_ps(32767.0f)));
     _mm512_store_si512(drive.g, _mm512_mask_blend_epi16(0xaaaaaaaa, whole, _mm512_slli_epi32(whole, 16)));
     const __m256i dq = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(delta));
     const __m256i row_bytes = _mm256_set1_epi16(N * sizeof(int16_t));
+    const __m256i first = _mm256_load_si256(reinterpret_cast<const __m256i*>(first_rows));
     const __m256i high = _mm256_mullo_epi16(_mm256_srli_epi16(dq, 4), row_bytes);
-    const __m256i low = _mm256_mullo_epi16(_mm256_and_si256(dq, _mm256_set1_epi16(15)), row_bytes);
-    _mm256_store_si256(reinterpret_cast<__m256i*>(drive.high), high);
-    _mm256_store_si256(reinterpret_cast<__m256i*>(drive.low),
-                       _mm256_add_epi16(low, _mm256_set1_epi16(kInt16Powers * N * sizeof(int16_t))));
+    const __m256i low = _mm256_mullo_epi16(
+        _mm256_or_si256(_mm256_and_si256(dq, _mm256_set1_epi16(15)), _mm256_set1_epi16(16)), row_bytes);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(drive.high), _mm256_add_epi16(first, high));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(drive.low), _mm256_add_epi16(first, low));
   }
 };
 
 struct Avx512 {
   using Int16 = Avx512Int16;
+  using Int16Vectors = Avx512;
   static constexpr int kLanes = vimtrt::kLanes;
   using Vector = __m512;
   using Lanes = __mmask16;

@@ -7,7 +7,7 @@
 //   scale_bc<N>(p, image, bcf)      Bf and Cf of one image
 //   scan_tokens<N, kStateInt8, kBounded>(p, d, image, first_channel, lanes, packed, bcf, sink)      one direction of a
 //   block of channels
-//   Int16      what cpu_int16.h takes for the int16 state
+//   Int16Vectors      what cpu_int16.h takes for the int16 state
 //
 // Internal linkage, as in threads.h.
 #pragma once
@@ -91,9 +91,8 @@ void run_items(const BidirectionalScanParams& p, const float* packed, char* scra
     }
     const typename Vectors::Lanes lanes = Vectors::lanes(E - first_channel);
     const float* block = packed + (item % blocks) * (2 * kDirection + kLanes);
-    Scan::scan_block(p, 0, image, first_channel, lanes, block, scratch.bc, scratch.tables, [&](int t, Vector y) {
-      Vectors::store(scratch.y_forward + static_cast<int64_t>(t) * kLanes, y);
-    });
+    Scan::scan_block(p, 0, image, first_channel, lanes, block, scratch.bc, scratch.tables,
+                     [&](int t, Vector y) { Vectors::store(scratch.y_forward + static_cast<int64_t>(t) * kLanes, y); });
 
     const int8_t* gate = p.gate + image * L * p.gate_stride + first_channel;
     int8_t* out = p.y + image * L * E + first_channel;
@@ -115,12 +114,13 @@ void run_items(const BidirectionalScanParams& p, const float* packed, char* scra
 
 // What runs one kind of state with one number of states.
 struct ScanRunner {
+  int lanes;
   void (*items)(const BidirectionalScanParams& p, const float* packed, char* scratch, Pieces<RangeCut>& pieces);
   size_t (*scratch_bytes)(const BidirectionalScanParams& p);  // of a worker
 };
 
 template <class Scan>
-constexpr ScanRunner kScanRunner = {run_items<Scan>, worker_scratch_bytes<Scan>};
+constexpr ScanRunner kScanRunner = {Scan::Vectors::kLanes, run_items<Scan>, worker_scratch_bytes<Scan>};
 
 template <class Vectors, int N>
 const ScanRunner& scan_runner_of(ScanState state) {
@@ -142,12 +142,12 @@ const ScanRunner& scan_runner(const BidirectionalScanParams& p) {
 
 template <class Vectors>
 size_t packed_bytes(const BidirectionalScanParams& p) {
-  return bidirectional_scan_packed_bytes(p, Vectors::kLanes);
+  return bidirectional_scan_packed_bytes(p, scan_runner<Vectors>(p).lanes);
 }
 
 template <class Vectors>
 void pack(const BidirectionalScanParams& p, void* packed) {
-  bidirectional_scan_pack(p, Vectors::kLanes, static_cast<float*>(packed));
+  bidirectional_scan_pack(p, scan_runner<Vectors>(p).lanes, static_cast<float*>(packed));
 }
 
 template <class Vectors>
@@ -159,7 +159,7 @@ template <class Vectors>
 void run(const BidirectionalScanParams& p, const void* packed, void* scratch, int threads) {
   const ScanRunner& runner = scan_runner<Vectors>(p);
   const size_t worker_bytes = runner.scratch_bytes(p);
-  const int64_t blocks = (static_cast<int64_t>(p.channels) + Vectors::kLanes - 1) / Vectors::kLanes;
+  const int64_t blocks = (static_cast<int64_t>(p.channels) + runner.lanes - 1) / runner.lanes;
   run_workers(threads, RangeCut(p.batch * blocks, 1), [&](int worker, auto& pieces) {
     runner.items(p, static_cast<const float*>(packed), static_cast<char*>(scratch) + worker * worker_bytes, pieces);
   });

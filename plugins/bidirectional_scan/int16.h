@@ -8,10 +8,10 @@
 
 namespace vimtrt {
 
-constexpr int kInt16Powers = 16;               // of each of delta's two halves
-constexpr float kInt16LargeDrive = 32767.5f;   // from here on the drive is taken in sixteenths
+constexpr int kInt16Powers = 16;              // of each of delta's two halves
+constexpr float kInt16LargeDrive = 32767.5f;  // from here on the drive is taken in sixteenths
 constexpr float kInt16Sixteenth = 1.0f / 16;
-constexpr float kInt16One = 32768.0f;          // 2^15, of products and decays
+constexpr float kInt16One = 32768.0f;  // 2^15, of products and decays
 
 // x y / 2^15, rounded half up: what vpmulhrsw and sqrdmulh do.
 VIMTRT_HD static inline int32_t int16_multiply(int32_t x, int32_t y) { return (x * y + (1 << 14)) >> 15; }

@@ -407,6 +407,21 @@ def subnormal_scan_scales(inputs: dict[str, Array], rng: np.random.Generator) ->
     inputs["b_scale_state"][...] = rng.uniform(1e33, 1e34, inputs["b_scale_state"].shape)
 
 
+def integer_scan(drive: float = 1.0, **settings: Any) -> Operator:
+    """With constants as an assembler makes them: B and C fill 16 bits, the state reaches some ten thousand units."""
+    return scan_with(integer_scales, drive=drive, state="int16", **settings)
+
+
+def integer_scales(inputs: dict[str, Array], rng: np.random.Generator) -> None:
+    states = inputs["a_log2"].shape[-1]
+    inputs["input_scale"] *= f32(5e3)
+    inputs["b_scale_state"][...] = 32766 / 128 * rng.uniform(0.2, 1, inputs["b_scale_state"].shape)
+    c = rng.uniform(0.2, 1, inputs["c_scale_state"].shape)
+    inputs["c_scale_state"][...] = 65500 / 128 * c / c.sum(axis=-1, keepdims=True)
+    inputs["y_scale"] *= f32(1e-5 * 16 / states)
+    inputs["decay_tok"][...] = 1e30  # not read
+
+
 SCAN: dict[str, Make] = {
     "base": scan,
     "fp32 state": lambda: scan(state="fp32"),
