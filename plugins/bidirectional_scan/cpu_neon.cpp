@@ -3,6 +3,7 @@
 #include <arm_neon.h>
 
 #include <cstring>
+#include <iterator>
 
 #include "plugins/bidirectional_scan/cpu_driver.h"
 #include "plugins/common/numerics.h"
@@ -103,7 +104,126 @@ inline void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, 
   }
 }
 
+// Where x is NaN the lower bound is taken.
+inline int16x4_t int16_lanes(float32x4_t x) { return vmovn_s32(vcvtnq_s32_f32(clamped(x, -32767.0f, 32767.0f))); }
+
+// The states of one channel in N / 8 registers.
+template <int N>
+struct NeonRow {
+  int16x8_t part[N / 8];
+};
+
+struct NeonInt16 {
+  template <int N>
+  using Row = NeonRow<N>;
+  template <int N>
+  static constexpr int kChannels = 1;
+
+  template <int N>
+  static NeonRow<N> zero() {
+    const uint32_t none = 0;
+    return numbers<N>(&none);
+  }
+  template <int N>
+  static NeonRow<N> twice(const int16_t* states) {
+    NeonRow<N> row;
+    for (int i = 0; i < N / 8; ++i) row.part[i] = vld1q_s16(states + 8 * i);
+    return row;
+  }
+  template <int N>
+  static NeonRow<N> rows(const char* tables, const uint16_t* offsets) {
+    return twice<N>(reinterpret_cast<const int16_t*>(tables + offsets[0]));
+  }
+  template <int N>
+  static NeonRow<N> numbers(const uint32_t* g) {
+    NeonRow<N> row;
+    for (int i = 0; i < N / 8; ++i) row.part[i] = vreinterpretq_s16_u32(vld1q_dup_u32(g));
+    return row;
+  }
+  template <class Row>
+  static Row multiply(Row x, Row y) {
+    for (size_t i = 0; i < std::size(x.part); ++i) x.part[i] = vqrdmulhq_s16(x.part[i], y.part[i]);
+    return x;
+  }
+  template <class Row>
+  static Row subtract(Row x, Row y) {
+    for (size_t i = 0; i < std::size(x.part); ++i) x.part[i] = vqsubq_s16(x.part[i], y.part[i]);
+    return x;
+  }
+  template <class Row>
+  static Row times_sixteen(Row x) {
+    for (int16x8_t& part : x.part) part = vqshlq_n_s16(part, 4);
+    return x;
+  }
+  template <class Row>
+  static Row select(Row mask, Row x, Row y) {
+    for (size_t i = 0; i < std::size(x.part); ++i)
+      x.part[i] = vbslq_s16(vreinterpretq_u16_s16(mask.part[i]), x.part[i], y.part[i]);
+    return x;
+  }
+  template <class Row>
+  static int32x4_t dot(Row h, Row c) {
+    int32x4_t sum = vmull_s16(vget_low_s16(h.part[0]), vget_low_s16(c.part[0]));
+    sum = vmlal_high_s16(sum, h.part[0], c.part[0]);
+    for (size_t i = 1; i < std::size(h.part); ++i) {
+      sum = vmlal_s16(sum, vget_low_s16(h.part[i]), vget_low_s16(c.part[i]));
+      sum = vmlal_high_s16(sum, h.part[i], c.part[i]);
+    }
+    return sum;
+  }
+  template <int N, class Dots>
+  VIMTRT_ALWAYS_INLINE static float32x4_t sums(const Dots& dots) {
+    const int32x4_t low = vpaddq_s32(dots(Index<0>()), dots(Index<1>()));
+    const int32x4_t high = vpaddq_s32(dots(Index<2>()), dots(Index<3>()));
+    return vcvtq_f32_s32(vpaddq_s32(low, high));
+  }
+
+  template <int N>
+  static void scaled(const int8_t* source, const float* scales, int16_t* target) {
+    for (int n = 0; n < N; n += 4) {
+      const float32x4_t product = vmulq_f32(load_s8(source + n, 4), vld1q_f32(scales + n));
+      vst1_s16(target + n, int16_lanes(product));
+    }
+  }
+
+  template <int N>
+  static void powers(const float* base, bool is_low, int16_t* target) {
+    const float32x4_t largest = vdupq_n_f32(is_low ? kInt16One : 32767.0f);
+    for (int n = 0; n < N; n += 4) {
+      const float32x4_t power = vld1q_f32(base + n), square = vmulq_f32(power, power);
+      float32x4_t even = vdupq_n_f32(1.0f), odd = power;
+      for (int k = 0; k < kInt16Powers; k += 2) {
+        const auto row = [&](float32x4_t x) VIMTRT_ALWAYS_INLINE {
+          const int32x4_t rounded = vcvtnq_s32_f32(vminq_f32(vmulq_n_f32(x, kInt16One), largest));
+          return vmovn_s32(is_low ? vnegq_s32(rounded) : rounded);
+        };
+        vst1_s16(target + k * N + n, row(even));
+        vst1_s16(target + (k + 1) * N + n, row(odd));
+        even = vmulq_f32(even, square);
+        odd = vmulq_f32(odd, square);
+      }
+    }
+  }
+
+  template <int N>
+  static void drive(float32x4_t u, float32x4_t delta, float32x4_t input_scale, float32x4_t b_tok,
+                    const uint16_t* first_rows, TokenDrive<kLanes>& drive) {
+    const float32x4_t g = vmulq_f32(vmulq_f32(vmulq_f32(delta, u), input_scale), b_tok);
+    const uint32x4_t is_large = vmvnq_u32(vcltq_f32(vabsq_f32(g), vdupq_n_f32(kInt16LargeDrive)));
+    const uint32x4_t bits = {1, 2, 4, 8};
+    drive.is_large = vaddvq_u32(vandq_u32(is_large, bits));
+    const int16x4_t whole = int16_lanes(vbslq_f32(is_large, vmulq_n_f32(g, kInt16Sixteenth), g));
+    vst1q_u32(drive.g, vreinterpretq_u32_s16(vcombine_s16(vzip1_s16(whole, whole), vzip2_s16(whole, whole))));
+    const uint16x4_t dq = vmovn_u32(vcvtq_u32_f32(delta)), first = vld1_u16(first_rows);
+    constexpr uint16_t kRowBytes = N * sizeof(int16_t);
+    vst1_u16(drive.high, vmla_n_u16(first, vshr_n_u16(dq, 4), kRowBytes));
+    vst1_u16(drive.low, vmla_n_u16(first, vorr_u16(vand_u16(dq, vdup_n_u16(15)), vdup_n_u16(kInt16Powers)), kRowBytes));
+  }
+};
+
 struct Neon {
+  using Int16 = NeonInt16;
+  using Int16Vectors = Neon;
   static constexpr int kLanes = vimtrt::kLanes;
   using Vector = float32x4_t;
   using Lanes = size_t;
@@ -113,7 +233,9 @@ struct Neon {
   static Vector broadcast(float x) { return vdupq_n_f32(x); }
   static Vector add(Vector a, Vector b) { return vaddq_f32(a, b); }
   static Vector multiply(Vector a, Vector b) { return vmulq_f32(a, b); }
+  static Vector fma(Vector a, Vector b, Vector c) { return vfmaq_f32(c, a, b); }
   static Vector load_s8(const int8_t* source, Lanes lanes) { return vimtrt::load_s8(source, lanes); }
+  static Vector load_delta(const int8_t* source, Lanes lanes) { return vimtrt::load_delta(source, lanes); }
   static void store_quantized(int8_t* target, Lanes lanes, Vector v) { store_s8(target, lanes, quantized(v)); }
   static void prefetch(const int8_t* address) { (void)address; }
 

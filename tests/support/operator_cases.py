@@ -407,22 +407,106 @@ def subnormal_scan_scales(inputs: dict[str, Array], rng: np.random.Generator) ->
     inputs["b_scale_state"][...] = rng.uniform(1e33, 1e34, inputs["b_scale_state"].shape)
 
 
-def integer_scan(drive: float = 1.0, **settings: Any) -> Operator:
+def integer_scan(
+    drive: float = 1.0,
+    *,
+    change: Callable[[dict[str, Array], np.random.Generator], None] | None = None,
+    **settings: Any,
+) -> Operator:
     """With constants as an assembler makes them: B and C fill 16 bits, the state reaches some ten thousand units."""
-    return scan_with(integer_scales, drive=drive, state="int16", **settings)
+
+    def scales(inputs: dict[str, Array], rng: np.random.Generator) -> None:
+        states = inputs["a_log2"].shape[-1]
+        inputs["input_scale"] *= f32(5e3)
+        inputs["b_scale_state"][...] = 32766 / 128 * rng.uniform(0.2, 1, inputs["b_scale_state"].shape)
+        c = rng.uniform(0.2, 1, inputs["c_scale_state"].shape)
+        inputs["c_scale_state"][...] = 65500 / 128 * c / c.sum(axis=-1, keepdims=True)
+        inputs["y_scale"] *= f32(1e-5 * 16 / states)
+        inputs["decay_tok"][...] = 1e30  # not read
+        if change is not None:
+            change(inputs, rng)
+
+    return scan_with(scales, drive=drive, state="int16", **settings)
 
 
-def integer_scales(inputs: dict[str, Array], rng: np.random.Generator) -> None:
-    states = inputs["a_log2"].shape[-1]
-    inputs["input_scale"] *= f32(5e3)
-    inputs["b_scale_state"][...] = 32766 / 128 * rng.uniform(0.2, 1, inputs["b_scale_state"].shape)
-    c = rng.uniform(0.2, 1, inputs["c_scale_state"].shape)
-    inputs["c_scale_state"][...] = 65500 / 128 * c / c.sum(axis=-1, keepdims=True)
-    inputs["y_scale"] *= f32(1e-5 * 16 / states)
-    inputs["decay_tok"][...] = 1e30  # not read
+def large_drives(inputs: dict[str, Array], rng: np.random.Generator) -> None:
+    """Drives around the number from which on they are taken in sixteenths, and B so small that the state bears them."""
+    inputs["input_scale"][...] = rng.choice([1.0, 1.004, 2.0, 16.0], inputs["input_scale"].shape)
+    inputs["b_scale_tok"][...] = rng.choice([1.0, 1.0039, 1.2], inputs["b_scale_tok"].shape)
+    for direction in ("forward", "backward"):
+        for name, ends in ((f"u_{direction}", (-128, 127)), (f"delta_{direction}", (126, 127))):
+            inputs[name][...] = rng.choice(ends, inputs[name].shape)
+        inputs[f"bc_{direction}"][..., ::2] //= 32
+
+
+def drives_on_ties(inputs: dict[str, Array], rng: np.random.Generator) -> None:
+    """Drives, B and C are halves."""
+    inputs["input_scale"][...] = rng.choice([0.5, 1 / 32], inputs["input_scale"].shape)
+    for name in ("b_scale_tok", "c_scale_tok"):
+        inputs[name][...] = 1.0
+    for name in ("b_scale_state", "c_scale_state"):
+        inputs[name][...] = rng.choice([0.5, 1.5, 100.5], inputs[name].shape)
+
+
+def decays_at_their_ends(inputs: dict[str, Array], rng: np.random.Generator) -> None:
+    """Decays of one, of nothing, and growth, which a table cannot hold."""
+    inputs["a_log2"][...] = rng.choice([0.0, -1e-9, -1e-6, -0.5, -1.0, -16.0, -1e30, 0.01, 1e3], inputs["a_log2"].shape)
+
+
+def states_at_their_ends(inputs: dict[str, Array], rng: np.random.Generator) -> None:
+    """Slow decays and drives of one sign: states stay saturated, and sums pass an int32."""
+    inputs["a_log2"] *= f32(1e-3)
+    inputs["c_scale_state"][...] = 255.0
+    for direction in ("forward", "backward"):
+        sign = 1 if direction == "forward" else -1
+        inputs[f"u_{direction}"][...] = sign * rng.integers(100, 127, inputs[f"u_{direction}"].shape)
+        inputs[f"bc_{direction}"][...] = rng.integers(100, 127, inputs[f"bc_{direction}"].shape)
+
+
+def scales_beyond_16_bits(inputs: dict[str, Array], rng: np.random.Generator) -> None:
+    """What a hostile file may hold: B, C and drives overflow, some of them fp32."""
+    inputs["b_scale_state"][...] = rng.choice([1e3, 1e37, -1e37], inputs["b_scale_state"].shape)
+    inputs["c_scale_state"][...] = rng.choice([1e3, 1e37, -1e37], inputs["c_scale_state"].shape)
+    inputs["input_scale"][...] = rng.choice([1.0, 1e37], inputs["input_scale"].shape)
+    inputs["b_scale_tok"][...] = rng.choice([0.0, 1.0, 1e37], inputs["b_scale_tok"].shape)
+
+
+INTEGER_SCAN: dict[str, Make] = {
+    "int16 state": integer_scan,
+    "N=8, int16 state": lambda: integer_scan(N=8),
+    "all -128, int16 state": lambda: integer_scan(fill=-128),
+    "all 127, int16 state": lambda: integer_scan(fill=127),
+    "saturation, int16 state": lambda: integer_scan(drive=1e3, L=30),
+    "tiny drive, int16 state": lambda: integer_scan(drive=1e-3),
+    **{f"{L} tokens, int16 state": functools.partial(integer_scan, L=L) for L in (1, 2, 3, 60)},
+    **{f"E={E}, int16 state": functools.partial(integer_scan, E=E) for E in (1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33)},
+    **{f"E={E}, N=8, int16 state": functools.partial(integer_scan, E=E, N=8) for E in (1, 7, 9, 17, 33)},
+    "197 tokens, E=33, int16 state": lambda: integer_scan(B=1, L=197, E=33),
+    "3 images, both offsets, int16 state": lambda: integer_scan(
+        B=3, E=21, bc_offset=3, bc_beside=5, gate_offset=20, gate_beside=2
+    ),
+    **{
+        f"{name}{size}, int16 state": functools.partial(integer_scan, change=change, L=20, E=19, N=states)
+        for size, states in (("", 16), (", N=8", 8))
+        for name, change in {
+            "large drives": large_drives,
+            "drives on ties": drives_on_ties,
+            "decays at their ends": decays_at_their_ends,
+            "states at their ends": states_at_their_ends,
+            "scales beyond 16 bits": scales_beyond_16_bits,
+        }.items()
+    },
+    "directions cancel, int16 state": lambda: integer_scan(change=integer_directions_cancel, B=3, L=3, E=33),
+}
+
+
+def integer_directions_cancel(inputs: dict[str, Array], rng: np.random.Generator) -> None:
+    directions_cancel(inputs, rng)
+    inputs["out_inv_scale_tok"][...] = 1e2
 
 
 SCAN: dict[str, Make] = {
+    **INTEGER_SCAN,
     "base": scan,
     "fp32 state": lambda: scan(state="fp32"),
     "N=8": lambda: scan(N=8),

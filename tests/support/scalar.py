@@ -76,6 +76,15 @@ def bidirectional_scan(
             for d, (u, delta, bc) in enumerate(
                 ((u_forward, delta_forward, bc_forward), (u_backward, delta_backward, bc_backward))
             ):
+                if state == "int16":
+                    ys.append(
+                        integer_direction(
+                            u[b, :, e], delta[b, :, e], bc[b, :, bc_offset : bc_offset + 2 * states], a_log2[d, e],
+                            input_scale[d, e], b_scale_state[d], b_scale_tok[d], c_scale_state[d], c_scale_tok[d],
+                            y_scale[d, e], skip_scale[d, e], d == 1,
+                        )
+                    )  # fmt: skip
+                    continue
                 y = [None] * tokens
                 h = [exact.exact(0)] * states
                 for t in range(tokens) if d == 0 else range(tokens - 1, -1, -1):
@@ -103,6 +112,49 @@ def bidirectional_scan(
                 )
                 out[b, t, e] = exact.sat8_rne(exact.mul(gated, out_inv_scale_tok[t].item()))
     return out
+
+
+def integer_direction(u, delta, bc, a_log2, k, b_state, b_tok, c_state, c_tok, y_scale, skip_scale, reverse):
+    tokens, states = len(u), len(a_log2)
+    highs, lows = [], []
+    for n in range(states):
+        bases = exact.exp2c(exact.round_f32(16 * exact.exact(a_log2[n].item()))), exact.exp2c(a_log2[n].item())
+        for base, table, most in zip(bases, (highs, lows), (32767, 32768), strict=True):
+            power = [exact.exact(1), base]
+            for _ in range(14):
+                power.append(exact.mul(power[-2], exact.mul(base, base)))
+            table.append([min(most, round(32768 * p)) for p in power])
+    y, h = [None] * tokens, [0] * states
+    for t in range(tokens - 1, -1, -1) if reverse else range(tokens):
+        dq, uq = int(delta[t]) + 128, int(u[t])
+        drive = exact.mul(exact.mul(dq * uq, k.item()), b_tok[t].item())
+        is_large = abs(drive) >= exact.exact(32767.5)
+        g = clamped(round(drive / 16 if is_large else drive), 32767)
+        total = 0
+        for n in range(states):
+            b = half_up(clamped(round(exact.mul(int(bc[t, n]), b_state[n].item())), 32767) * g)
+            if is_large:
+                b = saturated(16 * b)
+            c = clamped(round(exact.mul(int(bc[t, states + n]), c_state[n].item())), 32767)
+            minus_decay = half_up(highs[n][dq >> 4] * -lows[n][dq & 15])
+            h[n] = saturated(b - half_up(h[n] * minus_decay))
+            total += h[n] * c
+        total = (total + 2**31) % 2**32 - 2**31
+        product = exact.mul(exact.mul(exact.round_f32(exact.exact(total)), y_scale.item()), c_tok[t].item())
+        y[t] = exact.fma(uq, skip_scale.item(), product)
+    return y
+
+
+def half_up(product):
+    return (product + 2**14) // 2**15
+
+
+def clamped(x, most):
+    return max(-most, min(most, x))
+
+
+def saturated(x):
+    return max(-32768, min(32767, x))
 
 
 def add_rms_norm_quant(hidden, residual, gain, inv_scale_tok, *, epsilon):
