@@ -29,8 +29,8 @@ constexpr std::chrono::microseconds kSpin{50};
 constexpr std::chrono::microseconds kGrace{2};
 
 // How long a thread computes before it gives way: a little less than a time slice of a Linux whose clock ticks 250
-// times a second. Of 0.7, 1.3, 2 and 3 ms it is the best beside a busy process (docs/performance.md). With a processor
-// of its own a thread goes on at once.
+// times a second. Of 0.7, 1.3, 2 and 3 ms it is the best beside a busy process
+// (docs/measurements/2026-11-28-busy-machine.md). With a processor of its own a thread goes on at once.
 constexpr std::chrono::microseconds kTurn{2000};
 
 // A piece never takes so long: the thread has been without a processor, and has just got one.

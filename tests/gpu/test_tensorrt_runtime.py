@@ -589,7 +589,7 @@ def test_results_through_dlpack_wait_on_the_consumers_stream(
 
 @in_worlds(DEVICE, *TENSORRT)
 def test_pytorchs_tensors_in_and_out(open_engine: Open, world: World, images: Array, expected: Array):
-    """PyTorch on both sides, as architecture.md shows it: its tensors, its streams, its ways to take a result."""
+    """PyTorch on both sides, as docs/tensorrt.md shows it: its tensors, its streams, its ways to take a result."""
     engine, pixels = open_engine(), torch.from_numpy(signed(images)).cuda()
     for take in (torch.from_dlpack, lambda result: torch.as_tensor(result, device="cuda")):
         for _ in range(3):

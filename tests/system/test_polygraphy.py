@@ -47,8 +47,8 @@ from pyvimtrt.runtime.tensorrt_build import _library_names, is_installed
 from pyvimtrt.zoo import DEMO_MODEL
 
 GROUP = "polygraphy.run.plugins"
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [line.split("#")[0].strip() for line in README.splitlines() if re.match(r"(\w+=\S+ )?polygraphy ", line)]
+GUIDE = (ROOT / "docs/polygraphy.md").read_text(encoding="utf-8")
+COMMANDS = [line.split("#")[0].strip() for line in GUIDE.splitlines() if re.match(r"(\w+=\S+ )?polygraphy ", line)]
 pytestmark = pytest.mark.filterwarnings(
     "ignore:CompareFunc.simple is deprecated"
 )  # its successor is not in the oldest Polygraphy that is supported
@@ -474,11 +474,11 @@ def test_the_name_that_the_wheel_of_tensorrt_for_rtx_lacks(monkeypatch: pytest.M
     tensorrt_plugins._check_library_name()
 
 
-# What the README says.
+# What docs/polygraphy.md says.
 
 
 @pytest.mark.slow
-def test_commands_of_the_readme_run_as_written(polygraphy: Run, demo_network: Path) -> None:
+def test_commands_of_the_guide_run_as_written(polygraphy: Run, demo_network: Path) -> None:
     files = {"vim_t.onnx": str(demo_network), "validation/": str(zoo.DEMO_SAMPLES), "vim_t.pth": str(zoo.DEMO_WEIGHTS)}
     lines = [line for line in COMMANDS if "--trt" not in line]
     assert len(lines) >= 3
@@ -489,7 +489,7 @@ def test_commands_of_the_readme_run_as_written(polygraphy: Run, demo_network: Pa
 
 @pytest.mark.slow
 @pytest.mark.needs_nvcc
-def test_tensorrt_commands_of_the_readme_make_scripts(polygraphy: Run, demo_network: Path) -> None:
+def test_tensorrt_commands_of_the_guide_make_scripts(polygraphy: Run, demo_network: Path) -> None:
     lines = [line for line in COMMANDS if "--trt" in line]
     assert lines
     for line in lines:

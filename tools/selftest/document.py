@@ -97,12 +97,12 @@ def main(folder: Path) -> int:
     lines = [
         *machine_lines(found),
         *verdicts(found),
-        "Networks under one CUDA graph, in turns with PyTorch in fp16 on the same GPU; in brackets how many times the "
-        "engine's time it takes:",
+        "Networks under one CUDA graph, in turns with PyTorch in fp16 on the same GPU; in brackets how many",
+        "times the engine's time it takes:",
         "",
         *network_lines(speed),
-        "Nodes of a layer, us of one launch among many in a CUDA graph, and in brackets the share of the floor that "
-        "bytes, instructions or the chain leave:",
+        "Nodes of a layer, us of one launch among many in a CUDA graph, and in brackets the share of the",
+        "floor that bytes, instructions or the chain leave:",
         "",
         *operator_lines(speed),
     ]
