@@ -195,7 +195,9 @@ def fit(
                 progress.update(
                     bar,
                     advance=1,
-                    description=f"{name} epoch {epoch + 1}/{schedule.epochs} loss {running / (step - epoch * steps):.3f}",
+                    description=(
+                        f"{name} epoch {epoch + 1}/{schedule.epochs} loss {running / (step - epoch * steps):.3f}"
+                    ),
                 )
             top1 = accuracy(average, test)
             if out is not None:

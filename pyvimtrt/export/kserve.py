@@ -183,7 +183,10 @@ def manifest(deployment: Deployment, plan: PlanInfo | None) -> str:
         spec=kserve.V1beta1InferenceServiceSpec(predictor=predictor),
     )
     text: str = yaml.safe_dump(plain(service), sort_keys=False)
-    return f"# KServe 0.16 or newer, whose modes are named Standard and Knative (before: RawDeployment and Serverless).\n{text}"
+    return (
+        "# KServe 0.16 or newer, whose modes are named Standard and Knative "
+        f"(before: RawDeployment and Serverless).\n{text}"
+    )
 
 
 def plain(value: Any) -> Any:
@@ -216,9 +219,11 @@ def dockerfile(deployment: Deployment, engine: str, files: list[str], plan: Plan
         str(HTTP_PORT),
     ]
     serve += ["--grpc-port", str(GRPC_PORT), "--threads", str(deployment.cpu), "--no-model-control"]
+    capabilities = "" if plan is None else " NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility"
     return f"""\
 # docker build -t {deployment.image} .
-# A wheel of pyvimtrt that lies beside this file is taken (pip wheel --no-deps . in a checkout makes one); without it, whatever PYVIMTRT names:
+# A wheel of pyvimtrt that lies beside this file is taken (pip wheel --no-deps . in a checkout makes one);
+# without it, whatever PYVIMTRT names:
 # docker build --build-arg PYVIMTRT="pyvimtrt[{extras}] @ git+https://..." .
 FROM {BASE_IMAGE} AS build
 RUN apt-get update && apt-get install -y --no-install-recommends g++ cmake git && rm -rf /var/lib/apt/lists/*
@@ -232,7 +237,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm 
 COPY --from=build /venv /venv
 COPY --chmod=0644 {json.dumps([*files, MODELS + "/"])}
 USER 65532:65532
-ENV PYTHONDONTWRITEBYTECODE=1{"" if plan is None else " NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility"}
+ENV PYTHONDONTWRITEBYTECODE=1{capabilities}
 EXPOSE {HTTP_PORT} {GRPC_PORT}
 ENTRYPOINT {json.dumps(serve)}
 """

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 _ADDRESS = re.compile(r"(?P<ray>ray://)?(?P<host>\[[^\]/]+\]|[^:/\[\]\s]+)(:(?P<port>[0-9]{1,5}))?")
 CLIENT_PORT = 10001  # of ray:// where none is named
 REACH_SECONDS = 10.0
-# At a unit whose worker died: what kills that many workers would kill them all. Ray's own limit comes and goes with its versions.
+# At a unit whose worker died: what kills that many workers would kill them all.
+# Ray's own limit comes and goes with its versions.
 ATTEMPTS = 3
 ATTEMPT_PREFIX = "_attempts-"
 SOCKET_PATH_BYTES = 107  # that Linux takes for a socket
@@ -170,9 +171,9 @@ def _connect(address: str, output: Path, folder: str | None) -> bool:
         return False
     try:
         _reach(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
-        with _inside(
-            output
-        ):  # Ray puts the working directory first on the workers' path, where it would hide the installed packages of the same names
+        # Ray puts the working directory first on the workers' path,
+        # where it would hide the installed packages of the same names.
+        with _inside(output):
             dashboard = None if address != "local" else False
             ray.init(
                 address=address,

@@ -197,7 +197,10 @@ def _read_path(unit: Unit, name: str, text: str) -> bytes | str:
     """
     shown = f"{name} holds no image but the path {text[:200]!r}"
     if len(text) > MAX_PATH or "\0" in text:
-        return f"{name} holds a text of {len(text):,} characters, which is no path; images are read as bytes, not as base64"
+        return (
+            f"{name} holds a text of {len(text):,} characters, which is no path; images are read as bytes, "
+            "not as base64"
+        )
     if "://" in text:
         return f"{shown}, an address, which is not fetched; download the images, and score their folder"
     root = Path(unit.root)

@@ -144,7 +144,10 @@ def test_the_dry_run_walks_every_part(tmp_path: Path):
 
 # Each fault is one in a kernel, and is found by the part that is there for it.
 PLANTED = {
-    "a wrong mma fragment": ("kscaled_linear/kernel.cu", "cuda::mma_s8_m16n8k32(sums[i][j], a[i], left)", ("cuda::mma_s8_m16n8k32(sums[i][j], " "a[i], right)")),
+    "a wrong mma fragment": (
+        "kscaled_linear/kernel.cu",
+        "cuda::mma_s8_m16n8k32(sums[i][j], a[i], left)", "cuda::mma_s8_m16n8k32(sums[i][j], a[i], right)",
+    ),
     "a missing wait": ("bidirectional_scan/kernel.cu", "cuda::wait_copies<0>();", ""),
     "an output one too far": ("common/norm_cuda.h", "if (first < features) *", "if (first <= features) *"),
     "an offset that is not aligned": ("quant_conv1d_silu/kernel.cu", "width_of(address(p.x) | ", "width_of("),
@@ -177,8 +180,9 @@ def report_of_faults(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
         path.write_text(source.replace(right, wrong))
     ninja = Path(sys.executable).with_name("ninja")
     subprocess.run(
-        ["cmake", "-S", tree, "-B", tree / "build", "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DPython_EXECUTABLE={sys.executable}",
-         "-DVIMTRT_PYTHON=OFF", "-DVIMTRT_CUDA_ON_CPU=ON", "-DTENSORRT_INCLUDE_DIR=/"],
+        ["cmake", "-S", tree, "-B", tree / "build", "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}",
+         f"-DPython_EXECUTABLE={sys.executable}", "-DVIMTRT_PYTHON=OFF", "-DVIMTRT_CUDA_ON_CPU=ON",
+         "-DTENSORRT_INCLUDE_DIR=/"],
         check=True, capture_output=True,
     )  # fmt: skip
     built = subprocess.run(
@@ -189,7 +193,8 @@ def report_of_faults(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
     )
     assert built.returncode == 0, built.stdout[-3000:]
     result = run_tool(
-        "--device", "double", "--report", str(folder), "--only", "operators,plugins,sanitizer", "--build", str(tree / "build")
+        "--device", "double", "--report", str(folder), "--only", "operators,plugins,sanitizer",
+        "--build", str(tree / "build"),
     )  # fmt: skip
     assert result.returncode == 1, result.stdout + result.stderr
     found: dict[str, Any] = json.loads((folder / "report.json").read_text())
@@ -412,12 +417,12 @@ def test_the_scales_of_the_first_layers_serve_all(tmp_path: Path):
 def recorded(right: bool = True) -> dict[str, Any]:
     fast, slow = ({"median_ms": m, "p10_ms": 0.9 * m, "p90_ms": 1.2 * m} for m in (2.0, 5.0))
     row = {
-        "model": "vim_tiny_patch16_224", "batch": 8, "right": right, "alone": fast, "nodes": 177, "sum of operators, ms": 1.5,
-        "peers": {"int8": fast, "eager": slow}, "errors": {"eager": 1e-3},
+        "model": "vim_tiny_patch16_224", "batch": 8, "right": right, "alone": fast, "nodes": 177,
+        "sum of operators, ms": 1.5, "peers": {"int8": fast, "eager": slow}, "errors": {"eager": 1e-3},
     }  # fmt: skip
     node = {
-        "model": "vim_tiny_patch16_224", "batch": 8, "op": "BidirectionalScan", "node": "layers.3.scan", "count": 24, "us": 40.0,
-        "floor, us": 20.0, "bound": "instructions", "share": 0.5,
+        "model": "vim_tiny_patch16_224", "batch": 8, "op": "BidirectionalScan", "node": "layers.3.scan", "count": 24,
+        "us": 40.0, "floor, us": 20.0, "bound": "instructions", "share": 0.5,
     }  # fmt: skip
     problems = [] if right else ["logits"]
     return {

@@ -23,8 +23,8 @@ from pyvimtrt.model.checkpoint import load_model
 from pyvimtrt.model.scan import torch_scan
 
 sys.path.insert(0, str(TOOLS))
-import selftest.peers as peers  # noqa: E402
-import selftest.triton_scan as triton_scan  # noqa: E402
+import selftest.peers as peers
+import selftest.triton_scan as triton_scan
 
 SMALL = "vim:img=32,patch=8,dim=32,depth=4,classes=10,channels=3"
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")

@@ -289,9 +289,12 @@ for op, version, domain, attributes in nodes:
         else:
             dtype, kind = kinds[type(value)]
             fields.append(trt.PluginField(name, np.array([value], dtype), kind))
-    plugins = [creator.create_plugin("node", trt.PluginFieldCollection(fields), phase) for phase in (trt.TensorRTPhase.BUILD, trt.TensorRTPhase.RUNTIME)]
-    bad = trt.PluginFieldCollection([trt.PluginField(next(iter(listed)), np.zeros(3, np.float64), trt.PluginFieldType.FLOAT64)])
-    made.append([op, len(fields), all(p is not None for p in plugins), creator.create_plugin("node", bad, trt.TensorRTPhase.BUILD) is None])
+    def create(values, phase):
+        return creator.create_plugin("node", trt.PluginFieldCollection(values), phase)
+    plugins = [create(fields, phase) for phase in (trt.TensorRTPhase.BUILD, trt.TensorRTPhase.RUNTIME)]
+    bad = trt.PluginField(next(iter(listed)), np.zeros(3, np.float64), trt.PluginFieldType.FLOAT64)
+    refused = create([bad], trt.TensorRTPhase.BUILD) is None
+    made.append([op, len(fields), all(p is not None for p in plugins), refused])
     del plugins
 print(json.dumps(made))
 """

@@ -30,7 +30,9 @@ FAULTS = {
     "missing barrier before an overwrite": VALUES,
     "missing sync_warp": VALUES,
     "missed barrier": rf"{LAUNCH_FAILURE}: .* wait at sync_block \(line \d+\), thread 5 ended without it",
-    "different barriers": rf"{LAUNCH_FAILURE}: .*is at sync_block \(line \d+\), other threads of its block at sync_block \(line \d+\)",
+    "different barriers": (
+        rf"{LAUNCH_FAILURE}: .*is at sync_block \(line \d+\), other threads of its block at sync_block \(line \d+\)"
+    ),
     "written by all": UNSEEN,
     "sync_warp between warps": VALUES,
     "shuffle for a barrier": UNSEEN,
@@ -49,7 +51,9 @@ FAULTS = {
     "load misaligned": rf"{MISALIGNED_ADDRESS}: .*misaligned load \(line \d+\) of 16 bytes from byte \d+ of x",
     "vector read misaligned": UNSEEN,
     "vector write misaligned": UNSEEN,
-    "load of what is written": rf"{LAUNCH_FAILURE}: .*load \(line \d+\) of 4 bytes from byte \d+ of y .*, which the kernel may write",
+    "load of what is written": (
+        rf"{LAUNCH_FAILURE}: .*load \(line \d+\) of 4 bytes from byte \d+ of y .*, which the kernel may write"
+    ),
     "write into an input": rf"{ILLEGAL_ADDRESS}: .*thread 9: wrote byte \d+ of x \(768 bytes\), an input",
     "uninitialized shared read": VALUES,
     "shared memory of another block": VALUES,
@@ -64,26 +68,41 @@ FAULTS = {
     "copy left behind": rf"{LAUNCH_FAILURE}: .*ended without waiting for copy_async \(line \d+\)",
     "copy misaligned": rf"{MISALIGNED_ADDRESS}: .*copy_async \(line \d+\) misaligned from byte \d+ of x",
     "copy from outside": rf"{ILLEGAL_ADDRESS}: .*copy_async \(line \d+\) of 16 bytes from byte 1008 of x \(768 bytes\)",
-    "copy to outside": rf"{ILLEGAL_ADDRESS}: .*copy_async \(line \d+\) of 8 bytes to byte 256 of shared memory \(256 bytes\)",
+    "copy to outside": (
+        rf"{ILLEGAL_ADDRESS}: .*copy_async \(line \d+\) of 8 bytes to byte 256 of shared memory \(256 bytes\)"
+    ),
     "copy of too many bytes": rf"{LAUNCH_FAILURE}: .*copy_async \(line \d+\) of 8 of 4 bytes",
     "copy that is not cleared": VALUES,
     "divergent shuffle": rf"{LAUNCH_FAILURE}: .*not all lanes of a warp come to shuffle_xor \(line \d+\)",
     "different warp calls": rf"{LAUNCH_FAILURE}: .*is at shuffle.* \(line \d+\), other lanes of its warp at shuffle",
-    "shuffle while others wait": rf"{LAUNCH_FAILURE}: .*not all lanes of a warp come to shuffle_xor .*; threads 0, 32 wait at sync_block",
+    "shuffle while others wait": (
+        rf"{LAUNCH_FAILURE}: .*not all lanes of a warp come to shuffle_xor .*; threads 0, 32 wait at sync_block"
+    ),
     "shuffle from no lane": rf"{LAUNCH_FAILURE}: .*shuffle \(line \d+\) from lane 32",
-    "ldmatrix misaligned": rf"{MISALIGNED_ADDRESS}: .*misaligned ldmatrix_x4 \(line \d+\) of 16 bytes from byte 4 of shared memory",
+    "ldmatrix misaligned": (
+        rf"{MISALIGNED_ADDRESS}: .*misaligned ldmatrix_x4 \(line \d+\) of 16 bytes from byte 4 of shared memory"
+    ),
     "ldmatrix outside": rf"{ILLEGAL_ADDRESS}: .*ldmatrix_x4 \(line \d+\) of 16 bytes from byte 256 of shared memory",
     "division by zero": rf"{LAUNCH_FAILURE}: .*divided an integer by zero",
     "stack too deep": rf"{ILLEGAL_ADDRESS}: .*below the stack of the thread",
     "variable not initialized": VALUES,
 }
 # What the watch says to faults that it sees, whatever the schedule.
-RACE = rf"{LAUNCH_FAILURE}: .*(wrote|read) byte \d+ of shared memory \(\d+ bytes\), which thread \d+ (wrote|read) without a barrier in between"
+RACE = (
+    rf"{LAUNCH_FAILURE}: .*(wrote|read) byte \d+ of shared memory \(\d+ bytes\), "
+    r"which thread \d+ (wrote|read) without a barrier in between"
+)
 RACE_OF_WARPS = (
     rf"{RACE}|{LAUNCH_FAILURE}: .*wrote byte \d+ .*, which threads of several warps read without a barrier in between"
 )
-BLOCKS_RACE = rf"{LAUNCH_FAILURE}: .*(wrote|read) byte \d+ of y \(768 bytes\), which another block (wrote|read) without a barrier in between"
-UNDER_WAY = rf"{LAUNCH_FAILURE}: .*(wrote|read) byte \d+ of shared memory \(256 bytes\), to which thread \d+ has a copy under way"
+BLOCKS_RACE = (
+    rf"{LAUNCH_FAILURE}: .*(wrote|read) byte \d+ of y \(768 bytes\), "
+    r"which another block (wrote|read) without a barrier in between"
+)
+UNDER_WAY = (
+    rf"{LAUNCH_FAILURE}: .*(wrote|read) byte \d+ of shared memory \(256 bytes\), "
+    r"to which thread \d+ has a copy under way"
+)
 WATCHED = {
     "missing barrier after a write": RACE,
     "missing barrier, lower threads read": RACE,
@@ -193,10 +212,12 @@ def test_a_random_schedule_repeats(double: ModuleType):
 @pytest.mark.parametrize(
     "x, y, z, threads, shared_bytes, status",
     [
-        (1, 1, 1, 1, 0, 0), (1, 1, 1, 1024, 99 * 1024, 0), (3, 5, 7, 32, 100, 0), (65536, 1, 1, 1, 0, 0), (1, 65535, 1, 1, 0, 0),
-        (0, 1, 1, 32, 0, INVALID_CONFIGURATION), (1, 0, 1, 32, 0, INVALID_CONFIGURATION), (1, 1, 0, 32, 0, INVALID_CONFIGURATION),
-        (1, 1, 1, 0, 0, INVALID_CONFIGURATION), (1, 1, 1, 1025, 0, INVALID_CONFIGURATION), (2**31, 1, 1, 32, 0, INVALID_CONFIGURATION),
-        (1, 65536, 1, 32, 0, INVALID_CONFIGURATION), (1, 1, 65536, 32, 0, INVALID_CONFIGURATION), (1, 1, 1, 32, 99 * 1024 + 1, INVALID_VALUE),
+        (1, 1, 1, 1, 0, 0), (1, 1, 1, 1024, 99 * 1024, 0), (3, 5, 7, 32, 100, 0), (65536, 1, 1, 1, 0, 0),
+        (1, 65535, 1, 1, 0, 0), (0, 1, 1, 32, 0, INVALID_CONFIGURATION), (1, 0, 1, 32, 0, INVALID_CONFIGURATION),
+        (1, 1, 0, 32, 0, INVALID_CONFIGURATION), (1, 1, 1, 0, 0, INVALID_CONFIGURATION),
+        (1, 1, 1, 1025, 0, INVALID_CONFIGURATION), (2**31, 1, 1, 32, 0, INVALID_CONFIGURATION),
+        (1, 65536, 1, 32, 0, INVALID_CONFIGURATION), (1, 1, 65536, 32, 0, INVALID_CONFIGURATION),
+        (1, 1, 1, 32, 99 * 1024 + 1, INVALID_VALUE),
     ],
 )  # fmt: skip
 def test_limits_of_a_launch(double: ModuleType, x: int, y: int, z: int, threads: int, shared_bytes: int, status: int):

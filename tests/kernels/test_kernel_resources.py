@@ -32,9 +32,15 @@ tool = load_tool()
 
 # Recorded: cuobjdump 13.1 of kernels that nvcc 13.0 compiled, shortened.
 
-LINEAR = "_ZN6vimtrt41_GLOBAL__N__d43b7a2d_9_kernel_cu_9ed2e07721kscaled_linear_kernelINS0_4TileILi64ELi64ELi64ELi4EEEaEEvNS0_6LaunchE"
+LINEAR = (
+    "_ZN6vimtrt41_GLOBAL__N__d43b7a2d_9_kernel_cu_9ed2e07721kscaled_linear_kernel"
+    "INS0_4TileILi64ELi64ELi64ELi4EEEaEEvNS0_6LaunchE"
+)
 LINEAR_FLOAT = LINEAR.replace("EEEaEE", "EEEfEE")
-SCAN = "_ZN6vimtrt41_GLOBAL__N__f9e00c59_9_kernel_cu_fc1e6a7f25bidirectional_scan_kernelINS0_6LayoutILi16ELi4ELi16ELi1EEELb1EEEvNS0_6LaunchE"
+SCAN = (
+    "_ZN6vimtrt41_GLOBAL__N__f9e00c59_9_kernel_cu_fc1e6a7f25bidirectional_scan_kernel"
+    "INS0_6LayoutILi16ELi4ELi16ELi1EEELb1EEEvNS0_6LaunchE"
+)
 PTX = """
 Fatbin ptx code:
 ================

@@ -239,8 +239,9 @@ def test_a_wrong_rule_is_seen(module: str, attribute: str, wrong: Any, name: str
 @pytest.mark.parametrize(
     "name, constant",
     [
-        ("KScaledLinear float", "bias"), ("KScaledLinear float", "token_scale"), ("KScaledLinear float", "out_token_scale"),
-        ("KScaledLinear halves", "bias"), ("QuantConv1dSiLU halves", "bias"), ("AddRMSNormQuant base", "residual"),
+        ("KScaledLinear float", "bias"), ("KScaledLinear float", "token_scale"),
+        ("KScaledLinear float", "out_token_scale"), ("KScaledLinear halves", "bias"),
+        ("QuantConv1dSiLU halves", "bias"), ("AddRMSNormQuant base", "residual"),
     ],
 )  # fmt: skip
 def test_one_ulp_in_a_constant_is_seen(name: str, constant: str):

@@ -94,7 +94,8 @@ def prepare(folder: Path, weights: Path, cache: Path, engine: Path) -> Ground:
     with tarfile.open(good["shard.tar"], "w") as tar:
         tar.add(good["a.png"], "a.png")
     good["recipe.toml"].write_text(
-        f'model = "{TINY}"\nweights = "w.safetensors"\ncalibration = "c.safetensors"\noutput = "../made/r.onnx"\nbackend = "cpu"\n'
+        f'model = "{TINY}"\nweights = "w.safetensors"\ncalibration = "c.safetensors"\noutput = "../made/r.onnx"\n'
+        'backend = "cpu"\n'
     )
     ground = Ground(folder, good, [*_odd_files(inputs, rng)])
     ground.odd += good.values()

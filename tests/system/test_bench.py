@@ -131,7 +131,10 @@ def test_a_peer_with_a_problem_is_neither_timed_nor_in_the_way(
     tiny_engine_file: Path, tiny_weights_file: Path, monkeypatch: pytest.MonkeyPatch
 ):
     missing = "modules=('a_package_that_is_not_there',)"
-    code = f"import dataclasses, pyvimtrt.bench.peers as p; p.PEERS['torch-loop'] = dataclasses.replace(p.PEERS['torch-loop'], {missing})"
+    code = (
+        "import dataclasses, pyvimtrt.bench.peers as p; "
+        f"p.PEERS['torch-loop'] = dataclasses.replace(p.PEERS['torch-loop'], {missing})"
+    )
     popen = module.subprocess.Popen
 
     def start(command: list[str], **options: object) -> object:

@@ -247,7 +247,10 @@ def test_files_that_are_no_quantized_network(polygraphy: Run, tmp_path: Path) ->
 def test_packages_that_are_missing_matter_only_where_they_are_used(
     polygraphy: Run, tiny_engine_file: Path, tiny_weights_file: Path
 ) -> None:
-    without = f"import sys; sys.modules.update(dict.fromkeys(('torch', 'timm', 'tensorrt', 'tensorrt_rtx', 'onnx_graphsurgeon'))); {MAIN}"
+    without = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'timm', 'tensorrt', 'tensorrt_rtx', "
+        f"'onnx_graphsurgeon'))); {MAIN}"
+    )
     assert "Failed to load plugin" not in polygraphy(
         "run", tiny_engine_file, "--vimtrt-cpu", "--vimtrt-ref", "--atol", 0, "--rtol", 0, python=without
     )
@@ -409,7 +412,9 @@ def test_polygraphy_builds_the_engine_with_tensorrt_for_rtx(
     )
     polygraphy("run", demo_network, *options, "--atol", 0, "--rtol", 0, "--gen-script", script, **variables)
     printed = polygraphy(
-        python=f"try:\n    exec(open({str(script)!r}).read())\nexcept Exception as error:\n    print('ended by', error)",
+        python=(
+            f"try:\n    exec(open({str(script)!r}).read())\nexcept Exception as error:\n    print('ended by', error)"
+        ),
         **variables,
     )
     assert "Finished engine building" in printed and engine.stat().st_size > 1_000_000

@@ -430,7 +430,8 @@ def test_every_command_takes_the_key(
     assert "choose one with --weights-key" in capsys.readouterr().err
     recipe = tmp_path / "r.toml"
     recipe.write_text(
-        f'model = "{TINY}"\nweights = "two.pth"\nweights_key = "model_ema"\ncalibration = "c.safetensors"\nbackend = "cpu"\noutput = "r.onnx"\n'
+        f'model = "{TINY}"\nweights = "two.pth"\nweights_key = "model_ema"\ncalibration = "c.safetensors"\n'
+        'backend = "cpu"\noutput = "r.onnx"\n'
     )
     assert cli.main(["build", str(recipe), "--int8"]) == 0
     assert (tmp_path / "r.onnx").read_bytes() == engine.read_bytes()
@@ -448,24 +449,33 @@ def test_every_command_takes_the_key(
 
 HUB = "https://git-lfs.github.com/spec/v1"
 NO_CHECKPOINTS: dict[str, tuple[bytes, str]] = {
-    "Git LFS": (f"version {HUB}\noid sha256:{'0' * 64}\nsize 28000000\n".encode(), ("is a pointer of Git LFS, not the file itself; " "run git lfs pull")),
+    "Git LFS": (
+        f"version {HUB}\noid sha256:{'0' * 64}\nsize 28000000\n".encode(),
+        "is a pointer of Git LFS, not the file itself; run git lfs pull",
+    ),
     "git-annex": (b"/annex/objects/SHA256E-s28000000--00.pth\n", "is a pointer of git-annex"),
     "DVC": (b"outs:\n- md5: 0123456789abcdef\n  size: 28000000\n  path: vim.pth\n", "is a pointer of DVC"),
     "DVC, other order": (b"md5: 00\nouts:\n- md5: 0123456789abcdef\n  path: vim.pth\n", "is a pointer of DVC"),
     "page": (b"<!DOCTYPE html><html><head><title>Sign in</title></head></html>", "is a page of a web site"),
     "page after spaces": (b"\xef\xbb\xbf\n\n<html>\n<body>404</body></html>", "is a page of a web site"),
-    "cloud storage's error": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "is a page of a web site"),
+    "cloud storage's error": (
+        b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>',
+        "is a page of a web site",
+    ),
     "JSON": (b'{"error": "Repository not found"}', r"is a text \(JSON\), not a checkpoint: .*Repository not found"),
-    "index of shards": ((b'{"metadata": {}, "weight_map": {"head.bias": ' b'"model-00001-of-00002.safetensors"}}'), "is the index of a checkpoint in several files"),
+    "index of shards": (
+        b'{"metadata": {}, "weight_map": {"head.bias": "model-00001-of-00002.safetensors"}}',
+        "is the index of a checkpoint in several files",
+    ),
     "text": (b"Entry not found", "is a text, not a checkpoint: 'Entry not found'"),
     "long text": (b"Too many requests. " * 400, "is a text, not a checkpoint"),
-    "Chinese text": ("文件不存在 请重试。" * 600).encode() and (("文件不存在 请重试。" * 600).encode(), "is a text, not a checkpoint"),
+    "Chinese text": (("文件不存在 请重试。" * 600).encode(), "is a text, not a checkpoint"),
     "gzip": (b"\x1f\x8b\x08\0" + bytes(40), "is compressed by gzip; unpack it"),
     "zeros": (bytes(10_000), "begins with zeros alone: its download did not end"),
     "nothing": (b"", "is empty"),
     "7z": (b"7z\xbc\xaf\x27\x1c" + bytes(40), "is a 7z archive"),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(100), "is an HDF5 file"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
@@ -794,16 +804,32 @@ def test_shapes_tell_the_model(spec: str):
 @pytest.mark.parametrize(
     "given, held, cure",
     [
-        (TINY, TINY.replace("img=8", "img=16"), (r"these are of images of 16 x 16 pixels: give the model " r"vim:img=16,patch=4,stride=4")),
+        (
+            TINY,
+            TINY.replace("img=8", "img=16"),
+            r"these are of images of 16 x 16 pixels: give the model vim:img=16,patch=4,stride=4",
+        ),
         (TINY, TINY.replace("img=8", "img=24"), r"these are of images of 24 x 24 pixels: give the model vim:img=24,"),
         (TINY.replace("img=8", "img=16"), TINY, r"these are of images of 8 x 8 pixels: give the model vim:img=8,"),
-        (TINY, TINY.replace("classes=3", "classes=5"), (r"these are the weights of the model " r"vim:img=8,.*classes=5,.*: give that model")),
+        (
+            TINY,
+            TINY.replace("classes=3", "classes=5"),
+            r"these are the weights of the model vim:img=8,.*classes=5,.*: give that model",
+        ),
         (TINY, TINY.replace("depth=1", "depth=2"), r"these are the weights of the model vim:.*depth=2"),
         (TINY, TINY + ",cls=double", r"these are the weights of the model vim:.*cls=double"),
-        ("vim_tiny_patch16_224", "vim_small_patch16_224", (r"do not fit the model vim_tiny_patch16_224: .*the model " r"vim_small_patch16_224: give that model")),
-        ("vim_tiny_patch16_224", "vim:img=384", (r"pos_embed is \(1, 577, 192\), .*: give the model " r"vim:img=384,patch=16")),
+        (
+            "vim_tiny_patch16_224",
+            "vim_small_patch16_224",
+            r"do not fit the model vim_tiny_patch16_224: .*the model vim_small_patch16_224: give that model",
+        ),
+        (
+            "vim_tiny_patch16_224",
+            "vim:img=384",
+            r"pos_embed is \(1, 577, 192\), .*: give the model vim:img=384,patch=16",
+        ),
     ],
-)  # fmt: skip
+)
 def test_weights_of_another_size_say_which(given: str, held: str, cure: str, tmp_path: Path):
     safetensors.numpy.save_file(
         {name: np.zeros(shape, np.float32) for name, shape in weight_shapes(parse_model(held)).items()},

@@ -358,7 +358,10 @@ def test_caches_are_refused_or_make_a_network(tmp_path: Path):
 # Checkpoints
 
 
-OPCODES = b"(.01225BCFGIJKLMNPQRSTUVX]abcdeghijlopqrstu}\x80\x81\x82\x85\x86\x87\x88\x89\x8a\x8b\x8c\x8d\x8e\x8f\x90\x91\x92\x93\x94\x95\x96\x97\x98"
+OPCODES = (
+    b"(.01225BCFGIJKLMNPQRSTUVX]abcdeghijlopqrstu}"
+    b"\x80\x81\x82\x85\x86\x87\x88\x89\x8a\x8b\x8c\x8d\x8e\x8f\x90\x91\x92\x93\x94\x95\x96\x97\x98"
+)
 
 
 def change_pickle(data: bytes, rng: Rng) -> bytes:

@@ -210,7 +210,8 @@ def test_recipes_without_end(
 def test_a_recipe_may_hold_dots_in_its_texts(tmp_path: Path, tiny_weights_file: Path, tiny_cache_file: Path) -> None:
     name = ".".join("abcdefghijkl")
     (tmp_path / "r.toml").write_text(
-        f'\ufeff# {name}\nmodel = "{TINY}" # "{name}\nweights = "{tiny_weights_file}"\ncalibration = \'{tiny_cache_file}\'\n'
+        f'\ufeff# {name}\nmodel = "{TINY}" # "{name}\nweights = "{tiny_weights_file}"\n'
+        f"calibration = '{tiny_cache_file}'\n"
         f'output = "{name}.onnx"\nlabels = ["{name}", """{name}\n{name}""", \'\'\'"{name}\'\'\']\nbackend = "cpu"\n',
         encoding="utf-8",
     )

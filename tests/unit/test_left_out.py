@@ -158,7 +158,10 @@ def test_a_recipe_calibrates(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, mixed: Path, tiny_weights_file: Path
 ) -> None:
     recipe = tmp_path / "r.toml"
-    text = f'model = "{TINY}"\nweights = "{tiny_weights_file}"\ncalibration = "c.safetensors"\noutput = "r.onnx"\n[calibrate]\nimages = "mixed"\n'
+    text = (
+        f'model = "{TINY}"\nweights = "{tiny_weights_file}"\ncalibration = "c.safetensors"\noutput = "r.onnx"\n'
+        '[calibrate]\nimages = "mixed"\n'
+    )
     recipe.write_text(text + "strict = true\n")
     code, _, error = run(capsys, "build", recipe, "--int8")
     assert (code == 2 and "0_truncated.jpg" in error) or "elongated.png" in error

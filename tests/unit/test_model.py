@@ -315,16 +315,17 @@ def test_keys_are_the_published_ones():
     """The state dict of the published vim_tiny_patch16_224 (bimamba v2, RMSNorm, middle class token)."""
     D, E, N, R, L = 192, 384, 16, 12, 197
     published = {
-        "cls_token": (1, 1, D), "pos_embed": (1, L, D), "patch_embed.proj.weight": (D, 3, 16, 16), "patch_embed.proj.bias": (D,),
-        "norm_f.weight": (D,), "head.weight": (1000, D), "head.bias": (1000,),
+        "cls_token": (1, 1, D), "pos_embed": (1, L, D), "patch_embed.proj.weight": (D, 3, 16, 16),
+        "patch_embed.proj.bias": (D,), "norm_f.weight": (D,), "head.weight": (1000, D), "head.bias": (1000,),
     }  # fmt: skip
     for i in range(24):
         p = f"layers.{i}.mixer."
         published |= {f"layers.{i}.norm.weight": (D,), p + "in_proj.weight": (2 * E, D), p + "out_proj.weight": (D, E)}
         for s in ("", "_b"):
             published |= {
-                p + f"A{s}_log": (E, N), p + f"D{s}": (E,), p + f"conv1d{s}.weight": (E, 1, 4), p + f"conv1d{s}.bias": (E,),
-                p + f"x_proj{s}.weight": (R + 2 * N, E), p + f"dt_proj{s}.weight": (E, R), p + f"dt_proj{s}.bias": (E,),
+                p + f"A{s}_log": (E, N), p + f"D{s}": (E,), p + f"conv1d{s}.weight": (E, 1, 4),
+                p + f"conv1d{s}.bias": (E,), p + f"x_proj{s}.weight": (R + 2 * N, E), p + f"dt_proj{s}.weight": (E, R),
+                p + f"dt_proj{s}.bias": (E,),
             }  # fmt: skip
     assert weight_shapes(MODELS["vim_tiny_patch16_224"]) == published
 

@@ -71,11 +71,13 @@ def test_a_pair_that_does_not_belong_together_is_refused(change: Callable[[Path]
 @pytest.mark.parametrize(
     "key, value",
     [
-        ("backend", "cpu"), ("backend", None), ("batch", [1, 2]), ("batch", [1, 2, "3"]), ("batch", [3, 2, 1]), ("batch", [0, 1, 2]), ("batch", {}),
-        ("plan_sha256", "x"), ("plan_sha256", 5), ("plan_sha256", "A" * 64), ("plan_bytes", -1), ("plan_bytes", 1.5), ("plan_bytes", True),
-        ("network_sha256", ""), ("tensorrt_version", 11), ("pyvimtrt_version", []), ("plugins", "none"), ("plugin_library_sha256", None),
-        ("plugin_library_bytes", "many"), ("workspace_bytes", 0), ("build_seconds", "long"), ("build_seconds", float("nan")), ("network", []),
-        ("network", {}), ("format_version", 2), ("format_version", "1"), ("another", 1),
+        ("backend", "cpu"), ("backend", None), ("batch", [1, 2]), ("batch", [1, 2, "3"]), ("batch", [3, 2, 1]),
+        ("batch", [0, 1, 2]), ("batch", {}), ("plan_sha256", "x"), ("plan_sha256", 5), ("plan_sha256", "A" * 64),
+        ("plan_bytes", -1), ("plan_bytes", 1.5), ("plan_bytes", True), ("network_sha256", ""), ("tensorrt_version", 11),
+        ("pyvimtrt_version", []), ("plugins", "none"), ("plugin_library_sha256", None),
+        ("plugin_library_bytes", "many"), ("workspace_bytes", 0), ("build_seconds", "long"),
+        ("build_seconds", float("nan")), ("network", []), ("network", {}), ("format_version", 2),
+        ("format_version", "1"), ("another", 1),
     ],
 )  # fmt: skip
 def test_entries_of_other_types_are_refused(key: str, value: Any, engine: Path):

@@ -13,6 +13,7 @@ import re
 from html.parser import HTMLParser
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -81,7 +82,10 @@ def attribution(layers: int = 2, tokens: int = 5, channels: int = 7, details: bo
             for i in range(layers)
             for kind in KINDS
         ]
-    positive = lambda *shape: np.exp(rng.normal(size=shape)).astype(np.float32)  # noqa: E731
+
+    def positive(*shape: int) -> npt.NDArray[np.float32]:
+        return np.exp(rng.normal(size=shape)).astype(np.float32)
+
     ranges = [
         Range(f"layers.{i}.{kind}", i, kind, axis, positive(n), positive(n), (np.arange(n) % k).astype(np.int32))
         for i in range(layers)
@@ -91,12 +95,11 @@ def attribution(layers: int = 2, tokens: int = 5, channels: int = 7, details: bo
             ("u", "channel", channels, 1),
         )
     ]
-    profile = lambda: {
-        "token": positive(tokens),
-        "channel": positive(channels),
-        "state": positive(16),
-        "token_by_state": positive(tokens, 16),
-    }  # noqa: E731
+
+    def profile() -> dict[str, npt.NDArray[np.float32]]:
+        shapes = {"token": (tokens,), "channel": (channels,), "state": (16,), "token_by_state": (tokens, 16)}
+        return {name: positive(*shape) for name, shape in shapes.items()}
+
     states = [
         StateRange(i, direction, profile(), profile(), 2.5, 5.25)
         for i in range(layers)
