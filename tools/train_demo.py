@@ -22,9 +22,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.setdefault(
-    "GOMP_SPINCOUNT", "3000"
-)  # threads that wait a little: no waiting costs a quarter, long waiting halves a shared machine's speed
+# Threads that wait a little: no waiting costs a quarter, long waiting halves a shared machine's speed.
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import torch
 import torch.nn.functional as F

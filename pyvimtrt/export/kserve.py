@@ -27,9 +27,8 @@ HTTP_PORT, GRPC_PORT = 8080, 8081
 BASE_IMAGE = "python:3.12-slim"  # for GPUs too: pip brings the CUDA libraries, the container runtime the driver
 MODELS = "/models"
 MEMORY, GPU_MEMORY = "2Gi", "8Gi"
-_NAME = re.compile(
-    r"[a-z]([a-z0-9-]{0,51}[a-z0-9])?"
-)  # KServe's rule; it appends "-predictor", and 63 characters are all that a name may have
+# KServe's rule. It appends "-predictor", and 63 characters are all that a name may have.
+_NAME = re.compile(r"[a-z]([a-z0-9-]{0,51}[a-z0-9])?")
 _SECRET = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}")
 _QUANTITY = re.compile(r"[0-9]{1,9}(\.[0-9]{1,3})?(M|G|T|Mi|Gi|Ti)")

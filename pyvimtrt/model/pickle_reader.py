@@ -349,9 +349,8 @@ class _Reader:
 
     def op_binpersid(self, _: Any) -> None:
         identity = self._pop()
-        if (
-            isinstance(identity, tuple) and len(identity) > 1 and identity[0] == "module"
-        ):  # a class, in old files with its text
+        # A class, in old files with its text.
+        if isinstance(identity, tuple) and len(identity) > 1 and identity[0] == "module":
             self.stack.append(identity[1])
         else:
             self.stack.append(self._storage(identity))

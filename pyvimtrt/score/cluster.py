@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _ADDRESS = re.compile(r"(?P<ray>ray://)?(?P<host>\[[^\]/]+\]|[^:/\[\]\s]+)(:(?P<port>[0-9]{1,5}))?")
 CLIENT_PORT = 10001  # of ray:// where none is named
 REACH_SECONDS = 10.0
-# At a unit whose worker died: what kills that many workers would kill them all.
+# Attempts at a unit whose worker died: what kills that many workers would kill them all.
 # Ray's own limit comes and goes with its versions.
 ATTEMPTS = 3
 ATTEMPT_PREFIX = "_attempts-"
@@ -66,9 +66,8 @@ class Worker:
 
     def _score(self, number: int, unit: Unit) -> Done:
         attempts = self.output / f"{ATTEMPT_PREFIX}{number:06d}"  # a byte for each
-        if (
-            part_errors(self.output, number, unit) is not None
-        ):  # a unit dealt out again after its worker was lost may be done
+        # A unit that was dealt out again after its worker was lost may be done.
+        if part_errors(self.output, number, unit) is not None:
             attempts.unlink(missing_ok=True)
             return number, None
         with attempts.open("ab") as file:

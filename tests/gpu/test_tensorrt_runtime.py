@@ -353,10 +353,8 @@ def test_contexts_of_graphs_specialize_their_kernels_before(
     for _ in range(3):
         engine.run(images[:4])
     assert made[0] is trt.ExecutionContextAllocationStrategy.USER_MANAGED
-    assert (
-        made[1].dynamic_shapes_kernel_specialization_strategy is trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        and len(made) == 2
-    )
+    assert made[1].dynamic_shapes_kernel_specialization_strategy is trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    assert len(made) == 2
 
 
 @in_worlds(DOUBLE, DEVICE)
@@ -544,9 +542,8 @@ def test_a_callers_stream_waits_and_is_waited_for(
     stream.wait(source.stream)
     world.write_later(stream, source.address, signed(images[8:12]).tobytes())  # work of the caller that has not run yet
     engine.run_device(source, out=out, stream=stream)
-    assert world.counts.get("sync", 0) == 0 and not np.array_equal(
-        out.now(), expected[8:12]
-    )  # nothing was waited for on the host
+    # Nothing was waited for on the host.
+    assert world.counts.get("sync", 0) == 0 and not np.array_equal(out.now(), expected[8:12])
     if first == "engine":  # whichever stream gets on first
         engine._session.stream.sync()
     seen = world.read_later(stream, out.address, 160)
@@ -563,7 +560,8 @@ def test_results_through_dlpack_wait_on_the_consumers_stream(
     engine = open_engine({"cuda_graphs": False})  # a capture would wait
     source = DlpackArray(world, signed(images[:3]))
     result = engine.run_device(source)
-    assert isinstance(result, DeviceArray) and (result.shape, result.dtype, result.__dlpack_device__()) == (
+    assert isinstance(result, DeviceArray)
+    assert (result.shape, result.dtype, result.__dlpack_device__()) == (
         (3, 10),
         np.float32,
         (2, 0),
@@ -832,9 +830,8 @@ def test_a_failing_call_is_one_sentence_and_the_engine_goes_on(
     open_engine().run(images[:2])  # TensorRT has one logger for all engines
     engine = open_engine()
     failure, sentence = FAILURES[name]
-    world.failures[name] = (
-        type(failure)(*failure.args) if isinstance(failure, Exception) else failure
-    )  # a new one: its traceback keeps objects
+    # A new one: its traceback keeps objects.
+    world.failures[name] = type(failure)(*failure.args) if isinstance(failure, Exception) else failure
     with pytest.raises(BackendError, match=sentence) as error:
         engine.run(images[:4])
     one_sentence(error)

@@ -241,11 +241,8 @@ ctypes.string_at(0)
     result = subprocess.run(
         [sys.executable, "-c", program, str(world(DOUBLE).folder)], capture_output=True, text=True, check=False
     )
-    assert (
-        "an input" in result.stdout
-        and result.returncode == -signal.SIGSEGV
-        and "Fatal Python error: Segmentation fault" in result.stderr
-    )
+    assert "an input" in result.stdout and result.returncode == -signal.SIGSEGV
+    assert "Fatal Python error: Segmentation fault" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["kernels", "plugins"])

@@ -34,13 +34,13 @@ def triples_random(rng):
     return random_bits(rng, 600), random_bits(rng, 600), random_bits(rng, 600)
 
 
-def triples_near(rng):  # all three terms within a few powers of two: every alignment of the addend with the product
+def triples_near(rng):
+    """All three terms are within a few powers of two: every alignment of the addend with the product."""
     return random_bits(rng, 600, 120, 134), random_bits(rng, 600, 120, 134), random_bits(rng, 600, 100, 140)
 
 
-def triples_cancel(
-    rng,
-):  # c is the rounded -a * b, give or take some ulps: the result is the product's own rounding error
+def triples_cancel(rng):
+    """c is the rounded -a * b, give or take some ulps: the result is the product's own rounding error."""
     a, b = random_bits(rng, 600, 90, 160), random_bits(rng, 600, 90, 160)
     c = -(a.astype(np.float64) * b).astype(np.float32)
     nudge = rng.integers(-2, 3, 600).astype(np.int32)
@@ -57,9 +57,7 @@ def triples_subnormal_exact_zero(rng):  # subnormal inputs, and products that va
 
 
 def triples_halfway(rng):
-    """c has 24 bits and the product is half an ulp of it, exactly, or off by the smallest amount the product can
-    have.
-    """
+    """c has 24 bits; the product is half an ulp of it, exactly, or off by the smallest amount it can have."""
     c = (rng.integers(1 << 23, 1 << 24, 600) * 2.0 ** rng.integers(-20, 20, 600)).astype(np.float32)
     half = np.spacing(c).astype(np.float64) / 2
     sign = rng.choice([-1.0, 1.0], 600)
@@ -69,9 +67,8 @@ def triples_halfway(rng):
     return a, b, c
 
 
-def triples_halfway_subnormal(
-    rng,
-):  # ties below 2^-126: the product is half of the smallest subnormal, c a multiple of it
+def triples_halfway_subnormal(rng):
+    """Ties below 2^-126: the product is half of the smallest subnormal, c a multiple of it."""
     c = (rng.integers(0, 1 << 22, 600).astype(np.float64) * 2.0**-149).astype(np.float32)
     a = f32(rng.choice([-1.0, 1.0], 600) * 2.0**-100)
     b = f32(2.0**-50) * f32(rng.choice([1.0, 1.0 - 2.0**-24, 1.0 + 2.0**-23, 3.0], 600))
@@ -79,9 +76,7 @@ def triples_halfway_subnormal(
 
 
 def triples_double_rounding(rng):
-    """c + a * b lies on a tie of fp32 in float64 arithmetic and a hair beside it in truth: rounding twice goes
-    wrong.
-    """
+    """c + a * b is a tie of fp32 in float64 arithmetic, a hair beside it in truth: rounding twice goes wrong."""
     c = f32(1.0 + 2.0**-23 * rng.integers(0, 1 << 20, 600))
     a = f32(2.0**-24 * (1.0 + 2.0**-23 * rng.integers(1, 4, 600)))
     a[::2] = 2.0**-24

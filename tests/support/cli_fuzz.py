@@ -46,11 +46,8 @@ MODELS = (TINY, *_words("resnet vim: vim:eps=1e999 vim:img=8,img=8 vim:depth=0")
 MODELS += ("vim:img=" + "9" * 400, "vim:dim=" + "9" * 400, "vim:dim=" + "9" * 5000)
 WORDS = _words("default paper naive int8 fp32 full 2 cpu cuda cuda:99999999999999999999 meta auto tensorrt kinds")
 WORDS += _words("image smoothing,search 2Gi")
-SLOW = {
-    "compare": 0.2,
-    "calibrate": 0.4,
-    "score": 0.5,
-}  # a command that takes a second where it succeeds comes less often
+# A command that takes a second where it succeeds comes less often.
+SLOW = {"compare": 0.2, "calibrate": 0.4, "score": 0.5}
 
 
 @dataclass
@@ -160,10 +157,8 @@ def _parameter(parameter: inspect.Parameter) -> Parameter:
         str,
     )
     is_option = isinstance(info, type(typer.Option()))
-    texts = (
-        info.default,
-        *(info.param_decls or ()),
-    )  # the first of the declarations, as long as typer has not sorted them
+    # The first of the declarations, as long as typer has not sorted them.
+    texts = (info.default, *(info.param_decls or ()))
     flags = tuple(text for text in texts if isinstance(text, str) and text.startswith("-")) if is_option else None
     if is_option and not flags:
         flags = ("--" + parameter.name.replace("_", "-"),)
@@ -371,9 +366,8 @@ def check(ground: Ground, arguments: list[str], capture: pytest.CaptureFixture[s
     )
     for text in changed:
         path = Path(text)
-        if (
-            path in kept and sum(text in argument for argument in arguments) == 1
-        ):  # an engine or a cache, made anew by a command that does not read it
+        # An engine or a cache was made anew by a command that does not read it.
+        if path in kept and sum(text in argument for argument in arguments) == 1:
             path.write_bytes(kept[path])
             changed = changed - {text}
     new = {path for path in changed if path not in before}

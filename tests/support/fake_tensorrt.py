@@ -685,10 +685,8 @@ def _tensorrt(world: World, name: str) -> types.ModuleType:
     if name == "tensorrt_rtx":
         classes += [DynamicShapesKernelSpecializationStrategy, IRuntimeConfig]
     else:
-        del (
-            ICudaEngine.create_runtime_config,
-            IExecutionContext.is_stream_capturable,
-        )  # TensorRT has no kernels to specialize
+        # TensorRT has no kernels to specialize.
+        del ICudaEngine.create_runtime_config, IExecutionContext.is_stream_capturable
     trt.__dict__.update(
         {value.__name__: value for value in classes}, int8=DataType.INT8, float32=DataType.FLOAT, __version__="9.9.9"
     )

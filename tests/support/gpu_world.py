@@ -123,10 +123,8 @@ extern "C" __global__ void network(const signed char* images, unsigned* logits, 
 """
 THREADS = 128
 ARENA_BYTES = 8 << 20
-DELAY_NS, SLOW_NS = (
-    1_000_000,
-    600_000_000,
-)  # the slow one outlasts three full garbage collections of a process with PyTorch
+# The slow one outlasts three full garbage collections of a process with PyTorch.
+DELAY_NS, SLOW_NS = 1_000_000, 600_000_000
 
 
 def compile_kernels(arch: str) -> Any:

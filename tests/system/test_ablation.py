@@ -112,16 +112,11 @@ def test_a_row_is_what_the_package_gives(
     )
 
     lines = table.splitlines()
-    assert lines[0].startswith("| recipe | top-1, %") and [line.split(" | ")[0] for line in lines[2:5]] == [
-        f"| {row}" for row in rows
-    ]
+    assert lines[0].startswith("| recipe | top-1, %")
+    assert [line.split(" | ")[0] for line in lines[2:5]] == [f"| {row}" for row in rows]
     cells = [cell.strip() for cell in lines[3].strip("|").split("|")]
-    assert (
-        expected.top1 is not None
-        and expected.difference is not None
-        and expected.low is not None
-        and expected.high is not None
-    )
+    assert expected.top1 is not None and expected.difference is not None and expected.low is not None
+    assert expected.high is not None
     assert cells[1:5] == [
         f"{100 * expected.top1:.2f}",
         f"{100 * expected.difference:+.2f}",
@@ -135,20 +130,8 @@ def test_without_labels_the_table_has_no_top1(
     tool: ModuleType, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     np.savez(tmp_path / "plain.npz", images=random_images(parse_model(TINY), 10))
-    assert (
-        run(
-            tool,
-            files,
-            monkeypatch,
-            "--data",
-            str(tmp_path / "plain.npz"),
-            "--only",
-            "naive",
-            "--markdown",
-            str(tmp_path / "t.md"),
-        )
-        == 0
-    )
+    arguments = ["--data", str(tmp_path / "plain.npz"), "--only", "naive", "--markdown", str(tmp_path / "t.md")]
+    assert run(tool, files, monkeypatch, *arguments) == 0
     assert "| naive |  |  |  |" in (tmp_path / "t.md").read_text()
 
 
@@ -157,10 +140,8 @@ def test_an_unknown_row_names_the_rows(
 ):
     assert run(tool, files, monkeypatch, "--only", "defualt") == 2
     error = capsys.readouterr().err
-    assert (
-        error.startswith("error: there is no row 'defualt'; the rows are default; default, state fp32; paper")
-        and error.count("\n") == 1
-    )
+    assert error.startswith("error: there is no row 'defualt'; the rows are default; default, state fp32; paper")
+    assert error.count("\n") == 1
 
 
 def test_a_folder_that_is_not_there_is_said_before_anything_runs(

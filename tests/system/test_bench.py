@@ -39,12 +39,10 @@ def test_every_peer_is_timed_and_right(found: Bench):
         peer.problem is None for peer in found.peers
     ), found.peers
     for peer in found.peers:
-        assert 0 < peer.p10_ms <= peer.median_ms <= peer.p90_ms and peer.images_per_second == pytest.approx(
-            3e3 / peer.median_ms
-        )
-        assert (
-            peer.threads in peer.median_ms_by_threads and set(peer.median_ms_by_threads) == {1, 2} and peer.load_s > 0
-        )
+        assert 0 < peer.p10_ms <= peer.median_ms <= peer.p90_ms
+        assert peer.images_per_second == pytest.approx(3e3 / peer.median_ms)
+        assert peer.threads in peer.median_ms_by_threads and set(peer.median_ms_by_threads) == {1, 2}
+        assert peer.load_s > 0
         assert peer.memory_bytes > 0 and peer.ratio > 0 and peer.cosine > (0.9999 if PEERS[peer.peer].is_fp32 else 0.9)
     assert found.peers[0].ratio == 1 and found.peers[1].ratio > 1
     assert (found.batch, found.rounds, found.model) == (3, 4, parse_model(TINY).spec())
@@ -65,9 +63,8 @@ def test_the_work_is_counted_by_hand(tiny_engine_file: Path):
 def test_operators_add_up_and_stay_below_their_limits(found: Bench, tiny_engine_file: Path):
     assert sum(o.share for o in found.operators) == pytest.approx(1)
     times = [o.milliseconds for o in found.operators]
-    assert times == sorted(times, reverse=True) and {"in_proj", "scan", "conv", "norm"} <= {
-        o.operator for o in found.operators
-    }
+    assert times == sorted(times, reverse=True)
+    assert {"in_proj", "scan", "conv", "norm"} <= {o.operator for o in found.operators}
     amounts, by_name = work(load_network(tiny_engine_file), 3), {o.operator: o for o in found.operators}
     for name in ("in_proj", "scan"):
         o = by_name[name]
@@ -188,11 +185,8 @@ def test_weights_of_another_engine_are_refused(tiny_engine_file: Path, tmp_path:
 
 
 def test_names_of_peers():
-    assert (
-        parse_peers(None) == ()
-        and parse_peers("all") == tuple(list(PEERS)[1:])
-        and parse_peers("torch, onnxruntime,torch") == ("torch", "onnxruntime")
-    )
+    assert parse_peers(None) == () and parse_peers("all") == tuple(list(PEERS)[1:])
+    assert parse_peers("torch, onnxruntime,torch") == ("torch", "onnxruntime")
     for text in ("tensorflow", "torch,,onnxruntime", ENGINE):
         with pytest.raises(UsageError, match="the peers are torch-loop, torch"):
             parse_peers(text)

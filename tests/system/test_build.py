@@ -44,7 +44,5 @@ def test_what_was_asked_for_and_cannot_be_built_is_an_error(options: list[str], 
 @pytest.mark.slow
 def test_the_tests_own_modules_say_what_they_miss(tmp_path: Path):
     code, said = configure(tmp_path, "-DVIMTRT_CUDA_ON_CPU=ON", "-DTENSORRT_INCLUDE_DIR=/")
-    assert (
-        code == 0
-        and "vimtrt_plugins_on_cpu is left out: it needs the headers of the CUDA toolkit and of TensorRT" in said
-    )
+    assert code == 0
+    assert "vimtrt_plugins_on_cpu is left out: it needs the headers of the CUDA toolkit and of TensorRT" in said

@@ -137,21 +137,8 @@ def test_normalization_and_labels_are_checked_and_kept(tmp_path: Path):
         (["--mean", "0.1,0.2"], "mean takes one number or 1"),
         (["--weights", str(tmp_path / "absent.pth")], "absent.pth"),
     ):
-        assert (
-            main(
-                [
-                    "export",
-                    "onnx",
-                    TINY,
-                    "--weights",
-                    str(tmp_path / "w.safetensors"),
-                    "-o",
-                    str(tmp_path / "b.onnx"),
-                    *arguments,
-                ]
-            )
-            == 2
-        ), said
+        files = ["--weights", str(tmp_path / "w.safetensors"), "-o", str(tmp_path / "b.onnx")]
+        assert main(["export", "onnx", TINY, *files, *arguments]) == 2, said
     assert sorted(tmp_path.iterdir()) == before
 
 

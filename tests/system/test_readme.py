@@ -60,9 +60,8 @@ def run_commands(capsys: pytest.CaptureFixture[str], *names: str) -> None:
         arguments = [SMALL if a == "vim_tiny_patch16_224" else a for a in shlex.split(line)[1:]]
         if arguments[0] == "serve" or (names and arguments[0] not in names):
             continue
-        if (
-            "kserve" in arguments
-        ):  # in a process of its own: the messages of KServe's SDK and of Triton's client cannot live in one
+        # In a process of its own: the messages of KServe's SDK and of Triton's client cannot live in one.
+        if "kserve" in arguments:
             result = subprocess.run(
                 [sys.executable, "-m", "pyvimtrt.cli", *arguments], capture_output=True, text=True, check=False
             )

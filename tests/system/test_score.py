@@ -81,10 +81,8 @@ def check(table: pa.Table, expected: dict[str, bytes], engine: Engine, tmp_path:
         best = engine.top_classes(engine.run(image[None])[0], 2)
         assert (row["class"], row["label"], row["error"]) == (best[0].index, best[0].label, None)
         assert row["classes"] == [p.index for p in best]
-        assert (
-            row["probabilities"] == [np.float32(p.probability) for p in best]
-            and row["probability"] == row["probabilities"][0]
-        )
+        assert row["probabilities"] == [np.float32(p.probability) for p in best]
+        assert row["probability"] == row["probabilities"][0]
 
 
 def test_a_folder(

@@ -449,11 +449,8 @@ def test_labels_of_any_letters(tmp_path: Path, tiny_weights_file: Path, tiny_cac
     ]
     shown = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "\x1b" not in shown.stdout + shown.stderr and "\x07" not in shown.stdout
-    assert (
-        "\\x1b[31mred" in shown.stdout
-        and "\\ud800 alone" in shown.stdout
-        and "caf\u00e9 \\u202e\U0001f600" in shown.stdout
-    )
+    assert "\\x1b[31mred" in shown.stdout and "\\ud800 alone" in shown.stdout
+    assert "caf\u00e9 \\u202e\U0001f600" in shown.stdout
 
 
 def test_printable() -> None:

@@ -203,18 +203,9 @@ def test_common_forms_give_the_weights(
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
         assert_same(load_weights(tiny_config, path), tiny_weights)
-    assert (notes == []) == (
-        form
-        in (
-            "bare",
-            "ordered",
-            "numpy arrays",
-            "arrays in Fortran's order",
-            "parameters",
-            "views of one storage",
-            "transposed",
-        )
-    )
+    silent = {"bare", "ordered", "numpy arrays", "arrays in Fortran's order", "parameters"}
+    silent |= {"views of one storage", "transposed"}
+    assert (notes == []) == (form in silent)
 
 
 @pytest.mark.parametrize("protocol", [1, 2, 3, 4, 5])

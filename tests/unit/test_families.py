@@ -222,13 +222,8 @@ def test_a_family_s_description_gives_checkpoints_and_caches(other: type[Any]):
 def test_no_module_outside_a_family_names_what_its_layers_are_made_of():
     package = Path(pyvimtrt.__file__).parent
     parts = re.compile(r"in_proj|x_proj|dt_proj|out_proj|conv1d|A_log|cls_token|VimConfig|families\.vim")
-    elsewhere = {
-        "graph/operators.py",
-        "graph/reference",
-        "runtime/cpu.py",
-        "native.py",
-        "_native.pyi",
-    }  # operators, not layers
+    # These speak of operators, not of layers.
+    elsewhere = {"graph/operators.py", "graph/reference", "runtime/cpu.py", "native.py", "_native.pyi"}
     found = [
         f"{path.relative_to(package)}:{number}: {line.strip()}"
         for path in sorted(package.rglob("*.py"))

@@ -143,9 +143,8 @@ def test_channels_no_file_has(tmp_path: Path) -> None:
 
 
 TIFF_HEAD = b"II*\0\x08\0\0\0"
-TURNED = (
-    TIFF_HEAD + b"\x01\0" + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
-)  # EXIF with the orientation alone, and no end
+# EXIF with the orientation alone, and no end.
+TURNED = TIFF_HEAD + b"\x01\0" + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
 DAMAGED_EXIF = {
     "the issue's": b"\0\0\x08\0\x02\x01\x12\0\x03garbage",
     "nothing": b"",

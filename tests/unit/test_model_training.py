@@ -158,9 +158,8 @@ def test_keywords_that_make_no_sense_are_refused(keywords: dict[str, object], re
 def test_the_classifier_can_be_replaced():
     model, images = model_and_images()
     features = model.forward_features(images)
-    assert (
-        model.get_classifier() is model.head and model.num_features == model.head_hidden_size == features.shape[1] == 16
-    )
+    assert model.get_classifier() is model.head
+    assert model.num_features == model.head_hidden_size == features.shape[1] == 16
     torch.testing.assert_close(model.forward_head(features), model(images), rtol=0, atol=0)
     torch.testing.assert_close(model.forward_head(features, pre_logits=True), features, rtol=0, atol=0)
     model.reset_classifier(5)

@@ -34,7 +34,8 @@ def engine(tmp_path: Path, info: PlanInfo) -> Path:
 
 
 def test_what_was_written_is_read(engine: Path, info: PlanInfo):
-    assert sidecar(engine).name == "a.engine.json" and {p.name for p in engine.parent.iterdir()} == {
+    assert sidecar(engine).name == "a.engine.json"
+    assert {p.name for p in engine.parent.iterdir()} == {
         "a.engine",
         "a.engine.json",
     }

@@ -494,9 +494,8 @@ def check_bias(bias: Array, x: Array, x_steps: Array, weight: Array, weight_step
 def bias_case() -> tuple[Array, Array, Array, Array]:
     x = (rng(1).normal(size=(6, 5, 20)) + 0.7).astype(np.float32)
     weight = rng(2).normal(size=(8, 20)).astype(np.float32)
-    x_steps = (0.3 * np.abs(x).max(axis=(0, 2), keepdims=True)[0] / 127).astype(
-        np.float32
-    )  # clips, so that there is a mean error
+    # The steps clip, so that there is a mean error.
+    x_steps = (0.3 * np.abs(x).max(axis=(0, 2), keepdims=True)[0] / 127).astype(np.float32)
     return x, x_steps, weight, np.abs(weight).max(axis=1).astype(np.float64) / 20
 
 
@@ -931,9 +930,8 @@ def check_default_biases(cache: Cache, config: VimConfig, weights: Weights, seen
     all images.
     """
     t = {name: value.astype(np.float64) for name, value in cache.tensors.items()}
-    layers: dict[
-        str, tuple[Array, Array, Array | float]
-    ] = {}  # input in units of its channel steps, weight with them, step per token
+    # Input in units of its channel steps, weight with them, step per token.
+    layers: dict[str, tuple[Array, Array, Array | float]] = {}
     for i in range(config.depth):
         p, mixer = f"layers.{i}.", f"layers.{i}.mixer."
         for name in ("in_proj", "out_proj"):
@@ -1279,9 +1277,8 @@ def test_calibration_changes_none_of_its_inputs():
     kept = {name: value.copy() for name, value in weights.items()}, images.copy()
     images.flags.writeable = False
     calibrate(config, weights, images, RECIPES["default"], norm)
-    assert all(np.array_equal(weights[name], value) for name, value in kept[0].items()) and np.array_equal(
-        images, kept[1]
-    )
+    assert all(np.array_equal(weights[name], value) for name, value in kept[0].items())
+    assert np.array_equal(images, kept[1])
 
 
 # Recipes
@@ -1524,11 +1521,8 @@ def test_a_cache_comes_back_as_it_was_written(recipe: str, tmp_path: Path):
     check_cache(back, config, weights, "a")
     assert back.info == cache.info and back.tensors.keys() == cache.tensors.keys() and back.sha256() == cache.sha256()
     for name, value in cache.tensors.items():
-        assert (
-            back.tensors[name].dtype == value.dtype
-            and back.tensors[name].tobytes() == value.tobytes()
-            and back.tensors[name].shape == value.shape
-        )
+        assert back.tensors[name].dtype == value.dtype and back.tensors[name].tobytes() == value.tobytes()
+        assert back.tensors[name].shape == value.shape
     assert saved(Cache(back.info, dict(reversed(back.tensors.items()))), tmp_path / "b") == path.read_bytes(), (
         "the order of the tensors is no matter"
     )
@@ -1661,10 +1655,10 @@ DAMAGED_SETTINGS: dict[str, tuple[Callable[[Cache], str], str]] = {
 }
 HOSTILE_SETTINGS: dict[str, tuple[Callable[[Cache], str], str]] = {
     "deep": (lambda c: "[" * 100_000, r"holds damaged"),  # RecursionError
-    "a number of 5000 digits": (
+    "a number of 5000 digits": (  # ValueError
         lambda c: settings_of(c).replace('"images": 12', '"images": ' + "1" * 5000),
         r"holds damaged",
-    ),  # ValueError
+    ),
     "a mean of 400 digits": (lambda c: settings_of(c, mean=[10**400]), r"holds damaged"),  # OverflowError
 }
 

@@ -157,9 +157,8 @@ MINIMAL = Report({}, "data", Comparison(1, 1.0, 1.0, math.inf), (), ())
 def test_it_is_one_whole_page_that_needs_nothing(report: Report):
     text = render(report)
     page = Page(text)
-    assert (
-        text.startswith("<!doctype html>") and {"html", "main", "title"} <= set(page.tags) and "script" not in page.tags
-    )
+    assert text.startswith("<!doctype html>") and {"html", "main", "title"} <= set(page.tags)
+    assert "script" not in page.tags
     for tag, name, value in page.attributes:
         if name in ("src", "href", "xlink:href", "data", "action", "srcset"):
             assert (value or "").startswith(("#", "data:image/png;base64,")), (tag, name, (value or "")[:60])
@@ -240,20 +239,16 @@ def test_every_figure_is_there():
 
 def test_without_labels_and_without_attribution_it_says_so():
     text = Page(render(MINIMAL)).text
-    assert (
-        "top-1" not in text
-        and "no error" in text
-        and "Give the cache that the engine was built from with --calib" in text
-    )
+    assert "top-1" not in text and "no error" in text
+    assert "Give the cache that the engine was built from with --calib" in text
 
 
 def test_worst_images_are_their_pixels():
     sources = [value for tag, name, value in Page(whole()).attributes if (tag, name) == ("img", "src") and value]
     found = [Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) for source in sources]
     assert [(image.mode, max(image.size)) for image in found] == [("L", 8), ("RGB", 160), ("L", 3)]
-    assert np.array_equal(np.asarray(found[0]), REPORT.worst[0].pixels[0]) and np.array_equal(
-        np.asarray(found[2]), REPORT.worst[2].pixels[0]
-    )
+    assert np.array_equal(np.asarray(found[0]), REPORT.worst[0].pixels[0])
+    assert np.array_equal(np.asarray(found[2]), REPORT.worst[2].pixels[0])
 
 
 @pytest.mark.slow
@@ -274,21 +269,14 @@ def test_both_colour_schemes_colour_everything():
 def test_rows_are_put_together_by_their_largest():
     x = np.arange(394, dtype=np.float32).reshape(197, 2)
     found = pooled(x)
-    assert (
-        found.shape == (64, 2)
-        and found[-1, 1] == 393
-        and (np.diff(found[:, 0]) > 0).all()
-        and np.array_equal(pooled(x[:5]), x[:5])
-    )
+    assert found.shape == (64, 2) and found[-1, 1] == 393 and (np.diff(found[:, 0]) > 0).all()
+    assert np.array_equal(pooled(x[:5]), x[:5])
 
 
 def test_json_has_no_arrays_and_no_infinity():
     found = to_json(dataclasses.replace(MINIMAL, worst=(worst(),), attribution=attribution()))
-    assert (
-        found["comparison"]["snr_db"] is None and "pixels" not in found["worst"][0] and found["worst"][0]["index"] == 41
-    )
-    assert (
-        found["attribution"]["states"][0]["used_bits_after"] == 5.25
-        and "token" not in found["attribution"]["states"][0]["before"]
-    )
+    assert found["comparison"]["snr_db"] is None and "pixels" not in found["worst"][0]
+    assert found["worst"][0]["index"] == 41
+    assert found["attribution"]["states"][0]["used_bits_after"] == 5.25
+    assert "token" not in found["attribution"]["states"][0]["before"]
     assert "largest" not in found["attribution"]["ranges"][0] and found["attribution"]["errors"][0]["snr_db"] is None

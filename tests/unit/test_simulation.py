@@ -116,9 +116,8 @@ def test_a_quantizer_that_does_nothing_is_noticed(damage: str, monkeypatch: pyte
     assert to_engine < to_fp32 + 8, (to_engine, to_fp32)
 
 
-INTEGERS: dict[
-    str, tuple[str, Callable[[Cache, str], tuple[Any, Any]]]
-] = {}  # tap -> tensor of the network, step and zero
+# By tap: the tensor of the network, and what gives its step and zero.
+INTEGERS: dict[str, tuple[str, Callable[[Cache, str], tuple[Any, Any]]]] = {}
 
 
 def integers(name: str, of: Callable[[Cache, str], tuple[Any, Any]], *taps: str) -> None:

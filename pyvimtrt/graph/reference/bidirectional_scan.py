@@ -67,9 +67,8 @@ def _direction(
     cf = (quantized[..., states:] * c_state) * c_tok[:, None]
     drive = (dq * uq) * input_scale
     out = np.empty((images, length, channels), np.float32)
-    previous = np.zeros(
-        (images, channels, states), np.float32
-    )  # the state before this token, as the recurrence multiplies it
+    # The state before this token, as the recurrence multiplies it.
+    previous = np.zeros((images, channels, states), np.float32)
     for t in reversed(range(length)) if reverse else range(length):
         decay = exp2c(fma(dq[:, t, :, None], a_log2, decay_tok[t]))
         h = fma(decay, previous, drive[:, t, :, None] * bf[:, t, None, :])
