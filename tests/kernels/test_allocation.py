@@ -59,7 +59,7 @@ print(*counts)
 """
 
 
-def test_runs_after_the_first_allocate_nothing(tmp_path: Path, tiny_engine_file: Path):
+def test_runs_after_the_first_allocate_nothing(tmp_path: Path, tiny_engine_file: Path) -> None:
     source, library = tmp_path / "counter.cpp", tmp_path / "counter.so"
     source.write_text(COUNTER)
     subprocess.run([shutil.which("g++") or "g++", "-O1", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)

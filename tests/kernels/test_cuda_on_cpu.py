@@ -159,7 +159,7 @@ def run_fault(double: ModuleType, name: str, corrected: bool, chosen: Any) -> st
 # The double
 
 
-def test_every_planted_fault_is_tested(double: ModuleType):
+def test_every_planted_fault_is_tested(double: ModuleType) -> None:
     assert list(FAULTS) == double.fault_names()
 
 
@@ -168,26 +168,28 @@ def says(pattern: str, error: str | None) -> bool:
 
 
 @pytest.mark.parametrize("name", [name for name in FAULTS if FAULTS[name] is not UNSEEN])
-def test_a_planted_fault_is_seen(double: ModuleType, name: str):
+def test_a_planted_fault_is_seen(double: ModuleType, name: str) -> None:
     seen = [run_fault(double, name, False, settings(label, name, watch=False)) for label in SETTINGS]
     pattern = FAULTS[name]
-    assert pattern is not UNSEEN
+    assert pattern is not None
     assert VALUES in seen if pattern == VALUES else any(says(pattern, error) for error in seen), seen
 
 
 @pytest.mark.parametrize("name", WATCHED)
-def test_the_watch_sees_a_planted_fault_under_every_setting(double: ModuleType, name: str):
+def test_the_watch_sees_a_planted_fault_under_every_setting(double: ModuleType, name: str) -> None:
+    pattern = WATCHED[name]
+    assert pattern is not None
     for label in SETTINGS:
         error = run_fault(double, name, False, settings(label, name))
-        assert says(WATCHED[name], error), (label, error)
+        assert says(pattern, error), (label, error)
 
 
-def test_every_fault_is_seen_somehow():
+def test_every_fault_is_seen_somehow() -> None:
     assert {name for name in FAULTS if FAULTS[name] is UNSEEN} <= set(WATCHED)
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_its_corrected_twin_passes(double: ModuleType, name: str):
+def test_its_corrected_twin_passes(double: ModuleType, name: str) -> None:
     choices = itertools.product(
         ("ascending", "descending", "random"), (0xFF, 0x7F), ("left", "right"), ("late", "early", "random"), (1, 16)
     )
@@ -198,12 +200,12 @@ def test_its_corrected_twin_passes(double: ModuleType, name: str):
         assert run_fault(double, name, True, chosen) is None, (schedule, poison, placement, copies, alignment)
 
 
-def test_an_error_names_launcher_block_and_thread(double: ModuleType):
+def test_an_error_names_launcher_block_and_thread(double: ModuleType) -> None:
     error = run_fault(double, "write into an input", False, settings("ascending"))
     assert re.search(r"run_fault \(\S*planted\.cu:\d+\), block \(0, 0, 0\), thread 9: wrote byte 36 of x", str(error))
 
 
-def test_a_random_schedule_repeats(double: ModuleType):
+def test_a_random_schedule_repeats(double: ModuleType) -> None:
     chosen = [double.settings(schedule="random", seed=seed) for seed in (1, 1, 2, 3, 4)]
     errors = [run_fault(double, "missed barrier", False, each) for each in chosen]
     assert errors[0] == errors[1] and len(set(errors)) > 1
@@ -220,12 +222,14 @@ def test_a_random_schedule_repeats(double: ModuleType):
         (1, 1, 1, 32, 99 * 1024 + 1, INVALID_VALUE),
     ],
 )  # fmt: skip
-def test_limits_of_a_launch(double: ModuleType, x: int, y: int, z: int, threads: int, shared_bytes: int, status: int):
+def test_limits_of_a_launch(
+    double: ModuleType, x: int, y: int, z: int, threads: int, shared_bytes: int, status: int
+) -> None:
     got, text = double.launch_nothing(x, y, z, threads, shared_bytes)
     assert got == status and bool(text) == bool(status)
 
 
-def test_a_fault_outside_of_kernels_is_not_swallowed(double: ModuleType):
+def test_a_fault_outside_of_kernels_is_not_swallowed(double: ModuleType) -> None:
     program = """
 import faulthandler, ctypes, sys
 import numpy as np
@@ -249,7 +253,7 @@ ctypes.string_at(0)
 @pytest.mark.parametrize("of", ["double", "device"])
 def test_without_a_module_tests_fail_and_say_how_to_build_it(
     of: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setenv("VIMTRT_TEST_MODULES", str(tmp_path))
     monkeypatch.setenv("VIMTRT_DEVICE_MODULES", str(tmp_path))
     missing = World(of)

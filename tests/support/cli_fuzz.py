@@ -152,10 +152,9 @@ def commands() -> dict[str, list[Parameter]]:
 def _parameter(parameter: inspect.Parameter) -> Parameter:
     kind, info = get_args(parameter.annotation)[:2]
     many = any(get_origin(part) is list for part in (kind, *get_args(kind)))
-    plain = next(
-        (t for t in (bool, int, float, Path) if t is kind or t in get_args(kind) or list[t] in (kind, *get_args(kind))),
-        str,
-    )
+    parts = [kind, *get_args(kind)]
+    parts += [inner for part in parts for inner in get_args(part)]
+    plain = next((known for known in (bool, int, float, Path) if known in parts), str)
     is_option = isinstance(info, type(typer.Option()))
     # The first of the declarations, as long as typer has not sorted them.
     texts = (info.default, *(info.param_decls or ()))
@@ -370,11 +369,10 @@ def check(ground: Ground, arguments: list[str], capture: pytest.CaptureFixture[s
         if path in kept and sum(text in argument for argument in arguments) == 1:
             path.write_bytes(kept[path])
             changed = changed - {text}
-    new = {path for path in changed if path not in before}
-    for path in sorted(new, reverse=True):  # outputs beside the inputs, and in their empty folders
-        Path(path).unlink() if not Path(path).is_dir() else Path(path).rmdir()
-    folders = {
-        path for path in changed - new if Path(path).is_dir() and any(Path(other).parent == Path(path) for other in new)
-    }
+    new = {text for text in changed if text not in before}
+    for path in map(Path, sorted(new, reverse=True)):  # outputs beside the inputs, and in their empty folders
+        path.rmdir() if path.is_dir() else path.unlink()
+    parents = {Path(text).parent for text in new}
+    folders = {text for text in changed - new if Path(text).is_dir() and Path(text) in parents}
     assert changed - new <= folders, (told, changed)
     return code, seconds

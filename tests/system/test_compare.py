@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import safetensors.numpy
-from hostile import DATA
+from paths import DATA
 from tiny import TINY, random_weights
 
 import pyvimtrt
@@ -259,9 +259,8 @@ def test_worst_images_are_as_many_as_there_are(tiny_images: U8) -> None:
     worst = module._Worst(3)
     rng = np.random.default_rng(0)
     for first in (0, 1):
-        worst.update(
-            tiny_images[first : first + 1], *(rng.normal(size=(1, 3)).astype(np.float32) for _ in range(2)), first=first
-        )
+        original, quantized = (rng.normal(size=(1, 3)).astype(np.float32) for _ in range(2))
+        worst.update(tiny_images[first : first + 1], original, quantized, first)
     assert len(worst._heap) == 2
 
 

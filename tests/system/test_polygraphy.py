@@ -4,6 +4,7 @@ its own as users start it.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import re
@@ -460,13 +461,13 @@ def test_the_name_that_the_wheel_of_tensorrt_for_rtx_lacks(monkeypatch: pytest.M
     def missing(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 
-    monkeypatch.setattr(tensorrt_plugins.ctypes, "CDLL", missing)
-    monkeypatch.setattr(tensorrt_plugins.Path, "exists", lambda path: False)
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    monkeypatch.setattr(Path, "exists", lambda path: False)
     with pytest.raises(
         BackendError, match=r"a name that its wheel lacks; run: ln -s libtensorrt_rtx\.so\.1 /.*/libtensorrt_rtx\.so$"
     ):
         tensorrt_plugins._check_library_name()
-    monkeypatch.setattr(tensorrt_plugins.ctypes, "CDLL", lambda name: None)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: None)
     tensorrt_plugins._check_library_name()
 
 

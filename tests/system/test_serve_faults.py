@@ -29,11 +29,10 @@ from geventhttpclient.response import HTTPConnectionClosed
 from helpers import assert_same_bits
 from PIL import Image
 from serving import COMMAND, Served, wait_for
-from tiny import TINY, png_claiming, random_weights
+from tiny import TINY, png_claiming, random_weights, vim_config
 
 import pyvimtrt
 from pyvimtrt.data.images import load_image
-from pyvimtrt.families import parse_model
 from pyvimtrt.runtime.engine import Engine
 
 pytestmark = pytest.mark.slow
@@ -48,7 +47,7 @@ def slow_engine_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import safetensors.numpy
 
     folder = tmp_path_factory.mktemp("slow")
-    config = parse_model(SLOW)
+    config = vim_config(SLOW)
     safetensors.numpy.save_file(random_weights(config), folder / "w.safetensors")
     images = np.random.default_rng(0).integers(0, 256, (4, 1, 64, 64), dtype=np.uint8)
     pyvimtrt.calibrate(SLOW, folder / "w.safetensors", images, recipe="naive", output=folder / "c.safetensors")

@@ -285,13 +285,14 @@ def test_the_option_of_every_command(
     for label in ("bag", "coat", "shoe"):
         (data / label).mkdir(parents=True)
         Image.new("L", (20, 30), len(label)).save(data / label / "a.png")
-    options = {
+    commands: dict[str, list[object]] = {
         "infer": [tiny_engine_file, data],
         "eval": [tiny_engine_file, data],
         "calibrate": [TINY, "--weights", tiny_weights_file, "--images", data, "-o", tmp_path / "c.safetensors"],
         "compare": [tiny_engine_file, "--data", data, "--weights", tiny_weights_file, "--attribution", "none"],
         "score": [tiny_engine_file, data, tmp_path / "out"],
-    }[command]
+    }
+    options = commands[command]
     assert main([command, *map(str, options), "--max-pixels", "599"]) == 2
     assert "has 20 x 30 pixels; at most 599 are decoded, --max-pixels allows more" in capsys.readouterr().err
     if command == "score":

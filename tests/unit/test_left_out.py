@@ -25,7 +25,7 @@ from pyvimtrt.families.vim.config import VimConfig
 U8 = npt.NDArray[np.uint8]
 LABELS = ("bag", "coat", "shoe")
 BAD = {"bag/0_truncated.jpg", "bag/z_text.png", "coat/elongated.png", "shoe/empty.png", "shoe/nowhere.png"}
-JUNK = (
+JUNK: tuple[str, ...] = (
     "._a.png",
     ".DS_Store",
     "Thumbs.db",

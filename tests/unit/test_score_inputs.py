@@ -263,7 +263,7 @@ def test_paths_in_rows(score: Score, tmp_path: Path) -> None:
     (source / "top.bin").write_bytes(png(2))
     (tmp_path / "secret.png").write_bytes(png(3))
     (source / "link.bin").symlink_to(tmp_path / "secret.png")
-    paths = [
+    paths: list[str | None] = [
         "images/1",
         str(source / "top.bin"),
         "sub/images/1",
