@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,12 +33,9 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machi
 
 
 def run_script(script: str, **environment: str) -> str:
-    """Run a script that finds tools/ and tests/ and return what it prints."""
-    command = [
-        sys.executable,
-        "-c",
-        f"import sys; sys.path[:0] = [{str(TOOLS)!r}, {str(SUPPORT)!r}]\n{script}",
-    ]
+    """Run a script that finds the tools, the tests' support and this module, and return what it prints."""
+    paths = [str(TOOLS), str(SUPPORT), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", f"import sys; sys.path[:0] = {paths!r}\n{script}"]
     result = subprocess.run(
         command,
         capture_output=True,
