@@ -431,9 +431,8 @@ class _Calibrator:
 
     def _state(self, name: str, part: State, record: LayerRecord) -> None:
         state, first = record.states[part.name], part.reader_offset
-        c = record.sample(part.reader.name)[
-            ..., first : first + part.states
-        ]  # [images, L, N], C, which reads the state
+        # [images, L, N]: C, which reads the state.
+        c = record.sample(part.reader.name)[..., first : first + part.states]
         largest = state.largest.cpu().numpy()
         if self.recipe.reparameterization == "log_rank1":
             r_L, r_C, r_D = log_rank1_factors(largest)

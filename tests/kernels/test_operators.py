@@ -50,13 +50,13 @@ from operator_cases import (
 )
 
 
-def test_generic_kernels_are_always_there():
+def test_generic_kernels_are_always_there() -> None:
     assert ISAS[-1] == "generic" and len(set(ISAS)) == len(ISAS)
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", CASES)
-def test_kernels_equal_the_reference(name: str, isa: str):
+def test_kernels_equal_the_reference(name: str, isa: str) -> None:
     operator, expected = case(name)
     for threads in THREADS:
         operator.check(isa, threads, expected)
@@ -65,7 +65,7 @@ def test_kernels_equal_the_reference(name: str, isa: str):
 @pytest.mark.parametrize("threads", [3, 7])
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("op", BASES)
-def test_more_threads_than_work_divides_evenly_into(op: str, isa: str, threads: int):
+def test_more_threads_than_work_divides_evenly_into(op: str, isa: str, threads: int) -> None:
     operator, expected = case(f"{op} base")
     operator.check(isa, threads, expected)
 
@@ -82,7 +82,7 @@ RANGE = [
 
 
 @pytest.mark.parametrize("name", RANGE)
-def test_cases_reach_the_range_they_are_meant_for(name: str):
+def test_cases_reach_the_range_they_are_meant_for(name: str) -> None:
     """Base cases use most of int8 and are rarely saturated; saturation cases nearly always are. A table must not hide
     the range.
     """
@@ -100,7 +100,7 @@ def test_cases_reach_the_range_they_are_meant_for(name: str):
         assert at_the_ends < 0.4 and len(np.unique(outputs[-1])) > 80
 
 
-def test_what_is_not_a_number_becomes_the_smallest():
+def test_what_is_not_a_number_becomes_the_smallest() -> None:
     operator, (y,) = case("KScaledLinear not a number")
     assert (operator.inputs["channel_scale"][::2] == 0).all() and (y[..., ::2] == -128).all()
 
@@ -110,7 +110,7 @@ def test_what_is_not_a_number_becomes_the_smallest():
 @pytest.mark.parametrize(
     "name", [name for name in CASES if "subnormal" in name and not name.startswith("QuantConv1dSiLU")]
 )
-def test_subnormal_cases_depend_on_subnormals(name: str):
+def test_subnormal_cases_depend_on_subnormals(name: str) -> None:
     """The same arithmetic with subnormal operands and results flushed gives other bits, so a kernel that flushes cannot
     pass.
     """
@@ -124,7 +124,7 @@ def test_subnormal_cases_depend_on_subnormals(name: str):
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "directions cancel" in name])
-def test_cancelling_directions_show_single_roundings(name: str):
+def test_cancelling_directions_show_single_roundings(name: str) -> None:
     _, (y,) = case(name)
     middle = y[:, 1]
     assert (middle != 0).mean() > 0.5 and np.isin(middle, (-128, 127)).mean() < 0.5
@@ -178,7 +178,7 @@ SMALL = {
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", SMALL)
-def test_reference_equals_scalar_loops(name: str, seed: int):
+def test_reference_equals_scalar_loops(name: str, seed: int) -> None:
     operator = SMALL[name](seed)
     attributes = {k: v for k, v in operator.node.attributes.items() if not k.startswith("plugin")}
     result = scalar.OPERATORS[operator.op](*operator.inputs.values(), **attributes)
@@ -192,11 +192,14 @@ def test_reference_equals_scalar_loops(name: str, seed: int):
 
 
 def away_from_zero(x: Array) -> Array:
-    return (np.sign(x) * np.floor(np.abs(np.clip(x, f32(-128), f32(127))) + f32(0.5))).clip(-128, 127).astype(np.int8)
+    magnitude = np.floor(np.abs(np.clip(x, f32(-128), f32(127))) + f32(0.5))
+    result: Array = (np.sign(x) * magnitude).clip(-128, 127).astype(np.int8)
+    return result
 
 
 def truncated(x: Array) -> Array:
-    return np.trunc(np.clip(x, f32(-128), f32(127))).astype(np.int8)
+    result: Array = np.trunc(np.clip(x, f32(-128), f32(127))).astype(np.int8)
+    return result
 
 
 def two_roundings(a: Any, b: Any, c: Any) -> Array:
@@ -227,7 +230,9 @@ WRONG = [
 @pytest.mark.parametrize(
     "module, attribute, wrong, name", WRONG, ids=[f"{m}-{getattr(w, '__name__', w)}" for m, _, w, _ in WRONG]
 )
-def test_a_wrong_rule_is_seen(module: str, attribute: str, wrong: Any, name: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_wrong_rule_is_seen(
+    module: str, attribute: str, wrong: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     operator, expected = case(name)
     monkeypatch.setattr(importlib.import_module(f"pyvimtrt.graph.reference.{module}"), attribute, wrong)
     perturbed = operator.reference()
@@ -239,11 +244,12 @@ def test_a_wrong_rule_is_seen(module: str, attribute: str, wrong: Any, name: str
 @pytest.mark.parametrize(
     "name, constant",
     [
-        ("KScaledLinear float", "bias"), ("KScaledLinear float", "token_scale"), ("KScaledLinear float", "out_token_scale"),
-        ("KScaledLinear halves", "bias"), ("QuantConv1dSiLU halves", "bias"), ("AddRMSNormQuant base", "residual"),
+        ("KScaledLinear float", "bias"), ("KScaledLinear float", "token_scale"),
+        ("KScaledLinear float", "out_token_scale"), ("KScaledLinear halves", "bias"),
+        ("QuantConv1dSiLU halves", "bias"), ("AddRMSNormQuant base", "residual"),
     ],
 )  # fmt: skip
-def test_one_ulp_in_a_constant_is_seen(name: str, constant: str):
+def test_one_ulp_in_a_constant_is_seen(name: str, constant: str) -> None:
     operator, expected = case(name)
     inputs = {k: v.copy() for k, v in operator.inputs.items()}
     inputs[constant] = np.nextafter(inputs[constant], f32(np.inf))
@@ -252,7 +258,7 @@ def test_one_ulp_in_a_constant_is_seen(name: str, constant: str):
         Operator(operator.op, inputs, attributes).check("generic", 1, expected)
 
 
-def test_the_comparison_sees_a_sign_of_zero_and_a_type():
+def test_the_comparison_sees_a_sign_of_zero_and_a_type() -> None:
     with pytest.raises(AssertionError, match="1 of 1 differ"):
         assert_same_bits(f32([0.0]), f32([-0.0]), "zero")
     with pytest.raises(AssertionError, match="float64"):
@@ -264,7 +270,7 @@ def test_the_comparison_sees_a_sign_of_zero_and_a_type():
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", [*(name for name in CASES if "subnormal" in name), *(f"{op} base" for op in BASES)])
-def test_flushing_of_subnormals_in_the_host_changes_nothing(name: str, isa: str):
+def test_flushing_of_subnormals_in_the_host_changes_nothing(name: str, isa: str) -> None:
     operator, expected = case(name)
     assert torch.set_flush_denormal(True)
     try:

@@ -44,8 +44,8 @@ def bidirectional_scan_ref(
     channels = u_forward.shape[-1]
     y = [
         _direction(
-            (u_forward, u_backward)[d], (delta_forward, delta_backward)[d], (bc_forward, bc_backward)[d], a_log2[d], decay_tok[d],
-            input_scale[d], b_scale_state[d], b_scale_tok[d], c_scale_state[d], c_scale_tok[d],
+            (u_forward, u_backward)[d], (delta_forward, delta_backward)[d], (bc_forward, bc_backward)[d],
+            a_log2[d], decay_tok[d], input_scale[d], b_scale_state[d], b_scale_tok[d], c_scale_state[d], c_scale_tok[d],
             y_scale[d], skip_scale[d], bc_offset, state, reverse=d == 1,
         )
         for d in (0, 1)
@@ -55,8 +55,8 @@ def bidirectional_scan_ref(
 
 
 def _direction(
-    u: I8, delta: I8, bc: I8, a_log2: F32, decay_tok: F32, input_scale: F32, b_state: F32, b_tok: F32, c_state: F32, c_tok: F32,
-    y_scale: F32, skip_scale: F32, bc_offset: int, state: str, reverse: bool,
+    u: I8, delta: I8, bc: I8, a_log2: F32, decay_tok: F32, input_scale: F32, b_state: F32, b_tok: F32, c_state: F32,
+    c_tok: F32, y_scale: F32, skip_scale: F32, bc_offset: int, state: str, reverse: bool,
 ) -> F32:  # fmt: skip
     images, length, channels = u.shape
     states = a_log2.shape[-1]
@@ -67,9 +67,8 @@ def _direction(
     cf = (quantized[..., states:] * c_state) * c_tok[:, None]
     drive = (dq * uq) * input_scale
     out = np.empty((images, length, channels), np.float32)
-    previous = np.zeros(
-        (images, channels, states), np.float32
-    )  # the state before this token, as the recurrence multiplies it
+    # The state before this token, as the recurrence multiplies it.
+    previous = np.zeros((images, channels, states), np.float32)
     for t in reversed(range(length)) if reverse else range(length):
         decay = exp2c(fma(dq[:, t, :, None], a_log2, decay_tok[t]))
         h = fma(decay, previous, drive[:, t, :, None] * bf[:, t, None, :])
