@@ -189,9 +189,8 @@ def build(
     if labels and len(labels) != config.classes:
         raise ModelError(f"the model has {config.classes} classes, but {len(labels)} labels were given")
     try:
-        with np.errstate(
-            over="ignore", invalid="ignore", divide="ignore"
-        ):  # what is not finite is found by the network's check
+        # What is not finite is found by the network's check.
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             network = assemble(config, loaded, cache, tuple(labels) or defaults.labels)
     except NetworkError as error:
         raise CalibrationError(

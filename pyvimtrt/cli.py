@@ -686,10 +686,8 @@ def score(
         max_pixels,
         backend,
     )
-    with (
-        contextlib.redirect_stdout(sys.stderr),
-        progress_bar("scoring") as progress,
-    ):  # Ray tells on stdout of workers that were lost
+    # Ray tells on stdout of workers that were lost.
+    with contextlib.redirect_stdout(sys.stderr), progress_bar("scoring") as progress:
         found = run(engine, source, output, settings, progress)
     if found.errors:
         print_warnings([f"{found.errors} of {found.images} images could not be read; the column error says why"])

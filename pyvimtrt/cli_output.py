@@ -163,7 +163,10 @@ def print_comparison(report: Report) -> None:
     if found.top1 is not None and found.difference is not None:
         fields |= {
             "top-1, fp32": _percent(found.original_top1),
-            "top-1, int8": f"{_percent(found.top1)} ({100 * found.difference:+.2f}, 95 % interval {_points(found.low)} .. {_points(found.high)})",
+            "top-1, int8": (
+                f"{_percent(found.top1)} "
+                f"({100 * found.difference:+.2f}, 95 % interval {_points(found.low)} .. {_points(found.high)})"
+            ),
             "top-5, fp32": _percent(found.original_top5),
             "top-5, int8": _percent(found.top5),
         }

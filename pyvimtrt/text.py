@@ -5,9 +5,8 @@ from __future__ import annotations
 import unicodedata
 
 _LINES = frozenset({"Zl", "Zp"})
-_DIRECTIONS = frozenset(
-    "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-)  # they turn what follows round
+# They turn what follows round.
+_DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def encodable(text: str) -> str:

@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import safetensors.numpy
-from tiny import TINY, random_weights
+from tiny import TINY, random_weights, vim_config
 
 import pyvimtrt
-from pyvimtrt.families import parse_model
 from pyvimtrt.families.vim.config import VimConfig
 from pyvimtrt.model.weights import Weights
 
@@ -36,7 +35,7 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session")
 def tiny_config() -> VimConfig:
     """The tiny model: 5 tokens, 3 classes."""
-    return parse_model(TINY)
+    return vim_config(TINY)
 
 
 @pytest.fixture(scope="session")

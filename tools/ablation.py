@@ -158,7 +158,10 @@ def main() -> int:
                 f"{options.model} is no Vim, whose recipes are taken apart here; name one, such as {DEMO_MODEL}"
             )
         rows = measure(config, options)
-        text = f"{markdown(rows)}\n{next(iter(rows.values())).images:,} images; calibrated with {options.count} (seed {options.seed}).\n"
+        text = (
+            f"{markdown(rows)}\n{next(iter(rows.values())).images:,} images; "
+            f"calibrated with {options.count} (seed {options.seed}).\n"
+        )
         for file, content in ((options.markdown, text), (options.csv, comma_separated(rows))):
             if file is not None:
                 with atomic_output(file) as temporary:

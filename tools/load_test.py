@@ -127,7 +127,10 @@ def request_bytes(image: np.ndarray[Any, Any], model: str) -> bytes:
         {"inputs": [tensor], "outputs": [{"name": "logits", "parameters": {"binary_data": True}}]}
     ).encode()
     size = len(head) + image.nbytes
-    lines = f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: localhost\r\nInference-Header-Content-Length: {len(head)}\r\nContent-Length: {size}\r\n\r\n"
+    lines = (
+        f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: localhost\r\n"
+        f"Inference-Header-Content-Length: {len(head)}\r\nContent-Length: {size}\r\n\r\n"
+    )
     return lines.encode() + head + image.tobytes()
 
 

@@ -22,9 +22,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.setdefault(
-    "GOMP_SPINCOUNT", "3000"
-)  # threads that wait a little: no waiting costs a quarter, long waiting halves a shared machine's speed
+# Threads that wait a little: no waiting costs a quarter, long waiting halves a shared machine's speed.
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import torch
 import torch.nn.functional as F
@@ -195,7 +194,9 @@ def fit(
                 progress.update(
                     bar,
                     advance=1,
-                    description=f"{name} epoch {epoch + 1}/{schedule.epochs} loss {running / (step - epoch * steps):.3f}",
+                    description=(
+                        f"{name} epoch {epoch + 1}/{schedule.epochs} loss {running / (step - epoch * steps):.3f}"
+                    ),
                 )
             top1 = accuracy(average, test)
             if out is not None:

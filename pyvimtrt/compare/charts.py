@@ -18,12 +18,8 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-VARIABLES = {
-    "#010203": "--ink",
-    "#010204": "--faint",
-    "#010205": "--first",
-    "#010206": "--second",
-}  # what is drawn in -> what the page shows
+# What is drawn in -> what the page shows.
+VARIABLES = {"#010203": "--ink", "#010204": "--faint", "#010205": "--first", "#010206": "--second"}
 INK, FAINT, FIRST, SECOND = VARIABLES
 SETTINGS: Any = {
     "svg.fonttype": "none",

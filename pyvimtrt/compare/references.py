@@ -19,9 +19,8 @@ Array = npt.NDArray[Any]
 
 def _operator(op: str) -> Callable[..., list[Array]]:
     def run(attrs: Mapping[str, Any], *inputs: Array) -> list[Array]:
-        from pyvimtrt.graph.network import (
-            Node,
-        )  # imported when it runs: Polygraphy imports this module for every network
+        # Imported when it runs: Polygraphy imports this module for every network.
+        from pyvimtrt.graph.network import Node
         from pyvimtrt.runtime.reference import run_node
 
         return list(run_node(Node(op, op, (), (), {**OPERATORS[op].attributes, **attrs}), list(inputs)))

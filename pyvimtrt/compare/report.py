@@ -200,7 +200,10 @@ def _unused(r: Range) -> float:
 def _range(r: Range) -> View:
     steps, clipped = len(np.unique(r.groups)), float((r.largest > r.reach).mean())
     noun = "step" if steps == 1 else "steps"
-    caption = f"{steps} {noun} for {len(r.largest)} {r.axis}s; {100 * clipped:.0f} % of them have clipped values; {_unused(r):.1f} bits unused on average."
+    caption = (
+        f"{steps} {noun} for {len(r.largest)} {r.axis}s; {100 * clipped:.0f} % of them have clipped values; "
+        f"{_unused(r):.1f} bits unused on average."
+    )
     return _chart(charts.reach(r.axis, r.largest, r.reach, r.groups), caption, f"{r.name}, by {r.axis}")
 
 

@@ -156,9 +156,8 @@ def _run(
                 if progress is not None:
                     progress("comparing", len(numbers), total)
     except PolygraphyException as error:
-        if isinstance(
-            error.__context__, VimTrtError
-        ):  # one of this package's errors, as runners give them to Polygraphy
+        # The runners gave Polygraphy one of this package's errors, as the context of Polygraphy's own.
+        if isinstance(error.__context__, VimTrtError):
             raise error.__context__ from None
         raise
     original_logits, quantized_logits = (np.concatenate(part) for part in zip(*parts, strict=True))

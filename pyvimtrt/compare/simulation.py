@@ -50,19 +50,14 @@ class Simulation:
         self.normalization = Normalization(cache.info.mean, cache.info.std)
         self._cache = {name: torch.from_numpy(np.asarray(value)) for name, value in cache.tensors.items()}
         self._roundings: dict[str, Rounding] = {}  # of activations, by quantizer
-        self._weights: dict[
-            str, tuple[Tensor, Tensor, Tensor]
-        ] = {}  # parameter, exact and rounded values, by quantizer
-        self._corrections: dict[
-            str, tuple[Tensor, str, str]
-        ] = {}  # of a bias, with the quantizers of weight and input, by the layer's output
+        # By quantizer: the parameter, its exact and its rounded values.
+        self._weights: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        # By the layer's output: the correction of its bias, with the quantizers of weight and input.
+        self._corrections: dict[str, tuple[Tensor, str, str]] = {}
         self._rounds_state = cache.info.state == "int8"
         blocks = [self._add_block(block, cache) for block in self.description.blocks]
-        self.stem, self._layer_weights, self._head_weights = (
-            blocks[0],
-            blocks[1:-1],
-            blocks[-1],
-        )  # quantizers of weights
+        # The quantizers of the weights.
+        self.stem, self._layer_weights, self._head_weights = blocks[0], blocks[1:-1], blocks[-1]
         self.quantizers = tuple(self._order())
 
     def logits(self, images: npt.NDArray[np.uint8], on: Collection[str]) -> Tensor:
@@ -82,9 +77,8 @@ class Simulation:
         exact_biases: dict[str, Tensor] = {}
         for part in self.description.stem.parts:
             quantizer = f"{part.name}.weight"
-            if (
-                isinstance(part, ImageConv) and quantizer in on
-            ):  # the engine's input is pixel - 128, and its bias has the exact weights' share of the 128
+            # The engine's input is pixel - 128, and its bias has the exact weights' share of the 128.
+            if isinstance(part, ImageConv) and quantizer in on:
                 _, exact, rounded = self._weights[quantizer]
                 offset = self.normalization.apply(np.full((1, self.config.channels, 1, 1), PIXEL_ZERO, np.uint8))
                 bias = self.model.get_parameter(part.bias)

@@ -83,9 +83,8 @@ def _check_library_name() -> None:
     name = "libtensorrt_rtx.so"
     spec = importlib.util.find_spec("tensorrt_rtx_libs")
     folders = [Path(location) for location in (spec.submodule_search_locations or [])] if spec is not None else []
-    if not folders or any(
-        (folder / name).exists() for folder in folders
-    ):  # no wheel, or one whose parser finds the name beside itself
+    # There is no wheel, or it is one whose parser finds the name beside itself.
+    if not folders or any((folder / name).exists() for folder in folders):
         return
     try:
         ctypes.CDLL(name)

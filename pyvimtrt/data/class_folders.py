@@ -84,10 +84,16 @@ def _difference(names: list[str], numbers: list[int], places: list[int]) -> tupl
 
 def _misfit(path: Path, names: list[str], classes: int, order: str | None) -> str:
     if order == "labels":
-        return f"{path} has class folders ({names[0]}, ..) of other names than the model's labels; rename them, or leave out --class-order"
+        return (
+            f"{path} has class folders ({names[0]}, ..) of other names than the model's labels; rename them, "
+            "or leave out --class-order"
+        )
     if order == "numbers":
         wrong = next(name for name in names if _by_number([name]) is None)
-        return f"{path} has the folder {wrong}, which is no class number; name folders 0 to {classes - 1}, or leave out --class-order"
+        return (
+            f"{path} has the folder {wrong}, which is no class number; name folders 0 to {classes - 1}, "
+            "or leave out --class-order"
+        )
     return (
         f"{path} has {len(names)} class folders ({names[0]}, ..), the model has {classes} classes; "
         "name the folders after the model's labels or class numbers, or give one for each class"

@@ -122,9 +122,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_mode(image: Image.Image, mode: str, name: str) -> Image.Image:
-    if image.mode.startswith(
-        "I"
-    ):  # greyscale of 16 bits, in Pillow's modes of 16 and 32: scale to 8 bits instead of clipping
+    # Greyscale of 16 bits, in Pillow's modes of 16 and 32: scaled to 8 bits instead of clipped.
+    if image.mode.startswith("I"):
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise DataError(f"{name} has pixels of more than 16 bits; convert it to 8 or 16 bits")

@@ -27,9 +27,8 @@ HTTP_PORT, GRPC_PORT = 8080, 8081
 BASE_IMAGE = "python:3.12-slim"  # for GPUs too: pip brings the CUDA libraries, the container runtime the driver
 MODELS = "/models"
 MEMORY, GPU_MEMORY = "2Gi", "8Gi"
-_NAME = re.compile(
-    r"[a-z]([a-z0-9-]{0,51}[a-z0-9])?"
-)  # KServe's rule; it appends "-predictor", and 63 characters are all that a name may have
+# KServe's rule. It appends "-predictor", and 63 characters are all that a name may have.
+_NAME = re.compile(r"[a-z]([a-z0-9-]{0,51}[a-z0-9])?")
 _SECRET = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}")
 _QUANTITY = re.compile(r"[0-9]{1,9}(\.[0-9]{1,3})?(M|G|T|Mi|Gi|Ti)")
@@ -183,7 +182,10 @@ def manifest(deployment: Deployment, plan: PlanInfo | None) -> str:
         spec=kserve.V1beta1InferenceServiceSpec(predictor=predictor),
     )
     text: str = yaml.safe_dump(plain(service), sort_keys=False)
-    return f"# KServe 0.16 or newer, whose modes are named Standard and Knative (before: RawDeployment and Serverless).\n{text}"
+    return (
+        "# KServe 0.16 or newer, whose modes are named Standard and Knative "
+        f"(before: RawDeployment and Serverless).\n{text}"
+    )
 
 
 def plain(value: Any) -> Any:
@@ -216,9 +218,11 @@ def dockerfile(deployment: Deployment, engine: str, files: list[str], plan: Plan
         str(HTTP_PORT),
     ]
     serve += ["--grpc-port", str(GRPC_PORT), "--threads", str(deployment.cpu), "--no-model-control"]
+    capabilities = "" if plan is None else " NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility"
     return f"""\
 # docker build -t {deployment.image} .
-# A wheel of pyvimtrt that lies beside this file is taken (pip wheel --no-deps . in a checkout makes one); without it, whatever PYVIMTRT names:
+# A wheel of pyvimtrt that lies beside this file is taken (pip wheel --no-deps . in a checkout makes one);
+# without it, whatever PYVIMTRT names:
 # docker build --build-arg PYVIMTRT="pyvimtrt[{extras}] @ git+https://..." .
 FROM {BASE_IMAGE} AS build
 RUN apt-get update && apt-get install -y --no-install-recommends g++ cmake git && rm -rf /var/lib/apt/lists/*
@@ -232,7 +236,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm 
 COPY --from=build /venv /venv
 COPY --chmod=0644 {json.dumps([*files, MODELS + "/"])}
 USER 65532:65532
-ENV PYTHONDONTWRITEBYTECODE=1{"" if plan is None else " NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility"}
+ENV PYTHONDONTWRITEBYTECODE=1{capabilities}
 EXPOSE {HTTP_PORT} {GRPC_PORT}
 ENTRYPOINT {json.dumps(serve)}
 """

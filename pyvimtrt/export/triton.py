@@ -77,7 +77,8 @@ def configuration(name: str, info: PlanInfo, instances: int) -> str:
     return f"""\
 # {info.network.name}, int8, recipe {info.network.recipe}; start with
 #   {START.format("THIS_FOLDER")}
-# Input: pixels as they are in the file, 0 to 255, minus 128. Normalization (mean {mean}, std {std}) is part of the plan.
+# Input: pixels as they are in the file, 0 to 255, minus 128.
+# Normalization (mean {mean}, std {std}) is part of the plan.
 name: "{name}"
 platform: "tensorrt_plan"
 max_batch_size: {most}

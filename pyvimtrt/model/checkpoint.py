@@ -153,7 +153,10 @@ def _choose(config: ModelConfig, sets: list[WeightSet], file: WeightsFile) -> tu
 def _problem(config: ModelConfig, found: WeightSet) -> str:
     """Return why a set of weights cannot be the model's, as the end of a sentence, or nothing."""
     if found.clash:
-        return f"hold two tensors of the name {brief(found.clash, 80)}, with and without a wrapper's part; save one state dict"
+        return (
+            f"hold two tensors of the name {brief(found.clash, 80)}, with and without a wrapper's part; "
+            "save one state dict"
+        )
     for name in sorted(weight_shapes(config).keys() & found.tensors.keys()):
         if found.tensors[name].kind:  # before the shapes, which such tensors need not say
             return f"cannot be used: {name} {found.tensors[name].problem()}"
@@ -208,9 +211,8 @@ def _note(chosen: WeightSet, fitting: list[WeightSet]) -> str:
     if off:
         parts.append(f"{' and '.join(repr(brief(text, 80)) for text in off)} taken off their names")
     if chosen.neutral:
-        parts.append(
-            f"{brief(chosen.neutral[0], 80)}{f' and {len(chosen.neutral) - 1} more' if len(chosen.neutral) > 1 else ''} left out"
-        )
+        more = f" and {len(chosen.neutral) - 1} more" if len(chosen.neutral) > 1 else ""
+        parts.append(f"{brief(chosen.neutral[0], 80)}{more} left out")
     if len(fitting) > 1:
         parts.append(f"{_names([found for found in fitting if found is not chosen])} holds the same")
     return "; ".join(parts)

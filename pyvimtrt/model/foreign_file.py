@@ -65,7 +65,10 @@ def _describe_text(start: bytes) -> str | None:
     body = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     lower = body[:512].lower()
     if lower.startswith((b"<!doctype", b"<html", b"<?xml", b"<error", b"<head", b"<body", b"<!--")):
-        return f"is a page of a web site, not the file itself: {_shown(body)}; download the file itself, logged in where the site asks for it"
+        return (
+            f"is a page of a web site, not the file itself: {_shown(body)}; download the file itself, "
+            "logged in where the site asks for it"
+        )
     if b"outs:" in lower and b"md5:" in lower:
         return _POINTERS[b"outs:"]
     if b'"weight_map"' in body:

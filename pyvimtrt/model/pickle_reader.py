@@ -102,9 +102,10 @@ _ODD_TENSORS = {  # the kind, and where the shape stands in the arguments
     "_rebuild_device_tensor_from_cpu_tensor": "foreign",
 }
 _STORAGES = {
-    "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8",
-    "Byte": "uint8", "Bool": "bool", "ComplexDouble": "complex128", "ComplexFloat": "complex64", "Untyped": "uint8",
-    "QInt8": "qint8", "QUInt8": "quint8", "QInt32": "qint32", "QUInt4x2": "quint4x2", "QUInt2x4": "quint2x4",
+    "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64", "Int": "int32",
+    "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool", "ComplexDouble": "complex128",
+    "ComplexFloat": "complex64", "Untyped": "uint8", "QInt8": "qint8", "QUInt8": "quint8", "QInt32": "qint32",
+    "QUInt4x2": "quint4x2", "QUInt2x4": "quint2x4",
 }  # fmt: skip
 _STORAGE_BYTES = {
     "float64": 8,
@@ -348,9 +349,8 @@ class _Reader:
 
     def op_binpersid(self, _: Any) -> None:
         identity = self._pop()
-        if (
-            isinstance(identity, tuple) and len(identity) > 1 and identity[0] == "module"
-        ):  # a class, in old files with its text
+        # A class, in old files with its text.
+        if isinstance(identity, tuple) and len(identity) > 1 and identity[0] == "module":
             self.stack.append(identity[1])
         else:
             self.stack.append(self._storage(identity))

@@ -21,9 +21,8 @@ from torch import Tensor
 
 from pyvimtrt.native import native_module
 
-StateHook = Callable[
-    [int, Tensor], Tensor
-]  # (token, h [B, E, N]) after each step -> the state that the next token continues from
+# Takes (token, h [B, E, N]) after each step and returns the state that the next token continues from.
+StateHook = Callable[[int, Tensor], Tensor]
 
 
 def selective_scan(

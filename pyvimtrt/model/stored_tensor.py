@@ -64,7 +64,10 @@ class StoredTensor:
     def problem(self) -> str | None:
         """Return why this tensor cannot be a weight, with the cure, or None."""
         if self.kind or self.storage is None:
-            return f"is a {self.kind or 'meta'} tensor, whose values are not in the file as they are; save it as a plain tensor in fp32"
+            return (
+                f"is a {self.kind or 'meta'} tensor, whose values are not in the file as they are; "
+                "save it as a plain tensor in fp32"
+            )
         if self.dtype.startswith("complex"):
             return f"is of the type {self.dtype}, and its imaginary part would be lost; save real weights"
         if self.dtype not in FLOATS:

@@ -139,14 +139,8 @@ def load_cache(path: Path) -> Cache:
         with safetensors.safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
-    except (
-        OSError,
-        safetensors.SafetensorError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-    ) as error:  # the last: a type NumPy lacks
+    # AttributeError: a type that NumPy lacks.
+    except (OSError, safetensors.SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CalibrationError(
             f"{path} is damaged or not a calibration cache ({brief(error)}); run pyvimtrt calibrate again"
         ) from error

@@ -431,9 +431,8 @@ class _Calibrator:
 
     def _state(self, name: str, part: State, record: LayerRecord) -> None:
         state, first = record.states[part.name], part.reader_offset
-        c = record.sample(part.reader.name)[
-            ..., first : first + part.states
-        ]  # [images, L, N], C, which reads the state
+        # [images, L, N]: C, which reads the state.
+        c = record.sample(part.reader.name)[..., first : first + part.states]
         largest = state.largest.cpu().numpy()
         if self.recipe.reparameterization == "log_rank1":
             r_L, r_C, r_D = log_rank1_factors(largest)
@@ -467,8 +466,9 @@ def _inverse_softplus(y: Tensor) -> Tensor:
 
 
 import os
-STATE_ROOM=float(os.environ.get("ROOM","2"))
-STATE_LEVELS=32767.0
+
+STATE_ROOM = float(os.environ.get("ROOM", "2"))
+STATE_LEVELS = 32767.0
 _FUNCTIONS: dict[str, tuple[search.Function, search.Function | None]] = {
     "silu": (F.silu, None),
     "softplus": (F.softplus, _inverse_softplus),

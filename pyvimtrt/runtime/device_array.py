@@ -73,9 +73,8 @@ def borrow(
     try:
         view = StridedMemoryView.from_any_interface(array, stream_ptr=int(stream.handle))
         found, lengths, strides = view.dtype, tuple(view.shape), view.strides
-    except (
-        Exception
-    ) as error:  # each library refuses in its own way: a tensor that needs gradients, a type NumPy lacks, ...
+    # Each library refuses in its own way: a tensor that needs gradients, a type NumPy lacks, ...
+    except Exception as error:
         raise DataError(f"{name} cannot be read as a device array: {error}") from error
     if found != np.dtype(dtype):
         cure = _CURES.get((name, str(found)), "convert it first")

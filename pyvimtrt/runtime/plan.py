@@ -83,10 +83,8 @@ def write_plan(path: Path, plan: bytes, info: PlanInfo) -> None:
         **asdict(info),
         "network": {k.partition(".")[2]: json.loads(v) for k, v in info.network.to_metadata().items()},
     }
-    with (
-        atomic_output(path) as plan_file,
-        atomic_output(sidecar(path)) as description_file,
-    ):  # both are whole before either takes its name
+    # Both are whole before either takes its name.
+    with atomic_output(path) as plan_file, atomic_output(sidecar(path)) as description_file:
         plan_file.write_bytes(plan)
         description_file.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
 

@@ -36,9 +36,8 @@ class TensorRTEngine(Engine):
             loaded = load_plan(plan, info)
             super().__init__(info.network, loaded.config)
             self._session = Session(loaded, info.batch, device, cuda_graphs)
-        self._release = weakref.finalize(
-            self, _close, self._session
-        )  # at close, garbage collection or exit, whichever comes first
+        # Released at close, garbage collection or exit, whichever comes first.
+        self._release = weakref.finalize(self, _close, self._session)
 
     def run_pixels(self, pixels: npt.NDArray[np.int8]) -> npt.NDArray[np.float32]:
         logits = np.empty((len(pixels), self.config.classes), np.float32)

@@ -17,10 +17,8 @@ from pyvimtrt.runtime.plugin_library import find_plugin_library
 from pyvimtrt.runtime.tensorrt_build import PACKAGES, is_installed
 from pyvimtrt.runtime.tensorrt_log import make_logger
 
-CUDA_CORE = (
-    1,
-    2,
-)  # the first whose views of PyTorch tensors wait for PyTorch's stream, and whose arrays export their type
+# The first version whose views of PyTorch tensors wait for PyTorch's stream, and whose arrays export their type.
+CUDA_CORE = (1, 2)
 
 _CPU = "or build an engine for the CPU: pyvimtrt build --backend cpu"
 _AGAIN = "build the engine again"

@@ -49,9 +49,8 @@ def build(request: dict[str, Any], trt: Any, logger: Any) -> dict[str, Any]:
     config.add_optimization_profile(profile)
     if request["embed"]:
         config.plugins_to_serialize = [request["plugins"]]
-    if hasattr(
-        trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"
-    ):  # TensorRT for RTX: without it the engine may not be captured in a CUDA graph
+    # TensorRT for RTX: without it the engine may not be captured in a CUDA graph.
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if request["workspace_bytes"] is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_bytes"])
@@ -100,9 +99,8 @@ def _plugin_error(request: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Answer one request."""
     request = json.load(sys.stdin)
-    warnings.simplefilter(
-        "ignore", DeprecationWarning
-    )  # timing caches do nothing in TensorRT for RTX: one path serves both
+    # Timing caches do nothing in TensorRT for RTX: one path serves both.
+    warnings.simplefilter("ignore", DeprecationWarning)
     with Path(request["log"]).open("w", encoding="utf-8") as log:
         trt = importlib.import_module(request["package"])
         logger = make_logger(trt, log)

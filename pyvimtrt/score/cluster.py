@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 _ADDRESS = re.compile(r"(?P<ray>ray://)?(?P<host>\[[^\]/]+\]|[^:/\[\]\s]+)(:(?P<port>[0-9]{1,5}))?")
 CLIENT_PORT = 10001  # of ray:// where none is named
 REACH_SECONDS = 10.0
-# At a unit whose worker died: what kills that many workers would kill them all. Ray's own limit comes and goes with its versions.
+# Attempts at a unit whose worker died: what kills that many workers would kill them all.
+# Ray's own limit comes and goes with its versions.
 ATTEMPTS = 3
 ATTEMPT_PREFIX = "_attempts-"
 SOCKET_PATH_BYTES = 107  # that Linux takes for a socket
@@ -65,9 +66,8 @@ class Worker:
 
     def _score(self, number: int, unit: Unit) -> Done:
         attempts = self.output / f"{ATTEMPT_PREFIX}{number:06d}"  # a byte for each
-        if (
-            part_errors(self.output, number, unit) is not None
-        ):  # a unit dealt out again after its worker was lost may be done
+        # A unit that was dealt out again after its worker was lost may be done.
+        if part_errors(self.output, number, unit) is not None:
             attempts.unlink(missing_ok=True)
             return number, None
         with attempts.open("ab") as file:
@@ -170,9 +170,9 @@ def _connect(address: str, output: Path, folder: str | None) -> bool:
         return False
     try:
         _reach(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
-        with _inside(
-            output
-        ):  # Ray puts the working directory first on the workers' path, where it would hide the installed packages of the same names
+        # Ray puts the working directory first on the workers' path,
+        # where it would hide the installed packages of the same names.
+        with _inside(output):
             dashboard = None if address != "local" else False
             ray.init(
                 address=address,

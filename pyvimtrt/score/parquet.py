@@ -123,9 +123,8 @@ def _group(path: Path, group: Any, column: str, is_list: bool) -> Group:
         raise DataError(
             f"cannot read {path}: a row group claims {rows:,} rows, its columns other numbers; copy it again"
         )
-    images = (
-        int(leaves[0].num_values) if is_list else rows
-    )  # an empty list counts as one there, as it does when it is read
+    # An empty list counts as one there, as it does when it is read.
+    images = int(leaves[0].num_values) if is_list else rows
     if not 0 <= max(rows, images) <= MAX_GROUP_ROWS:
         raise DataError(
             f"{path} has {max(rows, images):,} images in one row group; at most {MAX_GROUP_ROWS:,} are read, write "

@@ -15,9 +15,8 @@ from pyvimtrt.errors import DataError
 
 MAX_PAGE_BYTES = 1 << 28  # of a page that is much larger than it is packed: images hardly pack at all
 MAX_FACTOR = 16
-MAX_UNFOLDED_BYTES = (
-    1 << 30
-)  # of a column whose rows share a dictionary's values, where that is far more than it is packed
+# The most for a column whose rows share a dictionary's values, where that is far more than it is packed.
+MAX_UNFOLDED_BYTES = 1 << 30
 MAX_UNFOLDED_FACTOR = 1000
 MAX_PAGES = 1 << 17  # of a column chunk
 HEADER_BYTES = (1 << 12, 1 << 26)  # tried one after the other: some writers put whole images into the statistics there

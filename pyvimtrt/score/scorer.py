@@ -25,9 +25,10 @@ BATCH = 32  # images run at a time
 MAX_FILE_BYTES = 1 << 28  # of one encoded image; larger ones are no photographs
 BATCH_BYTES = 1 << 26  # of encoded images after which a batch is full: two batches lie in memory
 MAX_PATH = 4096  # characters, as Linux has it
+# Errors of a file, and not of its disk.
 _OF_THE_FILE = frozenset(
     {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
-)  # and not of its disk
+)
 U8 = npt.NDArray[np.uint8]
 
 
@@ -144,9 +145,8 @@ def _read_files(unit: Unit) -> Iterator[tuple[str, bytes | str]]:
     folder = Path(unit.path)
     for name in unit.names:
         content = _read_file(folder / name, name)
-        if (
-            isinstance(content, str) and not folder.is_dir()
-        ):  # not of this image, but of the file system that is not there
+        # The error is not of this image, but of the file system that is not there.
+        if isinstance(content, str) and not folder.is_dir():
             raise DataError(f"cannot read {unit.path}: {content}")
         yield name, content
 
@@ -197,7 +197,10 @@ def _read_path(unit: Unit, name: str, text: str) -> bytes | str:
     """
     shown = f"{name} holds no image but the path {text[:200]!r}"
     if len(text) > MAX_PATH or "\0" in text:
-        return f"{name} holds a text of {len(text):,} characters, which is no path; images are read as bytes, not as base64"
+        return (
+            f"{name} holds a text of {len(text):,} characters, which is no path; images are read as bytes, "
+            "not as base64"
+        )
     if "://" in text:
         return f"{shown}, an address, which is not fetched; download the images, and score their folder"
     root = Path(unit.root)

@@ -21,7 +21,8 @@ from pyvimtrt.score.parquet import describe, has_images
 from pyvimtrt.score.tar import find_members
 
 UNIT_IMAGES = 256
-# Of a row group: rows before a piece are read again and passed over, so many pieces would cost many times the reading.
+# Pieces of a row group: the rows before a piece are read again and passed over,
+# so many pieces would cost many times the reading.
 MOST_PIECES = 16
 PACKED = frozenset({".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip"})
 

@@ -32,12 +32,8 @@ from pyvimtrt.text import encodable
 ENTER_SECONDS = 0.02  # that a request being read holds a place
 ATTEMPTS = 3  # at a batch whose worker died: what kills that many workers is not tried on another
 QUEUE_SECONDS = 0.01  # of work that may wait for an engine whose batches are shorter than that
-RESTART_SECONDS = (
-    0.0,
-    0.5,
-    2.0,
-    5.0,
-)  # before a worker that died is started again: at once, and where that fails more and more patiently
+# Waits before a worker that died is started again: at once, and where that fails more and more patiently.
+RESTART_SECONDS = (0.0, 0.5, 2.0, 5.0)
 
 log = logging.getLogger("pyvimtrt.serve")
 
@@ -87,9 +83,8 @@ class _Piece:
 @dataclass(eq=False)
 class _Worker:
     process: EngineProcess
-    running: deque[tuple[int, list[_Piece]]] = field(
-        default_factory=deque
-    )  # slot and pieces of the batches it has, in order
+    # Slot and pieces of the batches it has, in order.
+    running: deque[tuple[int, list[_Piece]]] = field(default_factory=deque)
     free: list[int] = field(default_factory=lambda: list(range(SLOTS)))
 
 

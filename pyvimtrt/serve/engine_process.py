@@ -90,10 +90,8 @@ class EngineProcess:
                     pass_fds=(theirs.fileno(), self._memory),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    env={
-                        **os.environ,
-                        "PYTHONSAFEPATH": "1",
-                    },  # the installed package, whatever the working directory holds
+                    # The installed package is taken, whatever the working directory holds.
+                    env={**os.environ, "PYTHONSAFEPATH": "1"},
                 )
                 ours.setblocking(False)
                 self._reader, self._writer = await asyncio.open_connection(sock=ours)
@@ -165,9 +163,8 @@ class EngineProcess:
 
     def _send(self, message: dict[str, Any]) -> None:
         assert self._writer is not None
-        with contextlib.suppress(
-            RuntimeError
-        ):  # a transport just closed, for the process is gone: `_listen` is about to hear of it
+        # A transport just closed, for the process is gone: `_listen` is about to hear of it.
+        with contextlib.suppress(RuntimeError):
             self._writer.write(json.dumps(message).encode() + b"\n")
 
     async def _read(self) -> dict[str, Any] | None:

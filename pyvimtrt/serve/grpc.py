@@ -78,10 +78,8 @@ class Service(grpc.GenericRpcHandler):
             "ServerMetadata": (pb.ServerMetadataRequest, self._metadata),
             "ModelReady": (pb.ModelReadyRequest, self._model_ready),
             "ModelMetadata": (pb.ModelMetadataRequest, self._model_metadata),
-            "ModelConfig": (
-                pb.ModelMetadataRequest,
-                self._model_config,
-            ),  # whose fields are the same, as are those of the next
+            # Its fields are the same, as are those of the next.
+            "ModelConfig": (pb.ModelMetadataRequest, self._model_config),
             "ModelStatistics": (pb.ModelMetadataRequest, self._model_statistics),
             "RepositoryIndex": (MESSAGES["RepositoryIndexRequest"], self._index),
             "RepositoryModelLoad": (pb.RepositoryModelLoadRequest, self._load),
@@ -265,9 +263,8 @@ def _code(error: Exception) -> tuple[grpc.StatusCode, str]:
 
 def _refuse(code: grpc.StatusCode, sentence: str) -> Any:
     async def refuse(messages: Any, context: Any) -> None:
-        await context.abort(
-            code, sentence
-        )  # no message is received, so none is kept; and none is sent, which a stream would take for an answer
+        # No message is received, so none is kept; and none is sent, which a stream would take for an answer.
+        await context.abort(code, sentence)
 
     return grpc.stream_unary_rpc_method_handler(refuse)
 

@@ -50,9 +50,8 @@ from pyvimtrt.text import encodable
 # Key in a request's scope: the batcher that has a place for it, and what its `enter` gave at the door.
 ENTRY = "pyvimtrt.entry"
 RETRY_SECONDS = 1  # what a refused client is told to wait
-OPEN_PATHS = frozenset(
-    {"/", "/v2/health/live", "/v2/health/ready"}
-)  # need no key: probes and the page, which asks for one
+# These need no key: probes, and the page, which asks for one.
+OPEN_PATHS = frozenset({"/", "/v2/health/live", "/v2/health/ready"})
 INFER_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 _HEADERS = {
     503: {"retry-after": str(RETRY_SECONDS)},

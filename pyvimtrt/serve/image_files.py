@@ -93,9 +93,8 @@ def from_base64(value: object, name: str) -> bytes:
     rest, padding = b"", False
     for at in range(start, len(value), _PIECE):
         piece = value[at : at + _PIECE]
-        letters = piece.encode("ascii", "replace").translate(
-            _PLAIN, b" \t\r\n"
-        )  # what is not ASCII becomes ?, which is no letter either
+        # What is not ASCII becomes ?, which is no letter either.
+        letters = piece.encode("ascii", "replace").translate(_PLAIN, b" \t\r\n")
         body = letters.rstrip(b"=")
         if body.translate(None, _ALPHABET) or (padding and body):
             raise ImageFileError(f"{name} is not base64: {_why(piece, at - start)}")

@@ -19,9 +19,8 @@ def serve(
     files = parse_engines(engines)
     logs.configure(log_level)
     return_large_blocks()
-    os.environ.setdefault(
-        "GRPC_VERBOSITY", "NONE"
-    )  # its log is not JSON, and what it tells is told by an exception too
+    # Its log is not JSON, and what it tells is told by an exception too.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from pyvimtrt.serve.server import VimServer
     except ImportError as error:

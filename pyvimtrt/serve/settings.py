@@ -40,9 +40,8 @@ class ServeSettings:
     workers: int = 0
     threads: int = 0
     request_timeout: float = defaults.REQUEST_SECONDS  # from the headers of a request to its answer
-    header_timeout: float = (
-        defaults.HEADER_SECONDS
-    )  # for the headers of a request, and for a connection that says nothing
+    # For the headers of a request, and for a connection that says nothing.
+    header_timeout: float = defaults.HEADER_SECONDS
     drain_timeout: float = defaults.DRAIN_SECONDS
     body_bytes: int = defaults.BODY_MIB * MIB
     bodies_bytes: int = defaults.BODIES_MIB * MIB  # of all requests being read or waiting

@@ -89,9 +89,8 @@ class ServerState:
 
         async def reload() -> None:
             for name in names:
-                with contextlib.suppress(
-                    RequestError, NotReadyError
-                ):  # it could not be loaded, which is logged; or the server ends
+                # It could not be loaded, which is logged; or the server ends.
+                with contextlib.suppress(RequestError, NotReadyError):
                     await self.load(name, wait=True)
 
         task = asyncio.create_task(reload())

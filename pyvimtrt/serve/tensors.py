@@ -193,9 +193,8 @@ def _unpack_varints(data: bytes, count: int) -> npt.NDArray[np.uint8]:
 def _numbers(tensor: Tensor, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """Return listed numbers as an array of a type, none of them rounded to a whole number or cut."""
     try:
-        array = np.array(
-            tensor.values, dtype=object
-        )  # eight bytes for each, whatever it is; as text, the longest would be the size of all
+        # Eight bytes for each, whatever it is; as text, the longest would be the size of all.
+        array = np.array(tensor.values, dtype=object)
     except ValueError as error:
         raise RequestError(f"the data of {tensor.name} is ragged: {error}") from None
     size = math.prod(tensor.shape)

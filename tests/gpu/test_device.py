@@ -13,10 +13,9 @@ import torch
 from gpu_world import DEVICE, DOUBLE, in_world, needs_gpu
 from helpers import normalization, random_images, varied_weights
 from pretend_cuda import CUDA, OnDevice, PretendCuda
-from tiny import TINY
+from tiny import TINY, vim_config
 
 from pyvimtrt.errors import CalibrationError
-from pyvimtrt.families import parse_model
 from pyvimtrt.graph.assemble import assemble
 from pyvimtrt.graph.network import network_from_model
 from pyvimtrt.model.checkpoint import load_model
@@ -54,15 +53,16 @@ def there(world: str) -> Iterator[PretendCuda | None]:
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("spec", [TINY.replace("depth=1", "depth=2"), TINY + ",cls=none", TINY + ",cls=double"])
-def test_calibration_on_the_device(spec: str, recipe: str, tmp_path: Path, world: str):
+def test_calibration_on_the_device(spec: str, recipe: str, tmp_path: Path, world: str) -> None:
     """The pretended device gives the CPU's bytes. A GPU, whose sums round differently, gives its own, as good ones."""
-    config = parse_model(spec)
+    config = vim_config(spec)
     inputs = config, varied_weights(config), random_images(config, 12), RECIPES[recipe], normalization(config)
     save_cache(calibrate(*inputs, device="cpu"), tmp_path / "cpu")
     with there(world) as device:
         save_cache(calibrate(*inputs), tmp_path / "cuda")
     if world == DOUBLE:
-        assert device.operations > 500 and (tmp_path / "cpu").read_bytes() == (tmp_path / "cuda").read_bytes()
+        assert device is not None and device.operations > 500
+        assert (tmp_path / "cpu").read_bytes() == (tmp_path / "cuda").read_bytes()
         return
     save_cache(calibrate(*inputs), tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == (tmp_path / "cuda").read_bytes()
@@ -90,7 +90,7 @@ def assert_as_good(inputs: tuple[Any, ...], got: Cache, expected: Cache) -> None
     assert abs(noise[0] - noise[1]) < 1, f"noise of the logits {noise[0]:.2f} dB, from the CPU {noise[1]:.2f} dB"
 
 
-def test_the_device_notices_mistakes(world: str):
+def test_the_device_notices_mistakes(world: str) -> None:
     """What the pretended device refuses a GPU refuses."""
     with there(world):
         cuda, here = torch.ones(3, device="cuda"), torch.ones(3)
@@ -107,7 +107,7 @@ def test_the_device_notices_mistakes(world: str):
             cuda + 1
 
 
-def test_auto_takes_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch):
+def test_auto_takes_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for found in (0, 2):
         monkeypatch.setattr(torch.cuda, "is_available", lambda found=found: found > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda found=found: found)
@@ -119,7 +119,7 @@ def test_auto_takes_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch):
 
 
 @needs_gpu
-def test_auto_takes_the_gpu_of_this_machine():
+def test_auto_takes_the_gpu_of_this_machine() -> None:
     count = torch.cuda.device_count()
     assert count > 0 and pick_device().type == "cuda" and pick_device("cpu").type == "cpu"
     assert pick_device(f"cuda:{count - 1}").index == count - 1
@@ -127,7 +127,7 @@ def test_auto_takes_the_gpu_of_this_machine():
         pick_device(f"cuda:{count}")
 
 
-def test_calibration_keeps_cudnn_and_takes_no_tf32(monkeypatch: pytest.MonkeyPatch):
+def test_calibration_keeps_cudnn_and_takes_no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     run = module._Calibrator.run
 
@@ -137,7 +137,7 @@ def test_calibration_keeps_cudnn_and_takes_no_tf32(monkeypatch: pytest.MonkeyPat
         return run(calibrator)
 
     monkeypatch.setattr(module._Calibrator, "run", observed)
-    config = parse_model(TINY)
+    config = vim_config(TINY)
     inputs = (config, varied_weights(config), random_images(config, 4), RECIPES["naive"], normalization(config))
     calibrate(*inputs)
     with torch.backends.cudnn.flags(enabled=False, benchmark=True):
@@ -147,6 +147,6 @@ def test_calibration_keeps_cudnn_and_takes_no_tf32(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "mps", "cuda:x"])
-def test_unknown_devices_are_refused(name: str):
+def test_unknown_devices_are_refused(name: str) -> None:
     with pytest.raises(CalibrationError, match="take auto, cpu, cuda or cuda:N"):
         pick_device(name)

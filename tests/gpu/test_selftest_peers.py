@@ -8,35 +8,34 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers import varied_weights
 from paths import SUPPORT, TOOLS
+from tiny import vim_config
 from torch import Tensor, nn
 
 from pyvimtrt.errors import BackendError, UsageError
-from pyvimtrt.families import parse_model
 from pyvimtrt.families.vim.model import VisionMamba
 from pyvimtrt.model.checkpoint import load_model
 from pyvimtrt.model.scan import torch_scan
 
 sys.path.insert(0, str(TOOLS))
-import selftest.peers as peers  # noqa: E402
-import selftest.triton_scan as triton_scan  # noqa: E402
+import selftest.peers as peers
+import selftest.triton_scan as triton_scan
 
 SMALL = "vim:img=32,patch=8,dim=32,depth=4,classes=10,channels=3"
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # u, delta, A, B, C, D
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 
 
 def run_script(script: str, **environment: str) -> str:
-    """Run a script that finds tools/ and tests/ and return what it prints."""
-    command = [
-        sys.executable,
-        "-c",
-        f"import sys; sys.path[:0] = [{str(TOOLS)!r}, {str(SUPPORT)!r}]\n{script}",
-    ]
+    """Run a script that finds the tools, the tests' support and this module, and return what it prints."""
+    paths = [str(TOOLS), str(SUPPORT), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", f"import sys; sys.path[:0] = {paths!r}\n{script}"]
     result = subprocess.run(
         command,
         capture_output=True,
@@ -50,7 +49,7 @@ def run_script(script: str, **environment: str) -> str:
 
 
 @pytest.mark.slow
-def test_without_triton_all_imports_and_says_what_is_missing():
+def test_without_triton_all_imports_and_says_what_is_missing() -> None:
     printed = run_script("""
 sys.modules["triton"] = None
 import torch, selftest.peers as peers
@@ -90,7 +89,7 @@ SCANS = {
 ALLOWED = {"float32": 1e-6, "float16": 5e-4, "bfloat16": 4e-3}
 
 
-def scan_inputs(states: int, channels: int, length: int, dtype: str) -> tuple[Tensor, ...]:
+def scan_inputs(states: int, channels: int, length: int, dtype: str) -> Inputs:
     """Return u, delta, A, B, C, D of two images, all but A and D slices of wider tensors, as x_proj's are."""
     generator = torch.Generator().manual_seed(channels * length + states)
     normal = functools.partial(torch.randn, generator=generator)
@@ -101,6 +100,15 @@ def scan_inputs(states: int, channels: int, length: int, dtype: str) -> tuple[Te
     return u, nn.functional.softplus(delta - 1), A, B, C, normal(channels).to(kind)
 
 
+def each(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
+    u, delta, A, B, C, D = map(function, inputs)
+    return u, delta, A, B, C, D
+
+
+def double_scan(inputs: Inputs, reverse: bool) -> Tensor:
+    return torch_scan(*each(Tensor.double, inputs), reverse)
+
+
 def scan_errors(name: str) -> tuple[float, float, bool]:
     """Return the kernel's errors against the fp64 scan of its and of the other direction, and whether bits repeat."""
     states, channels, length, reverse, dtype, blocks = SCANS[name]
@@ -109,9 +117,9 @@ def scan_errors(name: str) -> tuple[float, float, bool]:
     for y in ys:
         triton_scan.launch(*inputs, y, reverse, blocks)
     with torch.no_grad():
-        right, wrong = (torch_scan(*[x.double() for x in inputs], r) for r in (reverse, not reverse))
+        right, wrong = (double_scan(inputs, r) for r in (reverse, not reverse))
     errors = [float((ys[0].double() - expected).norm() / expected.norm()) for expected in (right, wrong)]
-    return errors[0], errors[1], torch.equal(*ys)
+    return errors[0], errors[1], torch.equal(ys[0], ys[1])
 
 
 @pytest.fixture(scope="module")
@@ -124,13 +132,13 @@ def interpreted() -> dict[str, tuple[float, float, bool]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCANS)
-def test_the_kernel_is_the_scan(name: str, interpreted: dict[str, tuple[float, float, bool]]):
+def test_the_kernel_is_the_scan(name: str, interpreted: dict[str, tuple[float, float, bool]]) -> None:
     error, error_of_other_direction, repeatable = interpreted[name]
     assert error < ALLOWED[SCANS[name][4]] and repeatable
     assert error_of_other_direction > 0.05 or SCANS[name][2] == 1, "the inputs must tell the directions apart"
 
 
-def test_tiles():
+def test_tiles() -> None:
     """Every thread has work, none holds more than its registers, and small batches are spread over the GPU."""
     for states in (1, 2, 4, 8, 16, 32, 64):
         for images in (1, 8, 32, 128):
@@ -142,7 +150,7 @@ def test_tiles():
     assert [triton_scan.tile(images, 384, 16) for images in (1, 8, 32, 128)] == [(2, 16), (4, 16), (16, 8), (32, 4)]
 
 
-def test_three_states_are_refused(monkeypatch: pytest.MonkeyPatch):
+def test_three_states_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_scan, "HAS_TRITON", True)
     with pytest.raises(ValueError, match=r"a power of two of states, got u \[2, 4, 5\] and A \[5, 3\]"):
         triton_scan.triton_scan(*scan_inputs(3, 5, 4, "float32"))
@@ -162,7 +170,7 @@ def reference_launch(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         assert all(x.stride(-1) == 1 for x in (u, delta, A, B, C, D, y))
         launched.append(reverse)
         with torch.no_grad():
-            y.copy_(torch_scan(*(x.float() for x in (u, delta, A, B, C, D)), reverse))
+            y.copy_(torch_scan(u.float(), delta.float(), A, B.float(), C.float(), D.float(), reverse))
 
     monkeypatch.setattr(triton_scan, "HAS_TRITON", True)
     monkeypatch.setattr(triton_scan, "launch", launch)
@@ -171,8 +179,9 @@ def reference_launch(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 def small_model(cls: str = "middle", depth: int = 4) -> tuple[VisionMamba, Tensor, Tensor]:
     """Return a model in fp32, images and the logits."""
-    config = parse_model(f"{SMALL},cls={cls}".replace("depth=4", f"depth={depth}"))
+    config = vim_config(f"{SMALL},cls={cls}".replace("depth=4", f"depth={depth}"))
     model = load_model(config, varied_weights(config))
+    assert isinstance(model, VisionMamba)
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
         return model, images, model(images)
@@ -183,7 +192,9 @@ def relative_error(logits: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize("cls", ["middle", "double", "none"])
-def test_the_peers_forward_is_the_models_to_the_bit_and_fp16_is_near_fp32(cls: str, reference_launch: list[bool]):
+def test_the_peers_forward_is_the_models_to_the_bit_and_fp16_is_near_fp32(
+    cls: str, reference_launch: list[bool]
+) -> None:
     model, images, expected = small_model(cls)
     model, images = model.half(), images.half()
     with torch.inference_mode():
@@ -194,7 +205,7 @@ def test_the_peers_forward_is_the_models_to_the_bit_and_fp16_is_near_fp32(cls: s
 
 
 @pytest.mark.slow
-def test_compiled_layers_are_one_program_of_a_model_and_equal_the_eager_ones(reference_launch: list[bool]):
+def test_compiled_layers_are_one_program_of_a_model_and_equal_the_eager_ones(reference_launch: list[bool]) -> None:
     """fullgraph: nothing falls back to Python. A model has two versions: of the first layer and of all others."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -212,7 +223,7 @@ def test_compiled_layers_are_one_program_of_a_model_and_equal_the_eager_ones(ref
     torch._dynamo.reset()
 
 
-def test_the_loop_runs_in_fp16():
+def test_the_loop_runs_in_fp16() -> None:
     model, images, expected = small_model()
     with torch.inference_mode():
         run = peers._without_gradients(model.half(), images.half(), functools.partial(peers.run_layer, scan=torch_scan))
@@ -222,7 +233,7 @@ def test_the_loop_runs_in_fp16():
 # The check and the registry
 
 
-def test_check_passes_near_logits_and_nothing_else():
+def test_check_passes_near_logits_and_nothing_else() -> None:
     expected = torch.randn(3, 10, generator=torch.Generator().manual_seed(4))
     near = (expected * 1.01).half()
     assert peers.check("eager", lambda: near.clone(), expected) == pytest.approx(0.01, rel=0.1)
@@ -242,7 +253,7 @@ def test_check_passes_near_logits_and_nothing_else():
             peers.check("eager", run, wanted)
 
 
-def test_names_and_wrong_calls(monkeypatch: pytest.MonkeyPatch):
+def test_names_and_wrong_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     model, images, _ = small_model()
     with pytest.raises(UsageError, match=r"there is no peer 'fast'; choose of torch\.compile"):
         peers.prepare("fast", model, images)
@@ -262,7 +273,7 @@ def test_names_and_wrong_calls(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.needs_gpu
 @needs_gpu
 @pytest.mark.parametrize("name", [name for name in peers.PEERS if name != "eager, mamba-ssm"])
-def test_every_peer_has_the_fp32_models_logits(name: str):
+def test_every_peer_has_the_fp32_models_logits(name: str) -> None:
     model, images, expected = small_model()
     run = peers.prepare(name, model.half().cuda(), images.half().cuda())
     assert 0 < peers.check(name, run, expected) < peers.TOLERANCE
@@ -272,12 +283,11 @@ def test_every_peer_has_the_fp32_models_logits(name: str):
 @pytest.mark.needs_gpu
 @needs_gpu
 @pytest.mark.parametrize("name", SCANS)
-def test_the_compiled_kernel_is_the_scan(name: str):
+def test_the_compiled_kernel_is_the_scan(name: str) -> None:
     states, channels, length, reverse, dtype, blocks = SCANS[name]
     inputs = scan_inputs(states, channels, length, dtype)
     y = torch.full((2, length, channels), torch.nan, dtype=inputs[0].dtype, device="cuda")
-    device = [x.cuda() for x in scan_inputs(states, channels, length, dtype)]
-    triton_scan.launch(*device, y, reverse, blocks)
+    triton_scan.launch(*each(Tensor.cuda, inputs), y, reverse, blocks)
     with torch.no_grad():
-        expected = torch_scan(*[x.double() for x in inputs], reverse)
+        expected = double_scan(inputs, reverse)
     assert relative_error(y.cpu(), expected) < 4 * ALLOWED[dtype]  # the hardware's exp2 is an approximation

@@ -16,17 +16,19 @@ import numpy as np
 import onnx
 import pytest
 from helpers import normalization, random_images, tiny_model, varied_weights
+from tiny import vim_config
 
 import pyvimtrt
 from pyvimtrt.backends.registry import choose_to_build
 from pyvimtrt.errors import BackendError, NetworkError, OutputError, UsageError
-from pyvimtrt.families import MODELS
 from pyvimtrt.graph.assemble import assemble, save_network
+from pyvimtrt.graph.network import load_network
 from pyvimtrt.graph.operators import DOMAIN, OPERATORS
 from pyvimtrt.inspect_file import describe
 from pyvimtrt.quantization.calibrate import calibrate
 from pyvimtrt.quantization.recipes import get_recipe
 from pyvimtrt.runtime import tensorrt_build
+from pyvimtrt.runtime.gpu import find_gpus
 from pyvimtrt.runtime.plan import read_plan, read_plan_info
 from pyvimtrt.runtime.plugin_library import (
     LIBRARY_VARIABLE,
@@ -56,7 +58,7 @@ def left_in(folder: Path) -> set[str]:
 # Engines
 
 
-def test_a_plan_and_what_lies_beside_it(network_file: Path, tmp_path: Path):
+def test_a_plan_and_what_lies_beside_it(network_file: Path, tmp_path: Path) -> None:
     output = tmp_path / "tiny.engine"
     info = build_plan(network_file, output, RTX, PlanOptions(batch=(2, 4, 16)))
     assert left_in(tmp_path) == {"tiny.engine", "tiny.engine.json", "tiny.engine.log"}
@@ -72,7 +74,7 @@ def test_a_plan_and_what_lies_beside_it(network_file: Path, tmp_path: Path):
     assert described["backend"] == RTX and described["batch"] == [2, 4, 16]
 
 
-def test_the_plugin_library_apart(network_file: Path, tmp_path: Path):
+def test_the_plugin_library_apart(network_file: Path, tmp_path: Path) -> None:
     embedded = build_plan(network_file, tmp_path / "a.engine", RTX)
     apart = build_plan(network_file, tmp_path / "b.engine", RTX, PlanOptions(separate_plugins=True))
     size = find_plugin_library().stat().st_size
@@ -81,7 +83,7 @@ def test_the_plugin_library_apart(network_file: Path, tmp_path: Path):
     assert embedded.plugin_library_sha256 == apart.plugin_library_sha256
 
 
-def test_workspace_and_timing_cache(network_file: Path, tmp_path: Path):
+def test_workspace_and_timing_cache(network_file: Path, tmp_path: Path) -> None:
     cache = tmp_path / "timing.cache"
     options = PlanOptions(workspace_mib=64, timing_cache=cache)
     assert build_plan(network_file, tmp_path / "a.engine", RTX, options).workspace_bytes == 64 << 20
@@ -92,8 +94,8 @@ def test_workspace_and_timing_cache(network_file: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("model", ["vim_tiny_patch16_224", "vim_small_patch16_224"])
-def test_published_sizes(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    network, config = tmp_path / "network.onnx", MODELS[model]
+def test_published_sizes(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network, config = tmp_path / "network.onnx", vim_config(model)
     weights = varied_weights(config)
     cache = calibrate(config, weights, random_images(config, 1), get_recipe("naive"), normalization(config))
     save_network(assemble(config, weights, cache), network)
@@ -108,7 +110,7 @@ def test_published_sizes(model: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert info.plan_bytes > network.stat().st_size * 0.8
 
 
-def test_the_command_line_builds_the_demo_model(tmp_path: Path):
+def test_the_command_line_builds_the_demo_model(tmp_path: Path) -> None:
     output = tmp_path / "demo.engine"
     command = [
         sys.executable,
@@ -169,7 +171,7 @@ def set_output_type(model: onnx.ModelProto) -> None:
 )
 def test_a_bad_network_is_refused_before_tensorrt_sees_it(
     change: Callable[[onnx.ModelProto], None], sentence: str, network_file: Path, tmp_path: Path
-):
+) -> None:
     with pytest.raises(NetworkError, match=sentence):
         build_plan(damaged(network_file, tmp_path, change), tmp_path / "x.engine", RTX)
     assert left_in(tmp_path) == {"damaged.onnx"}
@@ -189,8 +191,8 @@ def test_what_tensorrt_refuses_is_told_with_its_own_errors(
     network_file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-):
-    network = tensorrt_build.load_network(network_file)
+) -> None:
+    network = load_network(network_file)
     monkeypatch.setattr(tensorrt_build, "load_network", lambda path: network)  # our own check would be first
     with pytest.raises(BackendError, match=sentence) as caught:
         build_plan(damaged(network_file, tmp_path, change), tmp_path / "x.engine", RTX)
@@ -199,7 +201,7 @@ def test_what_tensorrt_refuses_is_told_with_its_own_errors(
     assert "[ERROR]" in (tmp_path / "x.engine.log").read_text() or change is set_output_type
 
 
-def test_without_the_plugin_library(network_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_without_the_plugin_library(network_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(LIBRARY_VARIABLE, str(tmp_path / "nothing.so"))
     with pytest.raises(BackendError, match=f"plugin library .*nothing.so, which {LIBRARY_VARIABLE} names is not there"):
         build_plan(network_file, tmp_path / "x.engine", RTX)
@@ -209,7 +211,9 @@ def test_without_the_plugin_library(network_file: Path, tmp_path: Path, monkeypa
     assert left_in(tmp_path) == {"nothing.so", "x.engine.log"}
 
 
-def test_a_builder_that_dies_takes_nothing_with_it(network_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_builder_that_dies_takes_nothing_with_it(
+    network_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without the library's other name TensorRT's parser ends its process."""
     monkeypatch.setattr(tensorrt_build, "_library_names", lambda package, work: work)
     with pytest.raises(
@@ -219,7 +223,7 @@ def test_a_builder_that_dies_takes_nothing_with_it(network_file: Path, tmp_path:
     assert left_in(tmp_path) == {"x.engine.log"}
 
 
-def test_a_damaged_timing_cache(network_file: Path, tmp_path: Path):
+def test_a_damaged_timing_cache(network_file: Path, tmp_path: Path) -> None:
     (tmp_path / "timing.cache").write_bytes(b"x" * 100)
     with pytest.raises(BackendError, match=r"timing cache .* is damaged.*delete it"):
         build_plan(network_file, tmp_path / "x.engine", RTX, PlanOptions(timing_cache=tmp_path / "timing.cache"))
@@ -227,17 +231,17 @@ def test_a_damaged_timing_cache(network_file: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("batch", [(0, 1, 2), (1, 3, 2), (2, 1, 3), (1, 2, 5000), (1, 2), (1, 2, 3, 4)])
-def test_a_senseless_batch(batch: Any):
+def test_a_senseless_batch(batch: Any) -> None:
     with pytest.raises(UsageError, match="MIN,OPT,MAX"):
         PlanOptions(batch=batch)
 
 
-def test_a_senseless_workspace():
+def test_a_senseless_workspace() -> None:
     with pytest.raises(UsageError, match="at least 1 MiB"):
         PlanOptions(workspace_mib=0)
 
 
-def test_the_wrong_suffix_and_folder(network_file: Path, tmp_path: Path):
+def test_the_wrong_suffix_and_folder(network_file: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"a file \.engine"):
         build_plan(network_file, tmp_path / "x.onnx", RTX)
     with pytest.raises(OutputError, match="does not exist"):
@@ -249,15 +253,15 @@ def test_the_wrong_suffix_and_folder(network_file: Path, tmp_path: Path):
     assert left_in(tmp_path) == set()
 
 
-def test_a_backend_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch):
+def test_a_backend_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt_build, "is_installed", lambda backend: False)
     for backend in ("tensorrt", RTX):
         with pytest.raises(BackendError, match=rf"pip install 'pyvimtrt\[{backend}\]'"):
             choose_to_build(backend)
 
 
-@pytest.mark.skipif(bool(tensorrt_build.find_gpus().devices), reason="this machine has a GPU")
-def test_tensorrt_needs_the_gpu_it_builds_for(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.skipif(bool(find_gpus().devices), reason="this machine has a GPU")
+def test_tensorrt_needs_the_gpu_it_builds_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt_build, "is_installed", lambda backend: True)
     with pytest.raises(
         BackendError, match=r"on the GPU it is for, and there is no NVIDIA driver.*use --backend tensorrt-rtx or cpu"
@@ -289,16 +293,19 @@ for op, version, domain, attributes in nodes:
         else:
             dtype, kind = kinds[type(value)]
             fields.append(trt.PluginField(name, np.array([value], dtype), kind))
-    plugins = [creator.create_plugin("node", trt.PluginFieldCollection(fields), phase) for phase in (trt.TensorRTPhase.BUILD, trt.TensorRTPhase.RUNTIME)]
-    bad = trt.PluginFieldCollection([trt.PluginField(next(iter(listed)), np.zeros(3, np.float64), trt.PluginFieldType.FLOAT64)])
-    made.append([op, len(fields), all(p is not None for p in plugins), creator.create_plugin("node", bad, trt.TensorRTPhase.BUILD) is None])
+    def create(values, phase):
+        return creator.create_plugin("node", trt.PluginFieldCollection(values), phase)
+    plugins = [create(fields, phase) for phase in (trt.TensorRTPhase.BUILD, trt.TensorRTPhase.RUNTIME)]
+    bad = trt.PluginField(next(iter(listed)), np.zeros(3, np.float64), trt.PluginFieldType.FLOAT64)
+    refused = create([bad], trt.TensorRTPhase.BUILD) is None
+    made.append([op, len(fields), all(p is not None for p in plugins), refused])
     del plugins
 print(json.dumps(made))
 """
 
 
 @pytest.mark.parametrize("package", ["tensorrt_rtx", "tensorrt_lean"])
-def test_the_library_loads_in_a_registry_and_makes_every_plugin_of_the_network(package: str):
+def test_the_library_loads_in_a_registry_and_makes_every_plugin_of_the_network(package: str) -> None:
     nodes = registry_nodes()
     command = [sys.executable, "-c", REGISTRY, package, str(find_plugin_library()), json.dumps(nodes)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -321,7 +328,7 @@ def registry_nodes() -> list[list[Any]]:
     return found
 
 
-def test_every_node_says_all_of_its_attributes():
+def test_every_node_says_all_of_its_attributes() -> None:
     """The parser passes what a node has, and a creator's default could differ from what the assembler meant."""
     nodes = registry_nodes()
     assert {op for op, *_ in nodes} == set(OPERATORS) - {"AddLayerNormQuant"}, "no layer of Vim has one"
@@ -329,7 +336,7 @@ def test_every_node_says_all_of_its_attributes():
         assert OPERATORS[op].attributes.keys() <= attributes.keys(), op
 
 
-def test_the_library_says_its_version_and_last_error():
+def test_the_library_says_its_version_and_last_error() -> None:
     path = find_plugin_library()
     assert plugin_library_version(path) == pyvimtrt.__version__
     assert isinstance(last_plugin_error(path), str)

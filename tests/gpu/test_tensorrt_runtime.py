@@ -7,6 +7,7 @@ CUDA and TensorRT (`gpu_world`).
 from __future__ import annotations
 
 import dataclasses
+import enum
 import gc
 import hashlib
 import importlib
@@ -50,6 +51,7 @@ from gpu_world import (
     without,
 )
 from helpers import assert_same_bits
+from torch.utils.dlpack import from_dlpack
 
 import pyvimtrt
 from pyvimtrt import __version__, zoo
@@ -226,7 +228,7 @@ def one_sentence(error: pytest.ExceptionInfo[VimTrtError]) -> str:
 @pytest.mark.parametrize("cuda_graphs", [True, False])
 def test_every_batch_gives_the_bits_of_the_cpu_engine(
     open_engine: Open, world: World, images: Array, expected: Array, backend: str, cuda_graphs: bool
-):
+) -> None:
     engine = open_engine({"cuda_graphs": cuda_graphs}, **({} if backend == world.name else {"backend": backend}))
     assert engine.backend == backend and engine.info.name == DEMO_MODEL
     for _ in range(4):  # run, capture, replay, replay
@@ -241,7 +243,7 @@ def test_every_batch_gives_the_bits_of_the_cpu_engine(
 @in_worlds(*ANY)
 def test_load_engine_chooses_by_the_suffix(
     world: World, save: Save, network_file: Path, images: Array, expected: Array
-):
+) -> None:
     with pyvimtrt.load_engine(save()) as engine, pyvimtrt.load_engine(network_file) as cpu:
         assert isinstance(engine, TensorRTEngine) and isinstance(cpu, CpuEngine)
         assert_same_bits(engine.run(images[:3]), expected[:3], "loaded engine")
@@ -250,16 +252,18 @@ def test_load_engine_chooses_by_the_suffix(
         pyvimtrt.load_engine(save(), threads=2)
 
 
-def test_engines_are_pickled_by_their_path(world: World, save: Save, images: Array, expected: Array):
+def test_engines_are_pickled_by_their_path(world: World, save: Save, images: Array, expected: Array) -> None:
     with pyvimtrt.load_engine(save()) as engine:
+        assert isinstance(engine, TensorRTEngine)
         data = pickle.dumps(engine)
         with pickle.loads(data) as again:
-            assert isinstance(again, TensorRTEngine) and (again.source, again.device) == (engine.source, engine.device)
+            assert isinstance(again, TensorRTEngine)
+            assert (again.source, again.device) == (engine.source, engine.device)
             assert_same_bits(again.run(images[:3]), expected[:3], "pickled engine")
     assert len(data) < 3000  # a path, not the plan
 
 
-def test_buffers_are_made_at_first_use_and_kept(open_engine: Open, world: World, images: Array):
+def test_buffers_are_made_at_first_use_and_kept(open_engine: Open, world: World, images: Array) -> None:
     engine = open_engine()
     assert (world.bytes_of(pinned=True), world.bytes_of(pinned=False)) == (0, 4096)
     needed = 6 * (28 * 28 + 10 * 4)
@@ -270,13 +274,13 @@ def test_buffers_are_made_at_first_use_and_kept(open_engine: Open, world: World,
 
 
 @in_worlds(DOUBLE, DEVICE)
-def test_plans_without_scratch_memory(open_engine: Open, images: Array, expected: Array):
+def test_plans_without_scratch_memory(open_engine: Open, images: Array, expected: Array) -> None:
     assert_same_bits(open_engine(scratch=0).run(images[:3]), expected[:3], "no scratch memory")
 
 
 def test_a_graph_is_captured_the_second_time_and_replayed_from_the_third(
     open_engine: Open, world: World, images: Array
-):
+) -> None:
     engine = open_engine()
     got = []
     for _ in range(4):
@@ -288,7 +292,9 @@ def test_a_graph_is_captured_the_second_time_and_replayed_from_the_third(
 
 
 @in_worlds(DOUBLE, DEVICE)
-def test_the_third_time_a_graph_runs_on_the_device(open_engine: Open, world: World, images: Array, expected: Array):
+def test_the_third_time_a_graph_runs_on_the_device(
+    open_engine: Open, world: World, images: Array, expected: Array
+) -> None:
     engine = open_engine()
     got = []
     for start in range(5):  # other images in the same buffers
@@ -300,7 +306,7 @@ def test_the_third_time_a_graph_runs_on_the_device(open_engine: Open, world: Wor
 @in_worlds(DOUBLE, DEVICE)
 def test_graphs_are_bounded_and_the_oldest_goes(
     open_engine: Open, world: World, images: Array, expected: Array, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setattr(tensorrt_session, "MAX_GRAPHS", 2)
     engine = open_engine()
 
@@ -323,7 +329,7 @@ def test_graphs_are_bounded_and_the_oldest_goes(
 @in_worlds(DOUBLE, DEVICE)
 def test_a_graph_that_runs_is_not_thrown_away(
     open_engine: Open, world: World, images: Array, expected: Array, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setattr(tensorrt_session, "MAX_GRAPHS", 1)
     engine = open_engine()
     outs = {count: CudaArrayInterface(world, np.zeros((count, 10), np.float32)) for count in (2, 6)}
@@ -340,29 +346,28 @@ def test_a_graph_that_runs_is_not_thrown_away(
 
 def test_contexts_of_graphs_specialize_their_kernels_before(
     open_engine: Open, world: World, images: Array, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     trt = sys.modules["tensorrt_rtx"]
     made: list[Any] = []
     create = trt.ICudaEngine.create_execution_context
-    monkeypatch.setattr(
-        trt.ICudaEngine,
-        "create_execution_context",
-        lambda self, strategy: made.append(strategy) or create(self, strategy),
-    )
+
+    def create_and_tell(self: Any, strategy: Any) -> Any:
+        made.append(strategy)
+        return create(self, strategy)
+
+    monkeypatch.setattr(trt.ICudaEngine, "create_execution_context", create_and_tell)
     engine = open_engine()
     for _ in range(3):
         engine.run(images[:4])
     assert made[0] is trt.ExecutionContextAllocationStrategy.USER_MANAGED
-    assert (
-        made[1].dynamic_shapes_kernel_specialization_strategy is trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        and len(made) == 2
-    )
+    assert made[1].dynamic_shapes_kernel_specialization_strategy is trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    assert len(made) == 2
 
 
 @in_worlds(DOUBLE, DEVICE)
 def test_plans_that_cannot_be_captured_run_without_graphs(
     open_engine: Open, world: World, images: Array, expected: Array
-):
+) -> None:
     engine = open_engine(capturable=False)
     for _ in range(4):
         assert_same_bits(engine.run(images[:4]), expected[:4], "no graph")
@@ -372,7 +377,7 @@ def test_plans_that_cannot_be_captured_run_without_graphs(
 
 
 @in_worlds(*ANY)
-def test_threads_share_an_engine(open_engine: Open, world: World, images: Array, expected: Array):
+def test_threads_share_an_engine(open_engine: Open, world: World, images: Array, expected: Array) -> None:
     engine = open_engine()
     wrong: list[str] = []
 
@@ -399,7 +404,9 @@ def test_threads_share_an_engine(open_engine: Open, world: World, images: Array,
 # The engine's device
 
 
-def test_another_device_is_left_current_as_it_was(open_engine: Open, world: World, images: Array, expected: Array):
+def test_another_device_is_left_current_as_it_was(
+    open_engine: Open, world: World, images: Array, expected: Array
+) -> None:
     world.current.device = 0
     engine = open_engine({"device": 1})
     assert_same_bits(engine.run(images[:5]), expected[:5], "device 1")
@@ -412,7 +419,7 @@ def test_another_device_is_left_current_as_it_was(open_engine: Open, world: Worl
 
 
 @in_worlds(*ANY)
-def test_closing_twice_frees_once(open_engine: Open, world: World, images: Array):
+def test_closing_twice_frees_once(open_engine: Open, world: World, images: Array) -> None:
     engine = open_engine()
     for _ in range(3):
         engine.run(images)
@@ -427,7 +434,7 @@ def test_closing_twice_frees_once(open_engine: Open, world: World, images: Array
 
 
 @in_worlds(*ANY)
-def test_garbage_collection_frees_everything(world: World, save: Save, images: Array):
+def test_garbage_collection_frees_everything(world: World, save: Save, images: Array) -> None:
     engine = pyvimtrt.load_engine(save())
     for _ in range(3):
         engine.run(images)
@@ -437,7 +444,7 @@ def test_garbage_collection_frees_everything(world: World, save: Save, images: A
     assert world.held() == 0 and world.memories == {} and not world.live_contexts
 
 
-def test_closing_a_broken_device_frees_the_rest(open_engine: Open, world: World, images: Array):
+def test_closing_a_broken_device_frees_the_rest(open_engine: Open, world: World, images: Array) -> None:
     engine = open_engine()
     engine.run(images)
     world.failures["sync"] = RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS")
@@ -450,7 +457,8 @@ def test_closing_a_broken_device_frees_the_rest(open_engine: Open, world: World,
 
 @pytest.fixture(params=[CudaArrayInterface, DlpackArray])
 def kind(request: pytest.FixtureRequest) -> type[CallersArray]:
-    return request.param
+    found: type[CallersArray] = request.param
+    return found
 
 
 def read(world: World, result: DeviceArray) -> Array:
@@ -486,7 +494,7 @@ def test_device_arrays_in_and_out(
 @in_worlds(DOUBLE, DEVICE)
 def test_images_are_not_copied_where_tensorrt_can_take_them(
     open_engine: Open, world: World, images: Array, expected: Array, kind: type[CallersArray]
-):
+) -> None:
     engine = open_engine()
     source, out = kind(world, signed(images[:6])), kind(world, np.zeros((6, 10), np.float32))
     for _ in range(4):
@@ -502,7 +510,7 @@ def test_images_are_not_copied_where_tensorrt_can_take_them(
 @pytest.mark.parametrize("offset", [1, 4, 128])
 def test_addresses_that_tensorrt_does_not_take_are_copied_on_the_device(
     open_engine: Open, world: World, images: Array, expected: Array, offset: int
-):
+) -> None:
     engine = open_engine()
     source, out = (
         CudaArrayInterface(world, signed(images[:13]), offset=offset),
@@ -518,7 +526,7 @@ def test_addresses_that_tensorrt_does_not_take_are_copied_on_the_device(
 @in_worlds(*ANY)
 def test_a_batch_below_the_smallest_writes_nothing_behind_out(
     open_engine: Open, world: World, images: Array, expected: Array
-):
+) -> None:
     engine = open_engine()
     source, out = (
         CudaArrayInterface(world, signed(images[:1])),
@@ -544,9 +552,8 @@ def test_a_callers_stream_waits_and_is_waited_for(
     stream.wait(source.stream)
     world.write_later(stream, source.address, signed(images[8:12]).tobytes())  # work of the caller that has not run yet
     engine.run_device(source, out=out, stream=stream)
-    assert world.counts.get("sync", 0) == 0 and not np.array_equal(
-        out.now(), expected[8:12]
-    )  # nothing was waited for on the host
+    # Nothing was waited for on the host.
+    assert world.counts.get("sync", 0) == 0 and not np.array_equal(out.now(), expected[8:12])
     if first == "engine":  # whichever stream gets on first
         engine._session.stream.sync()
     seen = world.read_later(stream, out.address, 160)
@@ -559,15 +566,12 @@ def test_a_callers_stream_waits_and_is_waited_for(
 @in_worlds(*ANY)
 def test_results_through_dlpack_wait_on_the_consumers_stream(
     open_engine: Open, world: World, images: Array, expected: Array
-):
+) -> None:
     engine = open_engine({"cuda_graphs": False})  # a capture would wait
     source = DlpackArray(world, signed(images[:3]))
     result = engine.run_device(source)
-    assert isinstance(result, DeviceArray) and (result.shape, result.dtype, result.__dlpack_device__()) == (
-        (3, 10),
-        np.float32,
-        (2, 0),
-    )
+    assert isinstance(result, DeviceArray)
+    assert (result.shape, result.__dlpack_device__()) == ((3, 10), (2, 0)) and result.dtype == np.float32
     streams = (world.new_stream(), None), (world.legacy, None), (world.legacy, 1), (world.per_thread, 2)
     for consumer, argument in streams:
         result = engine.run_device(source)
@@ -588,17 +592,21 @@ def test_results_through_dlpack_wait_on_the_consumers_stream(
 
 
 @in_worlds(DEVICE, *TENSORRT)
-def test_pytorchs_tensors_in_and_out(open_engine: Open, world: World, images: Array, expected: Array):
+def test_pytorchs_tensors_in_and_out(open_engine: Open, world: World, images: Array, expected: Array) -> None:
     """PyTorch on both sides, as docs/tensorrt.md shows it: its tensors, its streams, its ways to take a result."""
     engine, pixels = open_engine(), torch.from_numpy(signed(images)).cuda()
-    for take in (torch.from_dlpack, lambda result: torch.as_tensor(result, device="cuda")):
+    takes: list[Callable[[Any], torch.Tensor]] = [
+        from_dlpack,
+        lambda result: torch.as_tensor(result, device="cuda"),
+    ]
+    for take in takes:
         for _ in range(3):
             result = engine.run_device(pixels[:6])
             got = take(result)
             assert got.device == torch.device("cuda", 0) and got.data_ptr() == int(result._buffer.handle)  # no copy
             assert_same_bits(got.cpu().numpy(), expected[:6], "PyTorch's current stream waits for a result")
     shifted = torch.empty(4 * 784 + 1, dtype=torch.int8, device="cuda")[1:].view(4, 1, 28, 28).copy_(pixels[4:8])
-    assert_same_bits(torch.from_dlpack(engine.run_device(shifted)).cpu().numpy(), expected[4:8], "not aligned")
+    assert_same_bits(from_dlpack(engine.run_device(shifted)).cpu().numpy(), expected[4:8], "not aligned")
     with torch.cuda.stream(torch.cuda.Stream()):
         stream = torch.cuda.current_stream()
         late = torch.zeros_like(pixels[:4])
@@ -610,7 +618,7 @@ def test_pytorchs_tensors_in_and_out(open_engine: Open, world: World, images: Ar
         assert_same_bits(out.cpu().numpy(), expected[8:12], "in the order of the caller's stream")
         torch.cuda._sleep(200_000_000)
         late.copy_(pixels[12:16])
-        got = torch.from_dlpack(engine.run_device(late))  # the tensor's own protocol tells the stream
+        got = from_dlpack(engine.run_device(late))  # the tensor's own protocol tells the stream
         assert_same_bits(got.cpu().numpy(), expected[12:16], "in the order of the producer's stream")
     mistakes = {
         "images must be int8, got uint8; turn pixels": pixels.view(torch.uint8),
@@ -629,15 +637,19 @@ def test_pytorchs_tensors_in_and_out(open_engine: Open, world: World, images: Ar
 @in_worlds(*ANY)
 def test_a_callers_arrays_are_kept_until_the_work_is_done(
     open_engine: Open, world: World, images: Array, expected: Array
-):
+) -> None:
     world.slow()
     engine = open_engine()
-    results, freed = [], []
+    results: list[Any] = []
+    freed: list[int] = []
+
+    class Counted(CudaArrayInterface):
+        def __del__(self) -> None:
+            freed.append(1)
+            self.free()
+
     for i in range(3):
-        source = CudaArrayInterface(world, signed(images[i : i + 4]))
-        source.__class__ = type(
-            "Counted", (CudaArrayInterface,), {"__del__": lambda self: (freed.append(1), self.free())}
-        )
+        source = Counted(world, signed(images[i : i + 4]))
         results.append(engine.run_device(source))
         del source
         gc.collect()
@@ -656,7 +668,7 @@ def test_a_result_may_go_while_a_graph_is_captured(
     images: Array,
     expected: Array,
     monkeypatch: pytest.MonkeyPatch,
-):
+) -> None:
     """Another thread may drop a result at any time: it is freed in the order of the engine's stream, in no capture."""
     engine, dropped = open_engine(), []
     source, out = (CudaArrayInterface(world, values) for values in (signed(images[:4]), np.zeros((4, 10), np.float32)))
@@ -670,7 +682,7 @@ def test_a_result_may_go_while_a_graph_is_captured(
             thread = threading.Thread(target=results.clear)
             thread.start()
             thread.join()
-        return run(context, handle)
+        return bool(run(context, handle))
 
     monkeypatch.setattr(trt.IExecutionContext, "execute_async_v3", drop)
     for _ in range(5):
@@ -682,7 +694,7 @@ def test_a_result_may_go_while_a_graph_is_captured(
 
 
 @in_worlds(*ANY)
-def test_results_outlive_the_engine(open_engine: Open, world: World, images: Array, expected: Array):
+def test_results_outlive_the_engine(open_engine: Open, world: World, images: Array, expected: Array) -> None:
     engine = open_engine()
     source = CudaArrayInterface(world, signed(images[:2]))
     result = engine.run_device(source)
@@ -692,14 +704,14 @@ def test_results_outlive_the_engine(open_engine: Open, world: World, images: Arr
 
 
 @in_worlds(*ANY)
-def test_no_images_on_the_device(open_engine: Open, world: World, images: Array):
+def test_no_images_on_the_device(open_engine: Open, world: World, images: Array) -> None:
     source = CudaArrayInterface(world, signed(images[:0]))
     assert open_engine().run_device(source).shape == (0, 10)
     source.free()
 
 
 @in_worlds(*ANY)
-def test_streams_of_every_library(world: World):
+def test_streams_of_every_library(world: World) -> None:
     stream = world.new_stream()
     handle = int(stream.handle)
     given = [stream, handle, *(type("Stream", (), {name: handle})() for name in ("cuda_stream", "ptr", "handle"))]
@@ -761,7 +773,7 @@ MISTAKES: dict[str, tuple[Callable[[World, Array], Any], str]] = {
     cases([DOUBLE], MISTAKES) + cases([DEVICE, *TENSORRT], (name for name in MISTAKES if name != "device")),
     indirect=["world"],
 )
-def test_images_that_cannot_be_taken(open_engine: Open, world: World, images: Array, name: str):
+def test_images_that_cannot_be_taken(open_engine: Open, world: World, images: Array, name: str) -> None:
     make, sentence = MISTAKES[name]
     engine, array = open_engine(), make(world, images[:4])
     with pytest.raises(DataError, match=sentence) as error:
@@ -772,7 +784,7 @@ def test_images_that_cannot_be_taken(open_engine: Open, world: World, images: Ar
 
 
 @in_worlds(*ANY)
-def test_old_array_interfaces_and_outs_that_cannot_be_taken(open_engine: Open, world: World, images: Array):
+def test_old_array_interfaces_and_outs_that_cannot_be_taken(open_engine: Open, world: World, images: Array) -> None:
     engine, source = open_engine(), CudaArrayInterface(world, signed(images[:4]))
     source.version = 2
     with pytest.raises(DataError, match="images cannot be read as a device array: only CUDA Array Interface v3"):
@@ -796,7 +808,9 @@ def test_old_array_interfaces_and_outs_that_cannot_be_taken(open_engine: Open, w
 
 
 @in_worlds(*ANY)
-def test_axes_of_length_one_may_have_any_stride(open_engine: Open, world: World, images: Array, expected: Array):
+def test_axes_of_length_one_may_have_any_stride(
+    open_engine: Open, world: World, images: Array, expected: Array
+) -> None:
     source = CudaArrayInterface(world, signed(images[:4]), strides=(784, 1, 28, 1))
     assert_same_bits(read(world, open_engine().run_device(source)), expected[:4], "stride of one channel")
     source.free()
@@ -828,13 +842,12 @@ FAILURES: dict[str, tuple[Any, str]] = {
 )
 def test_a_failing_call_is_one_sentence_and_the_engine_goes_on(
     open_engine: Open, world: World, images: Array, expected: Array, name: str
-):
+) -> None:
     open_engine().run(images[:2])  # TensorRT has one logger for all engines
     engine = open_engine()
     failure, sentence = FAILURES[name]
-    world.failures[name] = (
-        type(failure)(*failure.args) if isinstance(failure, Exception) else failure
-    )  # a new one: its traceback keeps objects
+    # A new one: its traceback keeps objects.
+    world.failures[name] = type(failure)(*failure.args) if isinstance(failure, Exception) else failure
     with pytest.raises(BackendError, match=sentence) as error:
         engine.run(images[:4])
     one_sentence(error)
@@ -842,7 +855,7 @@ def test_a_failing_call_is_one_sentence_and_the_engine_goes_on(
 
 
 @in_worlds(DOUBLE, DEVICE)
-def test_an_error_is_told_once(open_engine: Open, world: World, save: Save, images: Array):
+def test_an_error_is_told_once(open_engine: Open, world: World, save: Save, images: Array) -> None:
     engine = open_engine()
     world.failures["execute_async_v3"] = False
     with pytest.raises(BackendError, match="CUDA error 700"):
@@ -861,7 +874,7 @@ def test_an_error_is_told_once(open_engine: Open, world: World, save: Save, imag
     cases([DOUBLE], ("begin_building", "end_building", "execute_async_v3")) + cases([DEVICE], ["execute_async_v3"]),
     indirect=["world"],
 )
-def test_a_capture_that_fails(open_engine: Open, world: World, images: Array, expected: Array, name: str):
+def test_a_capture_that_fails(open_engine: Open, world: World, images: Array, expected: Array, name: str) -> None:
     engine = open_engine()
     engine.run(images[:4])
     if name == "execute_async_v3":
@@ -881,7 +894,7 @@ def test_a_capture_that_fails(open_engine: Open, world: World, images: Array, ex
         assert_same_bits(engine.run(images[:4]), expected[:4], "after the failure")
 
 
-def test_a_failure_on_the_device_waits_for_what_was_enqueued(open_engine: Open, world: World, images: Array):
+def test_a_failure_on_the_device_waits_for_what_was_enqueued(open_engine: Open, world: World, images: Array) -> None:
     engine, source = open_engine(), CudaArrayInterface(world, signed(images[:13]))
     engine.run_device(source)
     world.failures["copy_to"] = RuntimeError("CUDA_ERROR_UNKNOWN")
@@ -892,14 +905,14 @@ def test_a_failure_on_the_device_waits_for_what_was_enqueued(open_engine: Open, 
 
 
 @in_worlds(DOUBLE, DEVICE)
-def test_a_context_that_cannot_be_made(world: World, save: Save):
+def test_a_context_that_cannot_be_made(world: World, save: Save) -> None:
     world.failures["create_execution_context"] = False
     with pytest.raises(BackendError, match="TensorRT cannot make an execution context: out of memory") as error:
         pyvimtrt.load_engine(save())
     one_sentence(error)
 
 
-def test_a_plan_that_tensorrt_refuses(world: World, save: Save, monkeypatch: pytest.MonkeyPatch):
+def test_a_plan_that_tensorrt_refuses(world: World, save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save()
     monkeypatch.setattr("fake_tensorrt.MAGIC", b"another plan")
     sentence = (
@@ -922,13 +935,13 @@ def test_a_plan_that_tensorrt_refuses(world: World, save: Save, monkeypatch: pyt
         ({"profiles": 2}, "its profiles are 2, the description says 1"),
     ],
 )
-def test_a_plan_of_another_network(world: World, save: Save, changes: dict[str, Any], sentence: str):
+def test_a_plan_of_another_network(world: World, save: Save, changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(NetworkError, match=f"the engine is not the one described: {sentence}") as error:
         pyvimtrt.load_engine(save(**changes))
     assert str(error.value).endswith("; build the engine again")
 
 
-def test_a_description_of_other_batches_or_of_no_model(world: World, save: Save, network_file: Path):
+def test_a_description_of_other_batches_or_of_no_model(world: World, save: Save, network_file: Path) -> None:
     with pytest.raises(NetworkError, match=r"its batches are .*the description says \[\(1, 1, 28, 28\)"):
         pyvimtrt.load_engine(save(info={"batch": (1, 4, 6)}))
     network = dataclasses.replace(load_network(network_file).info, model="resnet")
@@ -936,7 +949,7 @@ def test_a_description_of_other_batches_or_of_no_model(world: World, save: Save,
         pyvimtrt.load_engine(save(info={"network": network}))
 
 
-def test_a_plan_that_is_not_its_descriptions(world: World, save: Save):
+def test_a_plan_that_is_not_its_descriptions(world: World, save: Save) -> None:
     path = save()
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(NetworkError, match=r"is not the engine that demo\.engine\.json describes"):
@@ -960,22 +973,24 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_separate_plugins_are_loaded_once_in_a_process(
     open_engine: Open, world: World, library: Path, images: Array, expected: Array
-):
+) -> None:
     for _ in range(3):
         engine = open_engine(embedded=False)
         assert_same_bits(engine.run(images[:2]), expected[:2], "separate plugins")
-        assert not engine._session._plan.runtime.engine_host_code_allowed
+        plan = engine._session._plan
+        assert plan is not None and not plan.runtime.engine_host_code_allowed
     assert world.libraries == {"tensorrt_rtx": [str(library.resolve())]}
     open_engine(embedded=False, backend="tensorrt")
     assert world.counts["load_library"] == 2
 
 
-def test_embedded_plugins_load_nothing(open_engine: Open, world: World, library: Path):
-    assert open_engine()._session._plan.runtime.engine_host_code_allowed
+def test_embedded_plugins_load_nothing(open_engine: Open, world: World, library: Path) -> None:
+    plan = open_engine()._session._plan
+    assert plan is not None and plan.runtime.engine_host_code_allowed
     assert world.libraries == {}
 
 
-def test_another_plugin_library_is_refused(world: World, save: Save, library: Path):
+def test_another_plugin_library_is_refused(world: World, save: Save, library: Path) -> None:
     other = {"plugin_library_sha256": "0" * 64}
     with pytest.raises(
         BackendError,
@@ -989,7 +1004,7 @@ def test_another_plugin_library_is_refused(world: World, save: Save, library: Pa
     one_sentence(error)
 
 
-def test_a_plugin_library_that_is_missing_or_cannot_be_loaded(world: World, save: Save, library: Path):
+def test_a_plugin_library_that_is_missing_or_cannot_be_loaded(world: World, save: Save, library: Path) -> None:
     world.libraries["tensorrt_rtx"] = ["loaded by somebody else"]
     with pytest.raises(BackendError, match=r"TensorRT cannot load the plugin library .*: it gives no reason"):
         pyvimtrt.load_engine(save(embedded=False))
@@ -1001,7 +1016,7 @@ def test_a_plugin_library_that_is_missing_or_cannot_be_loaded(world: World, save
 # What a machine lacks
 
 
-def test_a_cuda_core_that_is_too_old(world: World, save: Save, monkeypatch: pytest.MonkeyPatch):
+def test_a_cuda_core_that_is_too_old(world: World, save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
     for version in ("1.1.9", "0.4.0rc1"):
         monkeypatch.setattr(sys.modules["cuda.core"], "__version__", version)
         with pytest.raises(
@@ -1011,7 +1026,7 @@ def test_a_cuda_core_that_is_too_old(world: World, save: Save, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("driver", [Driver(None, (), "no NVIDIA driver (libcuda) on this machine"), Driver("13.0", ())])
-def test_without_a_gpu_nothing_is_imported(save: Save, monkeypatch: pytest.MonkeyPatch, driver: Driver):
+def test_without_a_gpu_nothing_is_imported(save: Save, monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
     monkeypatch.setattr(tensorrt_load, "find_gpus", lambda: driver)
     monkeypatch.setattr(importlib, "import_module", lambda name: pytest.fail(f"{name} is imported"))
     problem = re.escape(driver.problem or "none found")
@@ -1024,7 +1039,7 @@ def test_without_a_gpu_nothing_is_imported(save: Save, monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["infer", "eval"])
-def test_the_command_line_without_a_gpu(save: Save, tmp_path: Path, command: str):
+def test_the_command_line_without_a_gpu(save: Save, tmp_path: Path, command: str) -> None:
     data = zoo.DEMO_WEIGHTS.parent / "samples"
     if command == "eval":
         np.savez(tmp_path / "data.npz", images=np.zeros((2, 1, 28, 28), np.uint8), labels=np.zeros(2, np.int64))
@@ -1039,20 +1054,20 @@ def test_the_command_line_without_a_gpu(save: Save, tmp_path: Path, command: str
 
 
 @in_worlds(DOUBLE, *TENSORRT)
-def test_the_command_line_with_a_gpu(world: World, save: Save, capsys: pytest.CaptureFixture[str]):
+def test_the_command_line_with_a_gpu(world: World, save: Save, capsys: pytest.CaptureFixture[str]) -> None:
     sample = next((zoo.DEMO_WEIGHTS.parent / "samples").iterdir())
     assert main(["infer", str(save()), str(sample), "--json"]) == 0
     assert '"predictions"' in capsys.readouterr().out
     assert main(["infer", str(save()), str(sample), "--threads", "2"]) == 2
 
 
-def test_a_device_that_is_not_there(open_engine: Open):
+def test_a_device_that_is_not_there(open_engine: Open) -> None:
     for device in (-1, 2):
         with pytest.raises(BackendError, match=f"there is no GPU {device}: this machine has 2, counted from 0"):
             open_engine({"device": device})
 
 
-def test_packages_that_are_not_installed_or_broken(world: World, save: Save, monkeypatch: pytest.MonkeyPatch):
+def test_packages_that_are_not_installed_or_broken(world: World, save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt_load, "is_installed", lambda backend: False)
     with pytest.raises(
         BackendError,
@@ -1062,7 +1077,7 @@ def test_packages_that_are_not_installed_or_broken(world: World, save: Save, mon
     monkeypatch.undo()
 
 
-def test_a_package_that_cannot_be_imported(world: World, save: Save, monkeypatch: pytest.MonkeyPatch):
+def test_a_package_that_cannot_be_imported(world: World, save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.import_module
 
     def broken(name: str) -> Any:
@@ -1098,7 +1113,7 @@ def parameters(function: Any) -> list[tuple[str, Any]]:
     return [(p.name, p.kind) for p in inspect.signature(function).parameters.values()]
 
 
-def test_the_double_of_cuda_core_has_its_names_and_parameters(world: World):
+def test_the_double_of_cuda_core_has_its_names_and_parameters(world: World) -> None:
     fake, utils = sys.modules["cuda.core"], sys.modules["cuda.core.utils"]
     from fake_tensorrt import FakeBuffer, FakeEvent, FakeGraph, FakeGraphBuilder
 
@@ -1137,7 +1152,7 @@ def real_tensorrt() -> Any:
     return importlib.import_module("tensorrt_rtx")
 
 
-def test_the_double_of_tensorrt_has_its_names_and_parameters(real_tensorrt: Any, world: World):
+def test_the_double_of_tensorrt_has_its_names_and_parameters(real_tensorrt: Any, world: World) -> None:
     fake = sys.modules["tensorrt_rtx"]
     checked = 0
     for name, value in vars(fake).items():
@@ -1147,6 +1162,7 @@ def test_the_double_of_tensorrt_has_its_names_and_parameters(real_tensorrt: Any,
         if not isinstance(value, type):
             continue
         if name.endswith(("Type", "Mode", "Strategy")):
+            assert issubclass(value, enum.Enum), name
             assert set(value.__members__) <= set(real.__members__), name
             continue
         for method, function in public(value).items():
@@ -1169,7 +1185,7 @@ def test_the_double_of_tensorrt_has_its_names_and_parameters(real_tensorrt: Any,
 REAL_CORE = cuda.core
 
 
-def test_real_views_of_host_arrays_say_so():
+def test_real_views_of_host_arrays_say_so() -> None:
     """The real cuda.core reads a host array without a driver, and what `borrow` asks of it is there."""
     view = REAL_CORE.utils.StridedMemoryView.from_any_interface(np.zeros((2, 3), np.int8), stream_ptr=-1)
     assert (view.shape, view.strides, view.dtype, view.device_id, view.is_device_accessible) == (
@@ -1184,13 +1200,13 @@ def test_real_views_of_host_arrays_say_so():
 # The worlds
 
 
-def test_the_network_of_the_device_world_compiles():
+def test_the_network_of_the_device_world_compiles() -> None:
     """NVRTC needs no GPU; a mistake in the kernels is found on every machine."""
     for arch in ("sm_80", "sm_90", "sm_120"):
         assert compile_kernels(arch).code[:4] == b"\x7fELF"
 
 
-def test_why_a_world_is_left_out_is_a_sentence():
+def test_why_a_world_is_left_out_is_a_sentence() -> None:
     hopper, card = (Driver("13.0", (Gpu("a GPU", capability, 1 << 36),)) for capability in ("9.0", "12.0"))
     lacking = "the package tensorrt is not installed; pip install 'pyvimtrt[tensorrt]'"
     assert without("tensorrt", hopper, False) == lacking

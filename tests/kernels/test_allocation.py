@@ -25,7 +25,11 @@ extern "C" {
 long allocations() { return counted; }
 void* malloc(size_t n) { static auto* f = next<void*(size_t)>("malloc"); count(n); return f(n); }
 void* realloc(void* p, size_t n) { static auto* f = next<void*(void*, size_t)>("realloc"); count(n); return f(p, n); }
-void* aligned_alloc(size_t a, size_t n) { static auto* f = next<void*(size_t, size_t)>("aligned_alloc"); count(n); return f(a, n); }
+void* aligned_alloc(size_t a, size_t n) {
+  static auto* f = next<void*(size_t, size_t)>("aligned_alloc");
+  count(n);
+  return f(a, n);
+}
 int posix_memalign(void** p, size_t a, size_t n) {
   static auto* f = next<int(void**, size_t, size_t)>("posix_memalign");
   count(n);
@@ -55,7 +59,7 @@ print(*counts)
 """
 
 
-def test_runs_after_the_first_allocate_nothing(tmp_path: Path, tiny_engine_file: Path):
+def test_runs_after_the_first_allocate_nothing(tmp_path: Path, tiny_engine_file: Path) -> None:
     source, library = tmp_path / "counter.cpp", tmp_path / "counter.so"
     source.write_text(COUNTER)
     subprocess.run([shutil.which("g++") or "g++", "-O1", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)

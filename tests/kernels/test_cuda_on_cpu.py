@@ -30,7 +30,9 @@ FAULTS = {
     "missing barrier before an overwrite": VALUES,
     "missing sync_warp": VALUES,
     "missed barrier": rf"{LAUNCH_FAILURE}: .* wait at sync_block \(line \d+\), thread 5 ended without it",
-    "different barriers": rf"{LAUNCH_FAILURE}: .*is at sync_block \(line \d+\), other threads of its block at sync_block \(line \d+\)",
+    "different barriers": (
+        rf"{LAUNCH_FAILURE}: .*is at sync_block \(line \d+\), other threads of its block at sync_block \(line \d+\)"
+    ),
     "written by all": UNSEEN,
     "sync_warp between warps": VALUES,
     "shuffle for a barrier": UNSEEN,
@@ -49,7 +51,9 @@ FAULTS = {
     "load misaligned": rf"{MISALIGNED_ADDRESS}: .*misaligned load \(line \d+\) of 16 bytes from byte \d+ of x",
     "vector read misaligned": UNSEEN,
     "vector write misaligned": UNSEEN,
-    "load of what is written": rf"{LAUNCH_FAILURE}: .*load \(line \d+\) of 4 bytes from byte \d+ of y .*, which the kernel may write",
+    "load of what is written": (
+        rf"{LAUNCH_FAILURE}: .*load \(line \d+\) of 4 bytes from byte \d+ of y .*, which the kernel may write"
+    ),
     "write into an input": rf"{ILLEGAL_ADDRESS}: .*thread 9: wrote byte \d+ of x \(768 bytes\), an input",
     "uninitialized shared read": VALUES,
     "shared memory of another block": VALUES,
@@ -64,26 +68,41 @@ FAULTS = {
     "copy left behind": rf"{LAUNCH_FAILURE}: .*ended without waiting for copy_async \(line \d+\)",
     "copy misaligned": rf"{MISALIGNED_ADDRESS}: .*copy_async \(line \d+\) misaligned from byte \d+ of x",
     "copy from outside": rf"{ILLEGAL_ADDRESS}: .*copy_async \(line \d+\) of 16 bytes from byte 1008 of x \(768 bytes\)",
-    "copy to outside": rf"{ILLEGAL_ADDRESS}: .*copy_async \(line \d+\) of 8 bytes to byte 256 of shared memory \(256 bytes\)",
+    "copy to outside": (
+        rf"{ILLEGAL_ADDRESS}: .*copy_async \(line \d+\) of 8 bytes to byte 256 of shared memory \(256 bytes\)"
+    ),
     "copy of too many bytes": rf"{LAUNCH_FAILURE}: .*copy_async \(line \d+\) of 8 of 4 bytes",
     "copy that is not cleared": VALUES,
     "divergent shuffle": rf"{LAUNCH_FAILURE}: .*not all lanes of a warp come to shuffle_xor \(line \d+\)",
     "different warp calls": rf"{LAUNCH_FAILURE}: .*is at shuffle.* \(line \d+\), other lanes of its warp at shuffle",
-    "shuffle while others wait": rf"{LAUNCH_FAILURE}: .*not all lanes of a warp come to shuffle_xor .*; threads 0, 32 wait at sync_block",
+    "shuffle while others wait": (
+        rf"{LAUNCH_FAILURE}: .*not all lanes of a warp come to shuffle_xor .*; threads 0, 32 wait at sync_block"
+    ),
     "shuffle from no lane": rf"{LAUNCH_FAILURE}: .*shuffle \(line \d+\) from lane 32",
-    "ldmatrix misaligned": rf"{MISALIGNED_ADDRESS}: .*misaligned ldmatrix_x4 \(line \d+\) of 16 bytes from byte 4 of shared memory",
+    "ldmatrix misaligned": (
+        rf"{MISALIGNED_ADDRESS}: .*misaligned ldmatrix_x4 \(line \d+\) of 16 bytes from byte 4 of shared memory"
+    ),
     "ldmatrix outside": rf"{ILLEGAL_ADDRESS}: .*ldmatrix_x4 \(line \d+\) of 16 bytes from byte 256 of shared memory",
     "division by zero": rf"{LAUNCH_FAILURE}: .*divided an integer by zero",
     "stack too deep": rf"{ILLEGAL_ADDRESS}: .*below the stack of the thread",
     "variable not initialized": VALUES,
 }
 # What the watch says to faults that it sees, whatever the schedule.
-RACE = rf"{LAUNCH_FAILURE}: .*(wrote|read) byte \d+ of shared memory \(\d+ bytes\), which thread \d+ (wrote|read) without a barrier in between"
+RACE = (
+    rf"{LAUNCH_FAILURE}: .*(wrote|read) byte \d+ of shared memory \(\d+ bytes\), "
+    r"which thread \d+ (wrote|read) without a barrier in between"
+)
 RACE_OF_WARPS = (
     rf"{RACE}|{LAUNCH_FAILURE}: .*wrote byte \d+ .*, which threads of several warps read without a barrier in between"
 )
-BLOCKS_RACE = rf"{LAUNCH_FAILURE}: .*(wrote|read) byte \d+ of y \(768 bytes\), which another block (wrote|read) without a barrier in between"
-UNDER_WAY = rf"{LAUNCH_FAILURE}: .*(wrote|read) byte \d+ of shared memory \(256 bytes\), to which thread \d+ has a copy under way"
+BLOCKS_RACE = (
+    rf"{LAUNCH_FAILURE}: .*(wrote|read) byte \d+ of y \(768 bytes\), "
+    r"which another block (wrote|read) without a barrier in between"
+)
+UNDER_WAY = (
+    rf"{LAUNCH_FAILURE}: .*(wrote|read) byte \d+ of shared memory \(256 bytes\), "
+    r"to which thread \d+ has a copy under way"
+)
 WATCHED = {
     "missing barrier after a write": RACE,
     "missing barrier, lower threads read": RACE,
@@ -140,7 +159,7 @@ def run_fault(double: ModuleType, name: str, corrected: bool, chosen: Any) -> st
 # The double
 
 
-def test_every_planted_fault_is_tested(double: ModuleType):
+def test_every_planted_fault_is_tested(double: ModuleType) -> None:
     assert list(FAULTS) == double.fault_names()
 
 
@@ -149,26 +168,28 @@ def says(pattern: str, error: str | None) -> bool:
 
 
 @pytest.mark.parametrize("name", [name for name in FAULTS if FAULTS[name] is not UNSEEN])
-def test_a_planted_fault_is_seen(double: ModuleType, name: str):
+def test_a_planted_fault_is_seen(double: ModuleType, name: str) -> None:
     seen = [run_fault(double, name, False, settings(label, name, watch=False)) for label in SETTINGS]
     pattern = FAULTS[name]
-    assert pattern is not UNSEEN
+    assert pattern is not None
     assert VALUES in seen if pattern == VALUES else any(says(pattern, error) for error in seen), seen
 
 
 @pytest.mark.parametrize("name", WATCHED)
-def test_the_watch_sees_a_planted_fault_under_every_setting(double: ModuleType, name: str):
+def test_the_watch_sees_a_planted_fault_under_every_setting(double: ModuleType, name: str) -> None:
+    pattern = WATCHED[name]
+    assert pattern is not None
     for label in SETTINGS:
         error = run_fault(double, name, False, settings(label, name))
-        assert says(WATCHED[name], error), (label, error)
+        assert says(pattern, error), (label, error)
 
 
-def test_every_fault_is_seen_somehow():
+def test_every_fault_is_seen_somehow() -> None:
     assert {name for name in FAULTS if FAULTS[name] is UNSEEN} <= set(WATCHED)
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_its_corrected_twin_passes(double: ModuleType, name: str):
+def test_its_corrected_twin_passes(double: ModuleType, name: str) -> None:
     choices = itertools.product(
         ("ascending", "descending", "random"), (0xFF, 0x7F), ("left", "right"), ("late", "early", "random"), (1, 16)
     )
@@ -179,12 +200,12 @@ def test_its_corrected_twin_passes(double: ModuleType, name: str):
         assert run_fault(double, name, True, chosen) is None, (schedule, poison, placement, copies, alignment)
 
 
-def test_an_error_names_launcher_block_and_thread(double: ModuleType):
+def test_an_error_names_launcher_block_and_thread(double: ModuleType) -> None:
     error = run_fault(double, "write into an input", False, settings("ascending"))
     assert re.search(r"run_fault \(\S*planted\.cu:\d+\), block \(0, 0, 0\), thread 9: wrote byte 36 of x", str(error))
 
 
-def test_a_random_schedule_repeats(double: ModuleType):
+def test_a_random_schedule_repeats(double: ModuleType) -> None:
     chosen = [double.settings(schedule="random", seed=seed) for seed in (1, 1, 2, 3, 4)]
     errors = [run_fault(double, "missed barrier", False, each) for each in chosen]
     assert errors[0] == errors[1] and len(set(errors)) > 1
@@ -193,18 +214,22 @@ def test_a_random_schedule_repeats(double: ModuleType):
 @pytest.mark.parametrize(
     "x, y, z, threads, shared_bytes, status",
     [
-        (1, 1, 1, 1, 0, 0), (1, 1, 1, 1024, 99 * 1024, 0), (3, 5, 7, 32, 100, 0), (65536, 1, 1, 1, 0, 0), (1, 65535, 1, 1, 0, 0),
-        (0, 1, 1, 32, 0, INVALID_CONFIGURATION), (1, 0, 1, 32, 0, INVALID_CONFIGURATION), (1, 1, 0, 32, 0, INVALID_CONFIGURATION),
-        (1, 1, 1, 0, 0, INVALID_CONFIGURATION), (1, 1, 1, 1025, 0, INVALID_CONFIGURATION), (2**31, 1, 1, 32, 0, INVALID_CONFIGURATION),
-        (1, 65536, 1, 32, 0, INVALID_CONFIGURATION), (1, 1, 65536, 32, 0, INVALID_CONFIGURATION), (1, 1, 1, 32, 99 * 1024 + 1, INVALID_VALUE),
+        (1, 1, 1, 1, 0, 0), (1, 1, 1, 1024, 99 * 1024, 0), (3, 5, 7, 32, 100, 0), (65536, 1, 1, 1, 0, 0),
+        (1, 65535, 1, 1, 0, 0), (0, 1, 1, 32, 0, INVALID_CONFIGURATION), (1, 0, 1, 32, 0, INVALID_CONFIGURATION),
+        (1, 1, 0, 32, 0, INVALID_CONFIGURATION), (1, 1, 1, 0, 0, INVALID_CONFIGURATION),
+        (1, 1, 1, 1025, 0, INVALID_CONFIGURATION), (2**31, 1, 1, 32, 0, INVALID_CONFIGURATION),
+        (1, 65536, 1, 32, 0, INVALID_CONFIGURATION), (1, 1, 65536, 32, 0, INVALID_CONFIGURATION),
+        (1, 1, 1, 32, 99 * 1024 + 1, INVALID_VALUE),
     ],
 )  # fmt: skip
-def test_limits_of_a_launch(double: ModuleType, x: int, y: int, z: int, threads: int, shared_bytes: int, status: int):
+def test_limits_of_a_launch(
+    double: ModuleType, x: int, y: int, z: int, threads: int, shared_bytes: int, status: int
+) -> None:
     got, text = double.launch_nothing(x, y, z, threads, shared_bytes)
     assert got == status and bool(text) == bool(status)
 
 
-def test_a_fault_outside_of_kernels_is_not_swallowed(double: ModuleType):
+def test_a_fault_outside_of_kernels_is_not_swallowed(double: ModuleType) -> None:
     program = """
 import faulthandler, ctypes, sys
 import numpy as np
@@ -220,18 +245,15 @@ ctypes.string_at(0)
     result = subprocess.run(
         [sys.executable, "-c", program, str(world(DOUBLE).folder)], capture_output=True, text=True, check=False
     )
-    assert (
-        "an input" in result.stdout
-        and result.returncode == -signal.SIGSEGV
-        and "Fatal Python error: Segmentation fault" in result.stderr
-    )
+    assert "an input" in result.stdout and result.returncode == -signal.SIGSEGV
+    assert "Fatal Python error: Segmentation fault" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["kernels", "plugins"])
 @pytest.mark.parametrize("of", ["double", "device"])
 def test_without_a_module_tests_fail_and_say_how_to_build_it(
     of: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setenv("VIMTRT_TEST_MODULES", str(tmp_path))
     monkeypatch.setenv("VIMTRT_DEVICE_MODULES", str(tmp_path))
     missing = World(of)

@@ -32,9 +32,15 @@ tool = load_tool()
 
 # Recorded: cuobjdump 13.1 of kernels that nvcc 13.0 compiled, shortened.
 
-LINEAR = "_ZN6vimtrt41_GLOBAL__N__d43b7a2d_9_kernel_cu_9ed2e07721kscaled_linear_kernelINS0_4TileILi64ELi64ELi64ELi4EEEaEEvNS0_6LaunchE"
+LINEAR = (
+    "_ZN6vimtrt41_GLOBAL__N__d43b7a2d_9_kernel_cu_9ed2e07721kscaled_linear_kernel"
+    "INS0_4TileILi64ELi64ELi64ELi4EEEaEEvNS0_6LaunchE"
+)
 LINEAR_FLOAT = LINEAR.replace("EEEaEE", "EEEfEE")
-SCAN = "_ZN6vimtrt41_GLOBAL__N__f9e00c59_9_kernel_cu_fc1e6a7f25bidirectional_scan_kernelINS0_6LayoutILi16ELi4ELi16ELi1EEELb1EEEvNS0_6LaunchE"
+SCAN = (
+    "_ZN6vimtrt41_GLOBAL__N__f9e00c59_9_kernel_cu_fc1e6a7f25bidirectional_scan_kernel"
+    "INS0_6LayoutILi16ELi4ELi16ELi1EEELb1EEEvNS0_6LaunchE"
+)
 PTX = """
 Fatbin ptx code:
 ================
@@ -124,7 +130,7 @@ STATED = {operator: dict.fromkeys(tool.ARCHITECTURES, 128) for operator in tool.
 # Reading
 
 
-def test_kernels_are_read():
+def test_kernels_are_read() -> None:
     scan, _, linear, other = kernels_of(sass(), resources())
     assert scan == tool.Kernel(
         "bidirectional_scan", "bidirectional_scan_kernel<16, 4, 16, 1, 1>", "sm_80", 116, 1024, 0, 0, 0, 0
@@ -135,22 +141,22 @@ def test_kernels_are_read():
     assert other == dataclasses.replace(linear, architecture="sm_90")
 
 
-def test_spills_are_counted():
+def test_spills_are_counted() -> None:
     scan = kernels_of(sass(spills=SPILLS), resources(stack=8, local=16))[0]
     assert (scan.local_instructions, scan.stack_bytes, scan.local_bytes) == (2, 8, 16)
 
 
-def test_a_cubin_names_its_architecture_in_the_code_alone():
+def test_a_cubin_names_its_architecture_in_the_code_alone() -> None:
     text = "\nResource usage:\n Common:\n  GLOBAL:0\n" + USAGE.format(name=SCAN, registers=92, stack=0, local=0)
     assert tool.parse_usage(text.splitlines(), "sm_86") == {("sm_86", SCAN): tool.Usage(92, 1024, 0, 0)}
     assert list(tool.parse_code((SCAN_CODE.format(architecture="sm_86", name=SCAN)).splitlines())) == [("sm_86", SCAN)]
 
 
-def test_variants_of_an_architecture_have_names_of_their_own():
+def test_variants_of_an_architecture_have_names_of_their_own() -> None:
     assert tool.parse_code(SCAN_CODE.format(architecture="sm_90a", name=SCAN).splitlines()).keys() == {("sm_90a", SCAN)}
 
 
-def test_code_and_registers_must_be_of_the_same_kernels():
+def test_code_and_registers_must_be_of_the_same_kernels() -> None:
     with pytest.raises(tool.ResourcesError, match="other kernels"):
         kernels_of(sass(), resources(("sm_80",)))
 
@@ -167,7 +173,7 @@ def test_code_and_registers_must_be_of_the_same_kernels():
         ("_Z5otherv", "_Z5otherv"),
     ],
 )
-def test_names(mangled: str, name: str):
+def test_names(mangled: str, name: str) -> None:
     assert tool.short_name(mangled) == name
 
 
@@ -191,26 +197,26 @@ TABLE = """
 """
 
 
-def test_the_most_registers_of_an_architecture_are_stated():
+def test_the_most_registers_of_an_architecture_are_stated() -> None:
     assert tool.stated_registers(TABLE) == {"sm_80": 124, "sm_86": 119, "sm_87": 119, "sm_89": 119, "sm_90": 100}
     assert tool.stated_registers("no table") == {}
 
 
 @pytest.mark.parametrize("row", ["| 64 x 64 | 1 | 2 |", "| 64 x 64 | 1 | 2 | three |", "| 64 x 64 | 1 | 2 | 3 | 4 |"])
-def test_a_row_that_cannot_be_read_is_named(row: str):
+def test_a_row_that_cannot_be_read_is_named(row: str) -> None:
     with pytest.raises(tool.ResourcesError, match="3 whole numbers: \\| 64 x 64"):
         tool.stated_registers(TABLE.replace("| 64 x 64, int8 | 124 | 117 | 100 |", row))
 
 
 @pytest.mark.parametrize("operator", tool.OPERATORS)
-def test_readmes_state_every_architecture(operator: str):
+def test_readmes_state_every_architecture(operator: str) -> None:
     assert tool.read_stated()[operator].keys() == set(tool.ARCHITECTURES)
 
 
 # The check
 
 
-def test_good_kernels_pass():
+def test_good_kernels_pass() -> None:
     assert tool.violations(good(), STATED, complete=False) == []
 
 
@@ -238,11 +244,11 @@ SCAN_NAME = "bidirectional_scan_kernel<16, 4, 16, 1, 1>"
         ),
     ],
 )
-def test_one_planted_fault_is_one_violation(changes: dict[str, int], sentence: str):
+def test_one_planted_fault_is_one_violation(changes: dict[str, int], sentence: str) -> None:
     assert tool.violations(with_scan(**changes), STATED, complete=False) == [sentence]
 
 
-def test_a_linear_layer_without_tensor_cores_is_named():
+def test_a_linear_layer_without_tensor_cores_is_named() -> None:
     kernels = [
         dataclasses.replace(each, imma_instructions=0) if each.architecture == "sm_120" else each for each in good()
     ]
@@ -250,14 +256,14 @@ def test_a_linear_layer_without_tensor_cores_is_named():
     assert sentence.startswith("kscaled_linear_kernel<64, 64, 64, 4, int8> on sm_120 has no IMMA")
 
 
-def test_a_missing_architecture_is_named():
+def test_a_missing_architecture_is_named() -> None:
     kernels = [
         each for each in good() if each.operator != "bidirectional_scan" or each.architecture not in ("sm_87", "sm_110")
     ]
     assert tool.violations(kernels, STATED, complete=False) == [f"{SCAN_NAME} is not compiled for sm_87, sm_110."]
 
 
-def test_a_missing_operator_is_named_where_all_must_be():
+def test_a_missing_operator_is_named_where_all_must_be() -> None:
     assert tool.violations(good(), STATED, complete=True) == [
         "quant_conv1d_silu has no kernel.",
         "add_rms_norm_quant has no kernel.",
@@ -265,13 +271,13 @@ def test_a_missing_operator_is_named_where_all_must_be():
     ]
 
 
-def test_a_kernel_of_no_operator_is_named():
+def test_a_kernel_of_no_operator_is_named() -> None:
     stray = dataclasses.replace(good()[0], operator="", name="_Z5otherv")
     (sentence,) = tool.violations([*good(), stray], STATED, complete=False)
     assert sentence.startswith("_Z5otherv on sm_80 is a kernel of none of the operators")
 
 
-def test_a_readme_that_is_silent_is_named():
+def test_a_readme_that_is_silent_is_named() -> None:
     stated = {**STATED, "kscaled_linear": {"sm_80": 128, "sm_86": 128}}
     (sentence,) = tool.violations(good(), stated, complete=False)
     assert (
@@ -303,30 +309,27 @@ print(code if sys.argv[1] == "--dump-sass" else resources)
     return file
 
 
-def test_the_command_shows_a_table(recorded: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_command_shows_a_table(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tool.main([str(recorded)]) == 0
     assert "16 kernels, 0 violations" in capsys.readouterr().out
 
 
-def test_the_command_prints_json(recorded: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_command_prints_json(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tool.main(["--json", str(recorded)]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["violations"] == [] and len(printed["kernels"]) == 16
     assert printed["kernels"][0]["name"] == SCAN_NAME and printed["kernels"][0]["registers"] == 116
 
 
-def test_the_command_fails_with_a_list(recorded: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_command_fails_with_a_list(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recorded.write_text(sass(spills=SPILLS) + "-----" + resources(stack=8))
     assert tool.main([str(recorded)]) == 1
     out = capsys.readouterr().out
-    assert (
-        "4 kernels, 6 violations" in out
-        and f"{SCAN_NAME} on sm_80 has 2 instructions" in out
-        and "is not compiled for sm_86" in out
-    )
+    assert "4 kernels, 6 violations" in out and f"{SCAN_NAME} on sm_80 has 2 instructions" in out
+    assert "is not compiled for sm_86" in out
 
 
-def test_a_folder_of_cubins_is_read(recorded: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_folder_of_cubins_is_read(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = recorded.parent / "cubins"
     folder.mkdir()
     for architecture in tool.ARCHITECTURES:
@@ -348,7 +351,7 @@ def test_a_folder_of_cubins_is_read(recorded: Path, capsys: pytest.CaptureFixtur
 )
 def test_what_cannot_be_read_is_one_sentence(
     recorded: Path, capsys: pytest.CaptureFixture[str], content: str | None, sentence: str
-):
+) -> None:
     recorded.unlink()
     if content is not None:
         recorded.write_text(content)
@@ -359,12 +362,12 @@ def test_what_cannot_be_read_is_one_sentence(
         tool.read([recorded])
 
 
-def test_an_empty_folder_is_named(tmp_path: Path):
+def test_an_empty_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(tool.ResourcesError, match=r"holds no \*\.cubin"):
         tool.files_of([tmp_path])
 
 
-def test_cuobjdump_is_found_in_its_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_cuobjdump_is_found_in_its_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CUDA_HOME", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -391,7 +394,7 @@ def test_cuobjdump_is_found_in_its_places(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.needs_nvcc
-def test_the_built_library(capsys: pytest.CaptureFixture[str]):
+def test_the_built_library(capsys: pytest.CaptureFixture[str]) -> None:
     status = tool.main([str(find_plugin_library()), "--json"])
     captured = capsys.readouterr()
     assert status == 0, captured.err or "\n".join(json.loads(captured.out)["violations"])

@@ -38,7 +38,7 @@ def kernels(request: pytest.FixtureRequest) -> World:
 @pytest.mark.parametrize("label", SETTINGS)
 @pytest.mark.parametrize("with_ldmatrix", [False, True])
 @pytest.mark.parametrize("fill", [None, -128, 127])
-def test_mma_is_a_matrix_product(kernels: World, label: str, with_ldmatrix: bool, fill: int | None):
+def test_mma_is_a_matrix_product(kernels: World, label: str, with_ldmatrix: bool, fill: int | None) -> None:
     rng = np.random.default_rng(0)
     a, b = int8s(rng, (16, 32), fill), int8s(rng, (8, 32), fill)
     c = rng.integers(-(2**31), 2**31, (16, 8)).astype(np.int32)  # sums beyond int32 wrap
@@ -53,7 +53,7 @@ def int32s(rng: np.random.Generator) -> Any:
 
 
 @pytest.mark.parametrize("fill", [None, -128, 127])
-def test_dp4a_is_a_sum_of_products_of_bytes(kernels: World, fill: int | None):
+def test_dp4a_is_a_sum_of_products_of_bytes(kernels: World, fill: int | None) -> None:
     rng = np.random.default_rng(0)
     a, b, c = int8s(rng, (32, 4), fill), int8s(rng, (32, 4), fill), int32s(rng)
     c[:2] = -(2**31), 2**31 - 1  # sums beyond int32 wrap
@@ -64,7 +64,7 @@ def test_dp4a_is_a_sum_of_products_of_bytes(kernels: World, fill: int | None):
     )
 
 
-def test_byte_permute_picks_bytes(kernels: World):
+def test_byte_permute_picks_bytes(kernels: World) -> None:
     """Of a selector's digit only the low three bits count, and only the four low digits."""
     rng = np.random.default_rng(0)
     a, b, selector = int32s(rng), int32s(rng), int32s(rng)
@@ -78,7 +78,7 @@ def test_byte_permute_picks_bytes(kernels: World):
 
 @pytest.mark.parametrize("label", SETTINGS)
 @pytest.mark.parametrize("dtype", [np.float32, np.int64])
-def test_shuffles(kernels: World, label: str, dtype: Any):
+def test_shuffles(kernels: World, label: str, dtype: Any) -> None:
     x = (1e9 * np.random.default_rng(0).normal(size=32)).astype(dtype)
     lanes = np.arange(32)
     xored, sent = kernels.kernels.shuffle(settings(kernels.kernels, label), x)
@@ -87,7 +87,7 @@ def test_shuffles(kernels: World, label: str, dtype: Any):
 
 
 @pytest.mark.parametrize("count", [1, 47, 48, 1000])
-def test_blocks_of_odd_sizes(kernels: World, count: int):
+def test_blocks_of_odd_sizes(kernels: World, count: int) -> None:
     x = np.random.default_rng(0).normal(size=count).astype(np.float32)
     for label in SETTINGS:
         np.testing.assert_array_equal(
@@ -95,7 +95,7 @@ def test_blocks_of_odd_sizes(kernels: World, count: int):
         )
 
 
-def test_subnormals_are_kept_whatever_the_host_does(kernels: World):
+def test_subnormals_are_kept_whatever_the_host_does(kernels: World) -> None:
     x = f32([2.0**-100, -(2.0**-120)])
     assert torch.set_flush_denormal(True)
     try:
@@ -110,14 +110,14 @@ def test_subnormals_are_kept_whatever_the_host_does(kernels: World):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_kernels_equal_the_reference(kernels: World, name: str):
+def test_kernels_equal_the_reference(kernels: World, name: str) -> None:
     operator, expected = case(name)
     check_operator(kernels, name, operator, expected)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
-def test_layers_equal_the_reference(kernels: World, name: str):
+def test_layers_equal_the_reference(kernels: World, name: str) -> None:
     operator = LAYERS[name]()
     check_operator(kernels, name, operator, operator.reference())
 
@@ -125,12 +125,12 @@ def test_layers_equal_the_reference(kernels: World, name: str):
 @pytest.mark.slow
 @pytest.mark.parametrize("tile", TILES)
 @pytest.mark.parametrize("name", [name for name in {**CASES, **LAYERS} if name.startswith("KScaledLinear")])
-def test_every_tile_of_a_linear_layer_gives_the_same_bits(kernels: World, name: str, tile: str):
+def test_every_tile_of_a_linear_layer_gives_the_same_bits(kernels: World, name: str, tile: str) -> None:
     operator = {**CASES, **LAYERS}[name]()
     check_operator(kernels, f"{name}, {tile}", operator, operator.reference(), labels=("random",), tile=tile)
 
 
-def test_the_tile_that_a_launch_chooses_is_the_fastest_or_nearly(kernels: World):
+def test_the_tile_that_a_launch_chooses_is_the_fastest_or_nearly(kernels: World) -> None:
     """By times of every tile, measured on a GPU: on average 5 % off the fastest at most, never 40 %; where no tile is
     always right, and each sometimes.
     """
@@ -148,7 +148,7 @@ def test_the_tile_that_a_launch_chooses_is_the_fastest_or_nearly(kernels: World)
 @pytest.mark.slow
 @pytest.mark.parametrize("op", OPERATORS)
 @pytest.mark.parametrize("shift", [1, 4, 8])
-def test_kernels_need_no_more_than_the_alignment_of_an_element(kernels: World, op: str, shift: int):
+def test_kernels_need_no_more_than_the_alignment_of_an_element(kernels: World, op: str, shift: int) -> None:
     operator, expected = case(f"{op} base")
     for shifted in ("", *operator.inputs, *operator.outputs):
         check_operator(
@@ -156,7 +156,7 @@ def test_kernels_need_no_more_than_the_alignment_of_an_element(kernels: World, o
         )
 
 
-def test_quant_conv1d_silu_of_what_is_not_finite(kernels: World):
+def test_quant_conv1d_silu_of_what_is_not_finite(kernels: World) -> None:
     """No network holds such constants; the contract says what they give all the same: the least index for NaN."""
     operator = conv(E=20)
     rng = np.random.default_rng(1)
@@ -173,19 +173,19 @@ def test_quant_conv1d_silu_of_what_is_not_finite(kernels: World):
     [{}, {"B": 3, "D": 33}, {"L": 70, "D": 192}, {"D": 1000}, {"D": 5000}, {"B": 1, "L": 2, "D": 27001}],
     ids=str,
 )
-def test_the_sum_may_take_the_place_of_an_input(kernels: World, sizes: dict[str, int], in_place: str):
+def test_the_sum_may_take_the_place_of_an_input(kernels: World, sizes: dict[str, Any], in_place: str) -> None:
     operator = norm(**sizes)
     check_operator(kernels, f"AddRMSNormQuant {sizes}", operator, operator.reference(), in_place=in_place)
 
 
 @pytest.mark.parametrize("in_place", ["residual", "hidden"])
-def test_the_sum_may_take_the_place_of_the_shared_residual_of_one_image(kernels: World, in_place: str):
+def test_the_sum_may_take_the_place_of_the_shared_residual_of_one_image(kernels: World, in_place: str) -> None:
     operator = norm(B=1, shared=True)
     check_operator(kernels, "AddRMSNormQuant shared", operator, operator.reference(), in_place=in_place)
 
 
 @pytest.mark.parametrize("D", [40, 1100])
-def test_what_is_not_finite_becomes_a_number(kernels: World, D: int):
+def test_what_is_not_finite_becomes_a_number(kernels: World, D: int) -> None:
     """Of infinity squares leave k = 0, and infinity times 0 is NaN; NaN is -128. The bits of NaN in residual_out are
     free.
     """
@@ -204,7 +204,7 @@ def test_what_is_not_finite_becomes_a_number(kernels: World, D: int):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("op", MANY)
-def test_many_images_equal_the_reference(kernels: World, op: str):
+def test_many_images_equal_the_reference(kernels: World, op: str) -> None:
     """Under one setting and without the watch: it is the launch that is tested, and blocks take their time."""
     operator = MANY[op]()
     check_operator(kernels, op, operator, operator.reference(), labels=("ascending",), changes={"watch": False})
@@ -212,7 +212,7 @@ def test_many_images_equal_the_reference(kernels: World, op: str):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCANS_WITH_WORKSPACE)
-def test_long_scans_equal_the_reference(kernels: World, name: str):
+def test_long_scans_equal_the_reference(kernels: World, name: str) -> None:
     sizes = SCANS_WITH_WORKSPACE[name]
     needed = kernels.kernels.bidirectional_scan_workspace_bytes(sizes["B"], sizes["L"], sizes["E"], sizes.get("N", 16))
     assert needed == 4 * sizes["B"] * sizes["L"] * sizes["E"]
@@ -229,21 +229,21 @@ def test_long_scans_equal_the_reference(kernels: World, name: str):
 
 
 @pytest.mark.parametrize("name", SCANS_WITH_WORKSPACE)
-def test_a_scan_without_its_workspace_is_refused(kernels: World, name: str):
+def test_a_scan_without_its_workspace_is_refused(kernels: World, name: str) -> None:
     with pytest.raises(kernels.kernels.KernelError, match=f"^cudaError {INVALID_VALUE}:"):
         run_operator(
             kernels, scan(**SCANS_WITH_WORKSPACE[name]), settings(kernels.kernels, "ascending"), with_workspace=False
         )
 
 
-def test_a_scan_that_fits_needs_no_workspace(kernels: World):
+def test_a_scan_that_fits_needs_no_workspace(kernels: World) -> None:
     operator = scan(B=1, L=528, E=2)
     assert kernels.kernels.bidirectional_scan_workspace_bytes(1, 528, 2, 16) == 0
     check_operator(kernels, "L=528", operator, operator.reference(), labels=("ascending",), with_workspace=False)
 
 
 @pytest.mark.parametrize("states", [8, 16])
-def test_the_workspace_of_a_scan_does_not_shrink_with_the_batch(kernels: World, states: int):
+def test_the_workspace_of_a_scan_does_not_shrink_with_the_batch(kernels: World, states: int) -> None:
     """An engine is planned for its largest batch and runs smaller ones in the same memory; and 4 B L E bytes beyond
     2^32 are counted.
     """
@@ -259,7 +259,7 @@ def test_the_workspace_of_a_scan_does_not_shrink_with_the_batch(kernels: World, 
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "subnormal" in name])
-def test_flushing_of_subnormals_in_the_host_changes_nothing(kernels: World, name: str):
+def test_flushing_of_subnormals_in_the_host_changes_nothing(kernels: World, name: str) -> None:
     operator, expected = case(name)
     assert torch.set_flush_denormal(True)
     try:
@@ -269,7 +269,7 @@ def test_flushing_of_subnormals_in_the_host_changes_nothing(kernels: World, name
 
 
 @pytest.mark.parametrize("op", OPERATORS)
-def test_a_wrong_reference_is_seen(kernels: World, op: str):
+def test_a_wrong_reference_is_seen(kernels: World, op: str) -> None:
     operator, expected = case(f"{op} base")
     wrong = tuple(output.copy() for output in expected)
     wrong[-1].reshape(-1)[-1] ^= 1

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from paths import DATA
 from tiny import TINY as TINY_SPEC
-from tiny import random_weights
+from tiny import random_weights, vim_config
 
 from pyvimtrt import zoo
 from pyvimtrt.api import build
-from pyvimtrt.families import parse_model
 from pyvimtrt.families.vim.config import VimConfig
 from pyvimtrt.graph.assemble import assemble
 from pyvimtrt.graph.network import Network, load_network, network_from_model
@@ -28,7 +27,7 @@ from pyvimtrt.runtime.reference import ReferenceEngine
 SUBSET = DATA / "fashion_mnist_1000.npz"
 ISAS = require_native().available_isas()
 
-TINY = parse_model(TINY_SPEC)
+TINY = vim_config(TINY_SPEC)
 VARIANTS = {
     "base": TINY,
     "double": dataclasses.replace(TINY, cls="double"),

@@ -28,10 +28,15 @@ from operator_cases import (
     conv_with,
     decay_clamped_low,
     decay_of_one,
+    decays_at_their_ends,
     directions_cancel,
+    drives_on_ties,
     equal_magnitudes,
     f32,
     halves,
+    integer_directions_cancel,
+    integer_scan,
+    large_drives,
     linear,
     linear_with,
     norm,
@@ -40,6 +45,7 @@ from operator_cases import (
     scan,
     scan_with,
     state_halves,
+    states_at_their_ends,
     subnormal_results,
     subnormal_scales,
     subnormal_scan_scales,
@@ -50,13 +56,13 @@ from operator_cases import (
 )
 
 
-def test_generic_kernels_are_always_there():
+def test_generic_kernels_are_always_there() -> None:
     assert ISAS[-1] == "generic" and len(set(ISAS)) == len(ISAS)
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", CASES)
-def test_kernels_equal_the_reference(name: str, isa: str):
+def test_kernels_equal_the_reference(name: str, isa: str) -> None:
     operator, expected = case(name)
     for threads in THREADS:
         operator.check(isa, threads, expected)
@@ -65,7 +71,7 @@ def test_kernels_equal_the_reference(name: str, isa: str):
 @pytest.mark.parametrize("threads", [3, 7])
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("op", BASES)
-def test_more_threads_than_work_divides_evenly_into(op: str, isa: str, threads: int):
+def test_more_threads_than_work_divides_evenly_into(op: str, isa: str, threads: int) -> None:
     operator, expected = case(f"{op} base")
     operator.check(isa, threads, expected)
 
@@ -82,7 +88,7 @@ RANGE = [
 
 
 @pytest.mark.parametrize("name", RANGE)
-def test_cases_reach_the_range_they_are_meant_for(name: str):
+def test_cases_reach_the_range_they_are_meant_for(name: str) -> None:
     """Base cases use most of int8 and are rarely saturated; saturation cases nearly always are. A table must not hide
     the range.
     """
@@ -100,7 +106,7 @@ def test_cases_reach_the_range_they_are_meant_for(name: str):
         assert at_the_ends < 0.4 and len(np.unique(outputs[-1])) > 80
 
 
-def test_what_is_not_a_number_becomes_the_smallest():
+def test_what_is_not_a_number_becomes_the_smallest() -> None:
     operator, (y,) = case("KScaledLinear not a number")
     assert (operator.inputs["channel_scale"][::2] == 0).all() and (y[..., ::2] == -128).all()
 
@@ -110,7 +116,7 @@ def test_what_is_not_a_number_becomes_the_smallest():
 @pytest.mark.parametrize(
     "name", [name for name in CASES if "subnormal" in name and not name.startswith("QuantConv1dSiLU")]
 )
-def test_subnormal_cases_depend_on_subnormals(name: str):
+def test_subnormal_cases_depend_on_subnormals(name: str) -> None:
     """The same arithmetic with subnormal operands and results flushed gives other bits, so a kernel that flushes cannot
     pass.
     """
@@ -124,7 +130,7 @@ def test_subnormal_cases_depend_on_subnormals(name: str):
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "directions cancel" in name])
-def test_cancelling_directions_show_single_roundings(name: str):
+def test_cancelling_directions_show_single_roundings(name: str) -> None:
     _, (y,) = case(name)
     middle = y[:, 1]
     assert (middle != 0).mean() > 0.5 and np.isin(middle, (-128, 127)).mean() < 0.5
@@ -164,6 +170,16 @@ SMALL = {
     "scan, decay of one": lambda seed: scan_with(decay_of_one, B=1, L=4, E=3, seed=seed),
     "scan, subnormal states": lambda seed: scan_with(subnormal_states, B=1, L=4, E=3, state="fp32", seed=seed),
     "scan, subnormal scales": lambda seed: scan_with(subnormal_scan_scales, B=1, L=4, E=3, seed=seed),
+    "scan, int16 state": lambda seed: integer_scan(B=1, L=5, E=3, bc_offset=2, gate_offset=1, gate_beside=1, seed=seed),
+    "scan, N=8, int16 state": lambda seed: integer_scan(B=2, L=4, E=3, N=8, seed=seed),
+    "scan, saturation, int16 state": lambda seed: integer_scan(B=1, L=8, E=3, drive=1e3, seed=seed),
+    **{
+        f"scan, {change.__name__}": lambda seed, change=change: integer_scan(B=1, L=6, E=4, change=change, seed=seed)
+        for change in (large_drives, drives_on_ties, decays_at_their_ends, states_at_their_ends)
+    },
+    "scan, directions cancel, int16 state": lambda seed: integer_scan(
+        change=integer_directions_cancel, B=1, L=3, E=9, seed=seed
+    ),
     "norm": lambda seed: norm(B=2, L=2, D=40, seed=seed),
     "norm, shared residual": lambda seed: norm(B=3, L=2, D=7, shared=True, seed=seed),
     "norm, D=100": lambda seed: norm(B=1, L=2, D=100, seed=seed),
@@ -178,7 +194,7 @@ SMALL = {
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", SMALL)
-def test_reference_equals_scalar_loops(name: str, seed: int):
+def test_reference_equals_scalar_loops(name: str, seed: int) -> None:
     operator = SMALL[name](seed)
     attributes = {k: v for k, v in operator.node.attributes.items() if not k.startswith("plugin")}
     result = scalar.OPERATORS[operator.op](*operator.inputs.values(), **attributes)
@@ -192,11 +208,14 @@ def test_reference_equals_scalar_loops(name: str, seed: int):
 
 
 def away_from_zero(x: Array) -> Array:
-    return (np.sign(x) * np.floor(np.abs(np.clip(x, f32(-128), f32(127))) + f32(0.5))).clip(-128, 127).astype(np.int8)
+    magnitude = np.floor(np.abs(np.clip(x, f32(-128), f32(127))) + f32(0.5))
+    result: Array = (np.sign(x) * magnitude).clip(-128, 127).astype(np.int8)
+    return result
 
 
 def truncated(x: Array) -> Array:
-    return np.trunc(np.clip(x, f32(-128), f32(127))).astype(np.int8)
+    result: Array = np.trunc(np.clip(x, f32(-128), f32(127))).astype(np.int8)
+    return result
 
 
 def two_roundings(a: Any, b: Any, c: Any) -> Array:
@@ -207,6 +226,24 @@ def true_exp2(x: Array) -> Array:
     return np.exp2(x.astype(np.float64)).astype(np.float32)
 
 
+def towards_zero(x: Array, y: Array) -> Array:
+    return (x * y) // (1 << 15)
+
+
+def wrapped(x: Array) -> Array:
+    return x.astype(np.int16).astype(np.int32)
+
+
+def half_away(x: Array) -> Array:
+    return np.clip(np.trunc(x + np.copysign(f32(0.5), x)), f32(-32767), f32(32767)).astype(np.int32)
+
+
+def without_squares(exponent: Array, largest: float) -> Array:
+    """Powers of two themselves, in place of products."""
+    powers = np.exp2(np.stack([exponent.astype(np.float64) * k for k in range(16)]) + 15)
+    return np.rint(np.minimum(powers, largest)).astype(np.int32)
+
+
 WRONG = [
     ("kscaled_linear", "quantize_s8", away_from_zero, "KScaledLinear halves"),
     ("kscaled_linear", "quantize_s8", truncated, "KScaledLinear base"),
@@ -215,6 +252,10 @@ WRONG = [
     ("bidirectional_scan", "quantize_s8", away_from_zero, "BidirectionalScan state halves"),
     ("bidirectional_scan", "fma", two_roundings, "BidirectionalScan directions cancel, fp32 state"),
     ("bidirectional_scan", "exp2c", true_exp2, "BidirectionalScan directions cancel, fp32 state"),
+    ("bidirectional_scan", "_multiply", towards_zero, "BidirectionalScan directions cancel, int16 state"),
+    ("bidirectional_scan", "_sat16", wrapped, "BidirectionalScan saturation, int16 state"),
+    ("bidirectional_scan", "_to_int", half_away, "BidirectionalScan drives on ties, int16 state"),
+    ("bidirectional_scan", "_table", without_squares, "BidirectionalScan directions cancel, int16 state"),
     ("add_rms_norm_quant", "quantize_s8", truncated, "AddRMSNormQuant base"),
     ("add_rms_norm_quant", "PARTIAL_SUMS", 16, "AddRMSNormQuant equal magnitudes"),
     ("add_rms_norm_quant", "fma", two_roundings, "AddRMSNormQuant equal magnitudes"),
@@ -227,7 +268,9 @@ WRONG = [
 @pytest.mark.parametrize(
     "module, attribute, wrong, name", WRONG, ids=[f"{m}-{getattr(w, '__name__', w)}" for m, _, w, _ in WRONG]
 )
-def test_a_wrong_rule_is_seen(module: str, attribute: str, wrong: Any, name: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_wrong_rule_is_seen(
+    module: str, attribute: str, wrong: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     operator, expected = case(name)
     monkeypatch.setattr(importlib.import_module(f"pyvimtrt.graph.reference.{module}"), attribute, wrong)
     perturbed = operator.reference()
@@ -239,11 +282,12 @@ def test_a_wrong_rule_is_seen(module: str, attribute: str, wrong: Any, name: str
 @pytest.mark.parametrize(
     "name, constant",
     [
-        ("KScaledLinear float", "bias"), ("KScaledLinear float", "token_scale"), ("KScaledLinear float", "out_token_scale"),
-        ("KScaledLinear halves", "bias"), ("QuantConv1dSiLU halves", "bias"), ("AddRMSNormQuant base", "residual"),
+        ("KScaledLinear float", "bias"), ("KScaledLinear float", "token_scale"),
+        ("KScaledLinear float", "out_token_scale"), ("KScaledLinear halves", "bias"),
+        ("QuantConv1dSiLU halves", "bias"), ("AddRMSNormQuant base", "residual"),
     ],
 )  # fmt: skip
-def test_one_ulp_in_a_constant_is_seen(name: str, constant: str):
+def test_one_ulp_in_a_constant_is_seen(name: str, constant: str) -> None:
     operator, expected = case(name)
     inputs = {k: v.copy() for k, v in operator.inputs.items()}
     inputs[constant] = np.nextafter(inputs[constant], f32(np.inf))
@@ -252,7 +296,7 @@ def test_one_ulp_in_a_constant_is_seen(name: str, constant: str):
         Operator(operator.op, inputs, attributes).check("generic", 1, expected)
 
 
-def test_the_comparison_sees_a_sign_of_zero_and_a_type():
+def test_the_comparison_sees_a_sign_of_zero_and_a_type() -> None:
     with pytest.raises(AssertionError, match="1 of 1 differ"):
         assert_same_bits(f32([0.0]), f32([-0.0]), "zero")
     with pytest.raises(AssertionError, match="float64"):
@@ -264,7 +308,7 @@ def test_the_comparison_sees_a_sign_of_zero_and_a_type():
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", [*(name for name in CASES if "subnormal" in name), *(f"{op} base" for op in BASES)])
-def test_flushing_of_subnormals_in_the_host_changes_nothing(name: str, isa: str):
+def test_flushing_of_subnormals_in_the_host_changes_nothing(name: str, isa: str) -> None:
     operator, expected = case(name)
     assert torch.set_flush_denormal(True)
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,11 +54,11 @@ def chosen(label: str = "ascending", seed_of: str = "") -> Any:
     return settings(load_plugins(), label, seed_of)
 
 
-def create(op: str, attributes: dict[str, Any] | None = None, phase: str = "build") -> Any:
+def create(op: str, attributes: Mapping[str, Any] | None = None, phase: str = "build") -> Any:
     return create_in(world(DOUBLE), op, attributes, phase)
 
 
-def parser_fields(op: str, attributes: dict[str, Any]) -> list[Any]:
+def parser_fields(op: str, attributes: Mapping[str, Any]) -> list[Any]:
     return parser_fields_in(world(DOUBLE), op, attributes)
 
 
@@ -81,7 +82,7 @@ def base(op: str) -> tuple[list[Array], list[bool], dict[str, Any], tuple[Array,
 # Schema
 
 
-def test_there_is_a_creator_for_every_operator():
+def test_there_is_a_creator_for_every_operator() -> None:
     assert list(described()) == list(OPERATORS)
     kinds = {int: "int32", float: "float32", str: "char"}
     for name, schema in OPERATORS.items():
@@ -90,11 +91,11 @@ def test_there_is_a_creator_for_every_operator():
         assert got["fields"] == {key: kinds[type(value)] for key, value in schema.attributes.items()}
 
 
-def test_the_version_is_that_of_the_package():
+def test_the_version_is_that_of_the_package() -> None:
     assert load_plugins().version() == pyvimtrt.__version__
 
 
-def test_a_logger_finder_is_taken_and_not_called():
+def test_a_logger_finder_is_taken_and_not_called() -> None:
     before = described()
     load_plugins().set_logger_finder()
     assert described() == before
@@ -109,7 +110,7 @@ def parts(operator: Operator) -> tuple[list[Array], list[bool]]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_case_through_all_of_tensorrts_calls(plugins: World, name: str):
+def test_a_case_through_all_of_tensorrts_calls(plugins: World, name: str) -> None:
     operator, expected = case(name)
     arrays, constant = parts(operator)
     got = run_node_in(plugins, operator.op, operator.node.attributes, arrays, constant, settings(plugins.plugins))
@@ -121,7 +122,7 @@ CAPTURED = [name for name in CASES if name.endswith((" base", "197 tokens", "3 i
 
 
 @pytest.mark.parametrize("name", CAPTURED)
-def test_a_case_in_a_graph_and_on_two_streams(plugins: World, name: str):
+def test_a_case_in_a_graph_and_on_two_streams(plugins: World, name: str) -> None:
     operator, expected = case(name)
     arrays, constant = parts(operator)
     plugin = build(plugins, operator.op, operator.node.attributes, arrays, constant)
@@ -129,7 +130,7 @@ def test_a_case_in_a_graph_and_on_two_streams(plugins: World, name: str):
     check_two_streams(plugins, name, plugin, arrays, expected, "ascending")
 
 
-def test_a_wrong_replay_is_seen(plugins: World):
+def test_a_wrong_replay_is_seen(plugins: World) -> None:
     operator, expected = case("KScaledLinear base")
     arrays, constant = parts(operator)
     plugin = build(plugins, operator.op, operator.node.attributes, arrays, constant)
@@ -141,7 +142,7 @@ def test_a_wrong_replay_is_seen(plugins: World):
         check_two_streams(plugins, "base", plugin, arrays, [wrong], "random")
 
 
-def test_a_long_scan_gets_its_workspace_in_a_graph(plugins: World):
+def test_a_long_scan_gets_its_workspace_in_a_graph(plugins: World) -> None:
     operator = scan(B=2, L=1500, E=18)
     arrays, constant = parts(operator)
     plugin = build(plugins, operator.op, operator.node.attributes, arrays, constant)
@@ -152,7 +153,7 @@ def test_a_long_scan_gets_its_workspace_in_a_graph(plugins: World):
 @pytest.mark.parametrize("label, count, reuse", [("ascending", 4, False), ("random", 1, True)])
 def test_the_demo_model_node_by_node_gives_the_cpu_engines_logits(
     plugins: World, label: str, count: int, reuse: bool, tmp_path: Path
-):
+) -> None:
     """Enqueued once and replayed from a graph; with memory of its own for each activation, and with memory that is used
     again.
     """
@@ -183,7 +184,7 @@ def test_the_demo_model_node_by_node_gives_the_cpu_engines_logits(
 
 @pytest.mark.parametrize("op", OPERATORS)
 @pytest.mark.parametrize("phase", ["build", "runtime"])
-def test_a_plugin_of_no_fields_has_the_defaults(op: str, phase: str):
+def test_a_plugin_of_no_fields_has_the_defaults(op: str, phase: str) -> None:
     for plugin in (
         create(op, phase=phase),
         load_plugins().create_from_nothing(op, -1),
@@ -202,7 +203,7 @@ def test_a_plugin_of_no_fields_has_the_defaults(op: str, phase: str):
         ("AddRMSNormQuant", {"epsilon": 0.25}),
     ],
 )
-def test_fields_survive_serialization_and_copies(op: str, attributes: dict[str, Any]):
+def test_fields_survive_serialization_and_copies(op: str, attributes: dict[str, Any]) -> None:
     plugin = create(op, attributes)
     copies = [plugin.clone(), plugin.attach(), plugin.clone().attach()]
     fields = plugin.fields()
@@ -213,7 +214,7 @@ def test_fields_survive_serialization_and_copies(op: str, attributes: dict[str, 
         assert restored.fields() == fields
 
 
-def test_a_text_with_and_without_its_zero():
+def test_a_text_with_and_without_its_zero() -> None:
     for data in (b"float32", b"float32\0", b"float32\0int8"):
         plugin = load_plugins().create("KScaledLinear", [("out_type", "char", data, len(data))])
         assert plugin.fields()[1] == field("out_type", "float32")
@@ -240,12 +241,12 @@ ONE = np.int32(1).tobytes()
         ("AddRMSNormQuant", [("epsilon", "float64", b"\0" * 8, 1)], "attribute epsilon: must be one float32"),
     ],
 )
-def test_a_bad_field_gives_no_plugin_and_a_sentence(op: str, fields: list[Any], sentence: str):
+def test_a_bad_field_gives_no_plugin_and_a_sentence(op: str, fields: list[Any], sentence: str) -> None:
     assert load_plugins().create(op, fields) is None
     assert sentence in load_plugins().last_error()
 
 
-def test_a_collection_without_its_fields_gives_no_plugin():
+def test_a_collection_without_its_fields_gives_no_plugin() -> None:
     for count in (-2, 1):
         assert load_plugins().create_from_nothing("KScaledLinear", count) is None
         assert load_plugins().last_error() == "KScaledLinear: no fields"
@@ -255,7 +256,7 @@ def test_a_collection_without_its_fields_gives_no_plugin():
 
 
 @pytest.mark.parametrize("op", OPERATORS)
-def test_wrong_counts_types_and_formats_are_refused(op: str):
+def test_wrong_counts_types_and_formats_are_refused(op: str) -> None:
     arrays, constant, attributes, expected = base(op)
     plugin, module = create(op, attributes), load_plugins()
     inputs, outputs = tensors(arrays, [not c for c in constant]), tensors(expected, [True] * len(expected))
@@ -289,7 +290,7 @@ def test_wrong_counts_types_and_formats_are_refused(op: str):
 
 
 @pytest.mark.parametrize("op", OPERATORS)
-def test_a_wrong_shape_is_refused_everywhere(op: str):
+def test_a_wrong_shape_is_refused_everywhere(op: str) -> None:
     arrays, _, attributes, expected = base(op)
     plugin, module = create(op, attributes), load_plugins()
     inputs, outputs = tensors(arrays, [False] * len(arrays)), tensors(expected, [False] * len(expected))
@@ -338,7 +339,9 @@ def test_a_wrong_shape_is_refused_everywhere(op: str):
         ("AddRMSNormQuant", {"epsilon": 1.0}, {}, "epsilon must lie between 0 and 1"),
     ],
 )
-def test_what_letters_cannot_say_is_refused(op: str, attributes: dict[str, Any], change: dict[str, Any], sentence: str):
+def test_what_letters_cannot_say_is_refused(
+    op: str, attributes: dict[str, Any], change: dict[str, Any], sentence: str
+) -> None:
     states = change.pop("N", None)
     operator = BASES[op](**change)
     arrays = list(operator.inputs.values())
@@ -353,7 +356,7 @@ def test_what_letters_cannot_say_is_refused(op: str, attributes: dict[str, Any],
     assert sentence in load_plugins().last_error()
 
 
-def test_too_many_input_features_are_refused():
+def test_too_many_input_features_are_refused() -> None:
     plugin = create("KScaledLinear")
     C, sizes = 65537, ["int8", "int8", "float32", "float32", "float32", "float32"]
     shapes = [[1, 1, C], [1, C], [1], [1], [1], [1]]
@@ -362,7 +365,7 @@ def test_too_many_input_features_are_refused():
     assert "at most 65536 input features" in load_plugins().last_error()
 
 
-def test_a_residual_for_some_of_the_images_is_refused():
+def test_a_residual_for_some_of_the_images_is_refused() -> None:
     arrays, _, attributes, expected = base("AddRMSNormQuant")
     arrays = [np.concatenate([a, a[:1]]) if a.ndim == 3 and i == 1 else a for i, a in enumerate(arrays)]
     plugin = create("AddRMSNormQuant", attributes)
@@ -370,7 +373,7 @@ def test_a_residual_for_some_of_the_images_is_refused():
     assert "residual must have one row of tokens for each image, or one for all" in load_plugins().last_error()
 
 
-def test_a_batch_that_is_not_known_cannot_run():
+def test_a_batch_that_is_not_known_cannot_run() -> None:
     arrays, constant, attributes, expected = base("KScaledLinear")
     plugin = create("KScaledLinear", attributes)
     inputs, outputs = tensors(arrays, [not c for c in constant]), tensors(expected, [True])
@@ -383,16 +386,15 @@ def test_a_batch_that_is_not_known_cannot_run():
 
 
 @pytest.mark.parametrize("op", OPERATORS)
-def test_enqueue_needs_shapes_and_memory(op: str):
+def test_enqueue_needs_shapes_and_memory(op: str) -> None:
     arrays, _, attributes, expected = base(op)
     plugin, module = create(op, attributes), load_plugins()
     inputs, outputs = tensors(arrays, [False] * len(arrays)), tensors(expected, [False] * len(expected))
     assert plugin.enqueue(chosen(), arrays, inputs, outputs)[0] != 0 and "before any shapes" in module.last_error()
     assert plugin.on_shape_change(inputs, outputs) == 0
     for without in range(len(inputs) + len(outputs)):
-        assert (
-            plugin.enqueue(chosen(), arrays, inputs, outputs, 0, without)[0] != 0 and "no memory" in module.last_error()
-        )
+        assert plugin.enqueue(chosen(), arrays, inputs, outputs, 0, without)[0] != 0
+        assert "no memory" in module.last_error()
     status, data = plugin.enqueue(chosen(), arrays, inputs, outputs)
     assert status == 0
     for got, wanted in zip(data, expected, strict=True):
@@ -400,7 +402,7 @@ def test_enqueue_needs_shapes_and_memory(op: str):
 
 
 @pytest.mark.parametrize("op", OPERATORS)
-def test_an_empty_batch_is_done_at_once(op: str):
+def test_an_empty_batch_is_done_at_once(op: str) -> None:
     arrays, constant, attributes, expected = base(op)
     arrays = [a if c else a[:0] for a, c in zip(arrays, constant, strict=True)]
     plugin = create(op, attributes)
@@ -412,19 +414,18 @@ def test_an_empty_batch_is_done_at_once(op: str):
     assert plugin.enqueue(chosen(), arrays, inputs, outputs)[0] == 0
 
 
-def test_a_kernel_that_fails_is_a_status_and_a_sentence():
+def test_a_kernel_that_fails_is_a_status_and_a_sentence() -> None:
     arrays, _, attributes, expected = base("QuantConv1dSiLU")
     arrays[-1] = np.full_like(arrays[-1], 10**6)  # tables that do not exist
     plugin, module = create("QuantConv1dSiLU", attributes), load_plugins()
     inputs, outputs = tensors(arrays, [False] * len(arrays)), tensors(expected, [False] * len(expected))
     assert plugin.on_shape_change(inputs, outputs) == 0
     assert plugin.enqueue(chosen(), arrays, inputs, outputs)[0] != 0
-    assert (
-        "the kernel did not start, cudaError 700" in module.last_error() and "no device memory" in module.kernel_error()
-    )
+    assert "the kernel did not start, cudaError 700" in module.last_error()
+    assert "no device memory" in module.kernel_error()
 
 
-def test_a_long_sequence_needs_its_workspace():
+def test_a_long_sequence_needs_its_workspace() -> None:
     operator = scan(B=2, L=1500, E=18)
     arrays, expected = list(operator.inputs.values()), operator.reference()
     plugin = create("BidirectionalScan", operator.node.attributes)
@@ -434,7 +435,7 @@ def test_a_long_sequence_needs_its_workspace():
     assert plugin.enqueue(chosen(), arrays, inputs, outputs, 0)[0] != 0 and "no memory" in load_plugins().last_error()
 
 
-def test_there_are_three_capabilities_and_no_more():
+def test_there_are_three_capabilities_and_no_more() -> None:
     plugin = create("KScaledLinear")
     assert [plugin.has_capability(kind) for kind in range(4)] == [True, True, True, False]
 
@@ -442,18 +443,13 @@ def test_there_are_three_capabilities_and_no_more():
 # Anything
 
 
-def test_random_fields_and_tensors_neither_crash_nor_leak():
+def test_random_fields_and_tensors_neither_crash_nor_leak() -> None:
     program = world(DOUBLE).folder / "vimtrt_fuzz_plugins"
     assert program.exists(), f"{program} is not there: see tests/cuda_on_cpu/README.md for the build"
     result = subprocess.run([program, str(FUZZ_ROUNDS)], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     counts = dict(re.findall(r"(\w+) (\d+)", result.stdout))
     assert int(counts["rounds"]) == FUZZ_ROUNDS
-    for reached in (
-        "made",
-        "refused",
-        "configured",
-        "shaped",
-        "run",
-    ):  # a fuzzer that is always refused, or never, shows nothing
+    # A fuzzer that is always refused, or never, shows nothing.
+    for reached in ("made", "refused", "configured", "shaped", "run"):
         assert FUZZ_ROUNDS / 50 < int(counts[reached]) < FUZZ_ROUNDS * 49 / 50, counts

@@ -44,7 +44,7 @@ def compile_object(command: list[str], folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_wide_kernels_define_no_weak_symbol(tmp_path: Path):
+def test_wide_kernels_define_no_weak_symbol(tmp_path: Path) -> None:
     code, said = configure(tmp_path, *OPTIONS)
     assert code == 0, said
     commands = [entry["command"] for entry in json.loads((tmp_path / "compile_commands.json").read_text())]
@@ -56,7 +56,7 @@ def test_wide_kernels_define_no_weak_symbol(tmp_path: Path):
     assert not found, "make these static, or keep them out of files with wide instructions"
 
 
-def test_a_function_that_is_shared_is_found(tmp_path: Path):
+def test_a_function_that_is_shared_is_found(tmp_path: Path) -> None:
     """Seen to fail: what an inline function and one of the C++ library look like."""
     source = (
         "#include <algorithm>\ninline int shared(int x) { return std::max(x, 1); }\nstatic "

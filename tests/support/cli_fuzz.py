@@ -46,11 +46,8 @@ MODELS = (TINY, *_words("resnet vim: vim:eps=1e999 vim:img=8,img=8 vim:depth=0")
 MODELS += ("vim:img=" + "9" * 400, "vim:dim=" + "9" * 400, "vim:dim=" + "9" * 5000)
 WORDS = _words("default paper naive int8 fp32 full 2 cpu cuda cuda:99999999999999999999 meta auto tensorrt kinds")
 WORDS += _words("image smoothing,search 2Gi")
-SLOW = {
-    "compare": 0.2,
-    "calibrate": 0.4,
-    "score": 0.5,
-}  # a command that takes a second where it succeeds comes less often
+# A command that takes a second where it succeeds comes less often.
+SLOW = {"compare": 0.2, "calibrate": 0.4, "score": 0.5}
 
 
 @dataclass
@@ -94,7 +91,8 @@ def prepare(folder: Path, weights: Path, cache: Path, engine: Path) -> Ground:
     with tarfile.open(good["shard.tar"], "w") as tar:
         tar.add(good["a.png"], "a.png")
     good["recipe.toml"].write_text(
-        f'model = "{TINY}"\nweights = "w.safetensors"\ncalibration = "c.safetensors"\noutput = "../made/r.onnx"\nbackend = "cpu"\n'
+        f'model = "{TINY}"\nweights = "w.safetensors"\ncalibration = "c.safetensors"\noutput = "../made/r.onnx"\n'
+        'backend = "cpu"\n'
     )
     ground = Ground(folder, good, [*_odd_files(inputs, rng)])
     ground.odd += good.values()
@@ -154,15 +152,12 @@ def commands() -> dict[str, list[Parameter]]:
 def _parameter(parameter: inspect.Parameter) -> Parameter:
     kind, info = get_args(parameter.annotation)[:2]
     many = any(get_origin(part) is list for part in (kind, *get_args(kind)))
-    plain = next(
-        (t for t in (bool, int, float, Path) if t is kind or t in get_args(kind) or list[t] in (kind, *get_args(kind))),
-        str,
-    )
+    parts = [kind, *get_args(kind)]
+    parts += [inner for part in parts for inner in get_args(part)]
+    plain = next((known for known in (bool, int, float, Path) if known in parts), str)
     is_option = isinstance(info, type(typer.Option()))
-    texts = (
-        info.default,
-        *(info.param_decls or ()),
-    )  # the first of the declarations, as long as typer has not sorted them
+    # The first of the declarations, as long as typer has not sorted them.
+    texts = (info.default, *(info.param_decls or ()))
     flags = tuple(text for text in texts if isinstance(text, str) and text.startswith("-")) if is_option else None
     if is_option and not flags:
         flags = ("--" + parameter.name.replace("_", "-"),)
@@ -370,16 +365,14 @@ def check(ground: Ground, arguments: list[str], capture: pytest.CaptureFixture[s
     )
     for text in changed:
         path = Path(text)
-        if (
-            path in kept and sum(text in argument for argument in arguments) == 1
-        ):  # an engine or a cache, made anew by a command that does not read it
+        # An engine or a cache was made anew by a command that does not read it.
+        if path in kept and sum(text in argument for argument in arguments) == 1:
             path.write_bytes(kept[path])
             changed = changed - {text}
-    new = {path for path in changed if path not in before}
-    for path in sorted(new, reverse=True):  # outputs beside the inputs, and in their empty folders
-        Path(path).unlink() if not Path(path).is_dir() else Path(path).rmdir()
-    folders = {
-        path for path in changed - new if Path(path).is_dir() and any(Path(other).parent == Path(path) for other in new)
-    }
+    new = {text for text in changed if text not in before}
+    for path in map(Path, sorted(new, reverse=True)):  # outputs beside the inputs, and in their empty folders
+        path.rmdir() if path.is_dir() else path.unlink()
+    parents = {Path(text).parent for text in new}
+    folders = {text for text in changed - new if Path(text).is_dir() and Path(text) in parents}
     assert changed - new <= folders, (told, changed)
     return code, seconds

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 Number = Fraction | float | int
 
@@ -17,7 +19,7 @@ SMALLEST_EXPONENT = -126
 FRACTION_BITS = 23
 
 
-def exact(value: Number | np.floating | np.integer) -> Fraction:
+def exact(value: Number | np.generic) -> Fraction:
     """Return a number of any kind without rounding."""
     return value if isinstance(value, Fraction) else Fraction(value.item() if isinstance(value, np.generic) else value)
 
@@ -90,9 +92,9 @@ def exp2c(x: Number) -> Fraction:
     return p * Fraction(2) ** whole
 
 
-def array_f32(values: list) -> np.ndarray:
+def array_f32(values: list[Any]) -> npt.NDArray[np.float32]:
     """Return nested lists of Fractions as a float32 array; every value must be a fp32 already."""
     result = np.array(values, dtype=object)
-    floats = np.vectorize(float, otypes=[np.float64])(result)
+    floats: npt.NDArray[np.float64] = np.vectorize(float, otypes=[np.float64])(result)
     assert (floats.astype(np.float32).astype(np.float64) == floats).all()
     return floats.astype(np.float32)

@@ -22,7 +22,7 @@ import threading
 import types
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx
@@ -72,7 +72,7 @@ class World:
         self.live_graphs = 0
         self.current = threading.local()
 
-    def forbid(self, text: str) -> Any:
+    def forbid(self, text: str) -> NoReturn:
         self.violations.append(text)
         raise FakeCudaError(text)
 
@@ -413,11 +413,13 @@ def _cuda_core(world: World) -> tuple[types.ModuleType, types.ModuleType]:
         def from_any_interface(cls, obj: Any, stream_ptr: int | None = None) -> StridedMemoryView:
             world.count("from_any_interface")
             if hasattr(obj, "__dlpack__"):
-                return obj.__dlpack__(stream=stream_ptr, max_version=(1, 0))
+                view: StridedMemoryView = obj.__dlpack__(stream=stream_ptr, max_version=(1, 0))
+                return view
             entries = obj.__cuda_array_interface__
             if entries["version"] < 3:
                 raise BufferError("only CUDA Array Interface v3 or above is supported")
             if entries["stream"] is not None:
+                assert stream_ptr is not None
                 world.streams[stream_ptr].wait(world.streams[entries["stream"]])
             view, dtype = cls(), np.dtype(entries["typestr"])
             view.ptr, view.readonly = entries["data"]
@@ -471,7 +473,7 @@ def _cuda_core(world: World) -> tuple[types.ModuleType, types.ModuleType]:
         utils=utils,
         __version__="1.2.0",
     )
-    utils.StridedMemoryView = StridedMemoryView  # type: ignore[attr-defined]
+    utils.__dict__.update(StridedMemoryView=StridedMemoryView)
     return core, utils
 
 
@@ -508,10 +510,13 @@ def _tensorrt(world: World, name: str) -> types.ModuleType:
         LAZY = 0
         EAGER = 1
 
-    severities = enum.Enum("Severity", ["INTERNAL_ERROR", "ERROR", "WARNING"])
+    class Severities(enum.Enum):
+        INTERNAL_ERROR = 1
+        ERROR = 2
+        WARNING = 3
 
     class ILogger:
-        Severity = severities
+        Severity = Severities
 
         def log(self, severity: Any, msg: str) -> None:
             raise NotImplementedError
@@ -536,21 +541,22 @@ def _tensorrt(world: World, name: str) -> types.ModuleType:
             world.count("deserialize_cuda_engine")
             head, _, network = serialized_engine.partition(b"\n")
             if not head.startswith(MAGIC):
-                return self._refuse(
+                return self._refused(
                     "magicTag != kMAGIC: the engine plan file is not compatible with this version of TensorRT, "
                     "expecting library version 9.9"
                 )
             entries = json.loads(head[len(MAGIC) :])
             if entries["embedded"] and not self.engine_host_code_allowed:
-                return self._refuse("engine host code is not allowed")
+                return self._refused("engine host code is not allowed")
             if entries["embedded"] and world.libraries.get(name):
-                return self._refuse("plugin creator exists already")
+                return self._refused("plugin creator exists already")
             if not entries["embedded"] and not world.libraries.get(name):
-                return self._refuse("cannot find plugin KScaledLinear")
+                return self._refused("cannot find plugin KScaledLinear")
             return ICudaEngine(self, entries, network)
 
-        def _refuse(self, text: str) -> None:
-            self.logger.log(severities.ERROR, text)
+        def _refused(self, text: str) -> ICudaEngine | None:
+            self.logger.log(Severities.ERROR, text)
+            return None
 
     class ICudaEngine:
         def __init__(self, runtime: Runtime, entries: dict[str, Any], network: bytes) -> None:
@@ -560,7 +566,11 @@ def _tensorrt(world: World, name: str) -> types.ModuleType:
             self._logger, self._entries = runtime.logger, entries
             config = self._cpu.config
             self._image, self._classes = (config.channels, config.img, config.img), config.classes
-            self._names = [entries.get("input", "images"), entries.get("output", "logits"), *entries.get("more", [])]
+            self._names: list[str] = [
+                entries.get("input", "images"),
+                entries.get("output", "logits"),
+                *entries.get("more", []),
+            ]
             self._types = [entries.get("input_type", "INT8"), "FLOAT", "FLOAT"]
             self._runtime = weakref.ref(runtime)  # does not keep it: that is the caller's to do
             self.num_io_tensors = len(self._names)
@@ -593,7 +603,7 @@ def _tensorrt(world: World, name: str) -> types.ModuleType:
             if isinstance(strategy, IRuntimeConfig):
                 strategy = strategy._strategy
             if world.count("create_execution_context") is False:
-                self._logger.log(severities.INTERNAL_ERROR, "out of\n memory")
+                self._logger.log(Severities.INTERNAL_ERROR, "out of\n memory")
                 return None
             return IExecutionContext(self, strategy)
 
@@ -618,7 +628,7 @@ def _tensorrt(world: World, name: str) -> types.ModuleType:
             world.live_contexts.add(self)
 
         def _refuse(self, text: str) -> bool:
-            self._engine._logger.log(severities.ERROR, text)
+            self._engine._logger.log(Severities.ERROR, text)
             return False
 
         def set_device_memory(self, memory: int, size: int) -> None:
@@ -648,7 +658,7 @@ def _tensorrt(world: World, name: str) -> types.ModuleType:
 
         def is_stream_capturable(self, stream: int) -> bool:
             assert not world.capturing(stream)
-            return self._engine._entries.get("capturable", True)
+            return bool(self._engine._entries.get("capturable", True))
 
         def execute_async_v3(self, stream_handle: int) -> bool:
             engine, capturing = self._engine, world.capturing(stream_handle)
@@ -659,7 +669,7 @@ def _tensorrt(world: World, name: str) -> types.ModuleType:
                 or self._addresses.keys() != {"images", "logits"}
                 or (self._managed and engine.device_memory_size_v2 and not self._scratch)
             ):
-                return world.forbid("shape, addresses or memory of the context are not set")
+                world.forbid("shape, addresses or memory of the context are not set")
             if engine._runtime() is None:
                 world.forbid("the runtime is gone before its engine")
             if capturing and not engine._entries.get("capturable", True):
@@ -685,14 +695,15 @@ def _tensorrt(world: World, name: str) -> types.ModuleType:
     if name == "tensorrt_rtx":
         classes += [DynamicShapesKernelSpecializationStrategy, IRuntimeConfig]
     else:
-        del (
-            ICudaEngine.create_runtime_config,
-            IExecutionContext.is_stream_capturable,
-        )  # TensorRT has no kernels to specialize
+        # TensorRT has no kernels to specialize.
+        del ICudaEngine.create_runtime_config, IExecutionContext.is_stream_capturable
     trt.__dict__.update(
-        {value.__name__: value for value in classes}, int8=DataType.INT8, float32=DataType.FLOAT, __version__="9.9.9"
+        {value.__name__: value for value in classes},
+        int8=DataType.INT8,
+        float32=DataType.FLOAT,
+        get_plugin_registry=lambda: registry,
+        __version__="9.9.9",
     )
-    trt.get_plugin_registry = lambda: registry  # type: ignore[attr-defined]
     return trt
 
 

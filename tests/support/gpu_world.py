@@ -123,10 +123,8 @@ extern "C" __global__ void network(const signed char* images, unsigned* logits, 
 """
 THREADS = 128
 ARENA_BYTES = 8 << 20
-DELAY_NS, SLOW_NS = (
-    1_000_000,
-    600_000_000,
-)  # the slow one outlasts three full garbage collections of a process with PyTorch
+# The slow one outlasts three full garbage collections of a process with PyTorch.
+DELAY_NS, SLOW_NS = 1_000_000, 600_000_000
 
 
 def compile_kernels(arch: str) -> Any:
@@ -208,7 +206,7 @@ class DeviceWorld(World):
         if size <= 0:
             self.forbid(f"allocation of {size} bytes")
         memory = DeviceMemory(self._take(size), size)
-        self.memories[memory.start] = memory  # type: ignore[assignment]
+        self.memories[memory.start] = memory  # type: ignore[assignment]  # has what the double's has
         return memory
 
     def free(self, address: int) -> None:
@@ -262,7 +260,7 @@ class DeviceWorld(World):
 
     def capturing(self, handle: int) -> bool:
         status = _ok(self._driver.cuStreamIsCapturing(self._driver.CUstream(handle)))
-        return status != self._driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE
+        return bool(status != self._driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE)
 
     def write_later(self, stream: Any, address: int, data: bytes) -> None:
         staged = self._stage(data)

@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 import torch
 from operator_case import Array, Operator, assert_same_bits
+from tiny import vim_config
 
-from pyvimtrt.families import parse_model
+from pyvimtrt.families.config import ModelConfig
 from pyvimtrt.families.vim.config import VimConfig
 from pyvimtrt.families.vim.model import VisionMamba
 from pyvimtrt.graph.assemble import assemble
@@ -46,15 +47,16 @@ def varied_weights(config: VimConfig, seed: int = 0) -> dict[str, Array]:
     return {name: value.detach().numpy() for name, value in model.state_dict().items()}
 
 
-def random_images(config: VimConfig, count: int, seed: int = 0) -> Array:
+def random_images(config: ModelConfig, count: int, seed: int = 0) -> Array:
     """Return smooth random pictures, uint8 [count, C, H, W], with some pure black and white."""
     rng = np.random.default_rng(seed)
     noise = torch.from_numpy(rng.normal(size=(count, config.channels, 5, 5)).astype(np.float32))
     smooth = torch.nn.functional.interpolate(noise, size=(config.img, config.img), mode="bilinear").numpy()
-    return np.clip(128 + 80 * smooth, 0, 255).astype(np.uint8)
+    images: Array = np.clip(128 + 80 * smooth, 0, 255).astype(np.uint8)
+    return images
 
 
-def normalization(config: VimConfig) -> Normalization:
+def normalization(config: ModelConfig) -> Normalization:
     """Return a mean and a deviation that differ between channels."""
     return Normalization(
         tuple(0.4 + 0.05 * c for c in range(config.channels)), tuple(0.3 + 0.02 * c for c in range(config.channels))
@@ -66,7 +68,7 @@ def tiny_cache(
     spec: str, recipe: str = "default", clusters: str | int | None = None, state: str | None = None
 ) -> Cache:
     """Return the calibration cache of a random model on random images."""
-    config = parse_model(spec)
+    config = vim_config(spec)
     images = random_images(config, CALIBRATION_IMAGES, seed=1)
     return calibrate(config, varied_weights(config), images, get_recipe(recipe, clusters, state), normalization(config))
 
@@ -76,7 +78,7 @@ def tiny_model(
     spec: str, recipe: str = "default", clusters: str | int | None = None, state: str | None = None
 ) -> onnx.ModelProto:
     """Return the quantized network of a random model. Do not change it: copy it first."""
-    config = parse_model(spec)
+    config = vim_config(spec)
     return assemble(config, varied_weights(config), tiny_cache(spec, recipe, clusters, state))
 
 

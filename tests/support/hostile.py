@@ -4,6 +4,8 @@ Fashion-MNIST to see it with.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from paths import DATA
@@ -15,7 +17,7 @@ KINDS = ("norm", "conv", "out", "state", "dt", "all")
 FACTOR, CHANNELS = 30.0, 3  # large channels in each layer
 
 
-def fashion_mnist(name: str) -> dict[str, npt.NDArray[np.generic]]:
+def fashion_mnist(name: str) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of ``test`` (the first 1,000 test images, with labels) or ``calibration`` (those of the bundled
     cache).
     """

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import gzip
 import json
 import socket
@@ -97,7 +98,7 @@ def slow_over_http() -> Iterator[HttpRequest]:
         "ragged": tensor([[[[7] * 8] * 8]] * 4000 + [7], [64, 1, 8, 8]),
         "long numbers": tensor([10**300] * 40_000, [1, 1, 8, 8]),
     }.items():
-        yield HttpRequest(name, any_status, lambda body=body: body, as_json)  # type: ignore[misc]
+        yield HttpRequest(name, any_status, functools.partial(bytes, body), as_json)
     text = base64.b64encode(NOISE[: 11 * MIB]).decode()
     for name, line in {
         "base64": text,
@@ -106,7 +107,7 @@ def slow_over_http() -> Iterator[HttpRequest]:
         "blanks for base64": " " * (15 * MIB),
     }.items():
         body = tensor([line], [1], "encoded", "BYTES")
-        yield HttpRequest(name, any_status, lambda body=body: body, as_json)  # type: ignore[misc]
+        yield HttpRequest(name, any_status, functools.partial(bytes, body), as_json)
     packed = zlib.compress(b"[" + b"1," * (15 * MIB) + b"1]")
     yield HttpRequest("packed numbers", any_status, lambda: packed, {"Content-Encoding": "deflate"})
     yield HttpRequest("packed members", any_status, lambda: gzip.compress(b"") * 200_000, {"Content-Encoding": "gzip"})

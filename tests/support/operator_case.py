@@ -50,7 +50,7 @@ class Operator:
         self.activations = {
             k: v for k, v in inputs.items() if not tensors[k].constant and not (k == "residual" and shared_residual)
         }
-        self.network = Network(None, None)  # type: ignore[arg-type]
+        self.network = Network(None, None)  # type: ignore[arg-type]  # a node alone: of no model
         for name, array in inputs.items():
             activation = name in self.activations
             self.network.values[name] = (

@@ -40,8 +40,9 @@ def tables(rng: np.random.Generator, count: int) -> Array:
 
 
 def linear(
-    B: int = 2, L: int = 5, C: int = 24, O: int = 20, x_offset: int = 0, beside: int = 0, tables_: int = 0, ids: str = "mixed",  # noqa: E741
-    out_type: str = "int8", fill: int | None = None, weight_fill: int | None = None, gain: float = 1.0, bias: float = 20.0, seed: int = 0,
+    B: int = 2, L: int = 5, C: int = 24, O: int = 20,  # noqa: E741
+    x_offset: int = 0, beside: int = 0, tables_: int = 0, ids: str = "mixed", out_type: str = "int8",
+    fill: int | None = None, weight_fill: int | None = None, gain: float = 1.0, bias: float = 20.0, seed: int = 0,
 ) -> Operator:  # fmt: skip
     rng = np.random.default_rng(seed)
     inputs = {
@@ -299,8 +300,8 @@ CONV: dict[str, Make] = {
 
 
 def scan(
-    B: int = 2, L: int = 9, E: int = 20, N: int = 16, state: str = "int8", bc_offset: int = 0, bc_beside: int = 0, gate_offset: int = 0,
-    gate_beside: int = 0, fill: int | None = None, drive: float = 1.0, seed: int = 0,
+    B: int = 2, L: int = 9, E: int = 20, N: int = 16, state: str = "int8", bc_offset: int = 0, bc_beside: int = 0,
+    gate_offset: int = 0, gate_beside: int = 0, fill: int | None = None, drive: float = 1.0, seed: int = 0,
 ) -> Operator:  # fmt: skip
     rng = np.random.default_rng(seed)
 

@@ -8,7 +8,6 @@ computes, bit for bit. A real GPU is held to the same by `test_device`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,16 +22,18 @@ COPYING = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 class OnDevice(torch.Tensor):
     """A tensor of the pretended device."""
 
-    values: torch.Tensor
+    held: torch.Tensor
 
     @staticmethod
     def __new__(cls, values: torch.Tensor) -> OnDevice:
-        made = torch.Tensor._make_wrapper_subclass(cls, values.shape, values.stride(), dtype=values.dtype, device=CUDA)  # type: ignore[attr-defined]
-        made.values = values
-        return made  # type: ignore[no-any-return]
+        make: Any = torch.Tensor._make_wrapper_subclass
+        made: OnDevice = make(cls, values.shape, values.stride(), dtype=values.dtype, device=CUDA)
+        made.held = values
+        return made
 
+    # PyTorch declares this as a value that is no class method, though that is what it calls.
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         raise AssertionError(f"{func} of a tensor on the device outside PretendCuda()")
 
 
@@ -42,18 +43,19 @@ class PretendCuda(TorchDispatchMode):
     operations = 0
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch's, as the next two
         self._mode_key = torch._C._TorchDispatchModeKey.FAKE
 
-    def __enter__(self):
+    def __enter__(self) -> PretendCuda:
         self._before = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)
         torch._C._ensureCUDADeviceGuardSet()
-        return super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
 
-    def __exit__(self, *a):
+    def __exit__(self, *error: Any) -> None:
         torch._C._set_only_lift_cpu_tensors(self._before)
-        return super().__exit__(*a)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -69,7 +71,7 @@ class PretendCuda(TorchDispatchMode):
             target = args[0].device
         result = func(*_unwrapped(args), **_unwrapped(kwargs))
         if target.type == "cpu":
-            return result.clone() if there and result is there[0].values else result  # a copy to the host is a copy
+            return result.clone() if there and result is there[0].held else result  # a copy to the host is a copy
         self.operations += 1
         return self._wrapped(result, there)
 
@@ -78,12 +80,14 @@ class PretendCuda(TorchDispatchMode):
         def wrap(x: Any) -> Any:
             if not isinstance(x, torch.Tensor):
                 return x
-            known = next((y for y in there if y.values is x), None)
+            known = next((y for y in there if y.held is x), None)
             return OnDevice(x) if known is None else known
 
         return tree_map(wrap, result)
 
 
 def _unwrapped(tree: Any) -> Any:
-    function: Callable[[Any], Any] = lambda x: x.values if isinstance(x, OnDevice) else x  # noqa: E731
-    return tree_map(function, tree)
+    def held(x: Any) -> Any:
+        return x.held if isinstance(x, OnDevice) else x
+
+    return tree_map(held, tree)

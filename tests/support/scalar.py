@@ -5,26 +5,27 @@ Slow, for tiny shapes: they catch a reference and kernels that are wrong togethe
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
 import exact
 import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+F32 = npt.NDArray[np.float32]
+I8 = npt.NDArray[np.int8]
+I32 = npt.NDArray[np.int32]
 
 
 def kscaled_linear(
-    x,
-    weight,
-    token_scale,
-    channel_scale,
-    bias,
-    out_token_scale,
-    table=None,
-    table_id=None,
-    *,
-    x_offset=0,
-    out_type="int8",
-):
+    x: I8, weight: I8, token_scale: F32, channel_scale: F32, bias: F32, out_token_scale: F32,
+    table: I8 | None = None, table_id: I32 | None = None, *, x_offset: int = 0, out_type: str = "int8",
+) -> Array:  # fmt: skip
     images, tokens, _ = x.shape
     out_features, in_features = weight.shape
-    y = [[[None] * out_features for _ in range(tokens)] for _ in range(images)]
+    y: list[list[list[Any]]] = [[[None] * out_features for _ in range(tokens)] for _ in range(images)]
     for b in range(images):
         for t in range(tokens):
             for o in range(out_features):
@@ -39,12 +40,15 @@ def kscaled_linear(
                     y[b][t][o] = w
                     continue
                 q = exact.sat8_rne(w)
-                looked_up = table is not None and table_id[o] >= 0
-                y[b][t][o] = int(table[table_id[o]][q + 128]) if looked_up else q
+                if table is not None and table_id is not None and table_id[o] >= 0:
+                    q = int(table[table_id[o]][q + 128])
+                y[b][t][o] = q
     return exact.array_f32(y) if out_type == "float32" else np.array(y, np.int8)
 
 
-def quant_conv1d_silu(x, weight, channel_scale, bias, table, table_id, *, x_offset=0):
+def quant_conv1d_silu(
+    x: I8, weight: I8, channel_scale: F32, bias: F32, table: I8, table_id: I32, *, x_offset: int = 0
+) -> tuple[I8, I8]:
     images, tokens, _ = x.shape
     channels = weight.shape[1]
     u = np.empty((2, images, tokens, channels), np.int8)
@@ -63,10 +67,11 @@ def quant_conv1d_silu(x, weight, channel_scale, bias, table, table_id, *, x_offs
 
 
 def bidirectional_scan(
-    u_forward, u_backward, delta_forward, delta_backward, bc_forward, bc_backward, gate, a_log2, decay_tok, input_scale,
-    b_scale_state, b_scale_tok, c_scale_state, c_scale_tok, y_scale, skip_scale, gate_scale, out_inv_scale_tok,
-    *, bc_offset=0, gate_offset=0, state="int8",
-):  # fmt: skip
+    u_forward: I8, u_backward: I8, delta_forward: I8, delta_backward: I8, bc_forward: I8, bc_backward: I8, gate: I8,
+    a_log2: F32, decay_tok: F32, input_scale: F32, b_scale_state: F32, b_scale_tok: F32, c_scale_state: F32,
+    c_scale_tok: F32, y_scale: F32, skip_scale: F32, gate_scale: F32, out_inv_scale_tok: F32,
+    *, bc_offset: int = 0, gate_offset: int = 0, state: str = "int8",
+) -> I8:  # fmt: skip
     images, tokens, channels = u_forward.shape
     states = a_log2.shape[2]
     out = np.empty((images, tokens, channels), np.int8)
@@ -85,12 +90,12 @@ def bidirectional_scan(
                         )
                     )  # fmt: skip
                     continue
-                y = [None] * tokens
+                y: list[Any] = [None] * tokens
                 h = [exact.exact(0)] * states
                 for t in range(tokens) if d == 0 else range(tokens - 1, -1, -1):
                     uq, dq = int(u[b, t, e]), int(delta[b, t, e]) + 128
                     g = exact.mul(exact.mul(dq, uq), input_scale[d, e].item())
-                    chains = [None] * (states // 4)
+                    chains: list[Any] = [None] * (states // 4)
                     for n in range(states):
                         bq, cq = int(bc[b, t, bc_offset + n]), int(bc[b, t, bc_offset + states + n])
                         bf = exact.mul(exact.mul(bq, b_scale_state[d, n].item()), b_scale_tok[d, t].item())
@@ -114,9 +119,14 @@ def bidirectional_scan(
     return out
 
 
-def integer_direction(u, delta, bc, a_log2, k, b_state, b_tok, c_state, c_tok, y_scale, skip_scale, reverse):
+def integer_direction(
+    u: I8, delta: I8, bc: I8, a_log2: F32, k: F32, b_state: F32, b_tok: F32, c_state: F32, c_tok: F32, y_scale: F32,
+    skip_scale: F32, reverse: bool,
+) -> list[Fraction]:  # fmt: skip
+    """y of one channel in one direction, with the int16 state."""
     tokens, states = len(u), len(a_log2)
-    highs, lows = [], []
+    highs: list[list[int]] = []
+    lows: list[list[int]] = []
     for n in range(states):
         bases = exact.exp2c(exact.round_f32(16 * exact.exact(a_log2[n].item()))), exact.exp2c(a_log2[n].item())
         for base, table, most in zip(bases, (highs, lows), (32767, 32768), strict=True):
@@ -124,7 +134,8 @@ def integer_direction(u, delta, bc, a_log2, k, b_state, b_tok, c_state, c_tok, y
             for _ in range(14):
                 power.append(exact.mul(power[-2], exact.mul(base, base)))
             table.append([min(most, round(32768 * p)) for p in power])
-    y, h = [None] * tokens, [0] * states
+    y: list[Any] = [None] * tokens
+    h = [0] * states
     for t in range(tokens - 1, -1, -1) if reverse else range(tokens):
         dq, uq = int(delta[t]) + 128, int(u[t])
         drive = exact.mul(exact.mul(dq * uq, k.item()), b_tok[t].item())
@@ -145,21 +156,22 @@ def integer_direction(u, delta, bc, a_log2, k, b_state, b_tok, c_state, c_tok, y
     return y
 
 
-def half_up(product):
+def half_up(product: int) -> int:
     return (product + 2**14) // 2**15
 
 
-def clamped(x, most):
+def clamped(x: int, most: int) -> int:
     return max(-most, min(most, x))
 
 
-def saturated(x):
+def saturated(x: int) -> int:
     return max(-32768, min(32767, x))
 
 
-def add_rms_norm_quant(hidden, residual, gain, inv_scale_tok, *, epsilon):
+def add_rms_norm_quant(hidden: F32, residual: F32, gain: F32, inv_scale_tok: F32, *, epsilon: float) -> tuple[F32, I8]:
     images, tokens, features = hidden.shape
-    residual_out, y = [], np.empty((images, tokens, features), np.int8)
+    residual_out: list[list[list[Fraction]]] = []
+    y = np.empty((images, tokens, features), np.int8)
     for b in range(images):
         residual_out.append([])
         for t in range(tokens):
@@ -169,7 +181,7 @@ def add_rms_norm_quant(hidden, residual, gain, inv_scale_tok, *, epsilon):
             for i in range(features):
                 p[i % 32] = exact.fma(r[i], r[i], p[i % 32])
             mean = exact.div(tree(p), features)
-            k = exact.div(1, exact.sqrt(exact.add(mean, np.float32(epsilon))))
+            k = exact.div(1, exact.sqrt(exact.add(mean, np.float32(epsilon).item())))
             for i in range(features):
                 y[b, t, i] = exact.sat8_rne(
                     exact.mul(exact.mul(exact.mul(r[i], k), gain[i].item()), inv_scale_tok[t].item())
@@ -178,9 +190,12 @@ def add_rms_norm_quant(hidden, residual, gain, inv_scale_tok, *, epsilon):
     return exact.array_f32(residual_out), y
 
 
-def add_layer_norm_quant(hidden, residual, gain, shift, inv_scale_tok, *, epsilon):
+def add_layer_norm_quant(
+    hidden: F32, residual: F32, gain: F32, shift: F32, inv_scale_tok: F32, *, epsilon: float
+) -> tuple[F32, I8]:
     images, tokens, features = hidden.shape
-    residual_out, y = [], np.empty((images, tokens, features), np.int8)
+    residual_out: list[list[list[Fraction]]] = []
+    y = np.empty((images, tokens, features), np.int8)
     for b in range(images):
         residual_out.append([])
         for t in range(tokens):
@@ -194,7 +209,7 @@ def add_layer_norm_quant(hidden, residual, gain, shift, inv_scale_tok, *, epsilo
             p = [exact.exact(0)] * 32
             for i in range(features):
                 p[i % 32] = exact.fma(d[i], d[i], p[i % 32])
-            k = exact.div(1, exact.sqrt(exact.add(exact.div(tree(p), features), np.float32(epsilon))))
+            k = exact.div(1, exact.sqrt(exact.add(exact.div(tree(p), features), np.float32(epsilon).item())))
             for i in range(features):
                 v = exact.fma(exact.mul(d[i], k), gain[i].item(), shift[i].item())
                 y[b, t, i] = exact.sat8_rne(exact.mul(v, inv_scale_tok[t].item()))
@@ -202,14 +217,14 @@ def add_layer_norm_quant(hidden, residual, gain, shift, inv_scale_tok, *, epsilo
     return exact.array_f32(residual_out), y
 
 
-def tree(p):
+def tree(p: list[Fraction]) -> Fraction:
     for s in (16, 8, 4, 2, 1):
         for j in range(s):
             p[j] = exact.add(p[j], p[j + s])
     return p[0]
 
 
-OPERATORS = {
+OPERATORS: dict[str, Callable[..., Any]] = {
     "KScaledLinear": kscaled_linear,
     "QuantConv1dSiLU": quant_conv1d_silu,
     "BidirectionalScan": bidirectional_scan,

@@ -7,11 +7,18 @@ import zlib
 
 import numpy as np
 
-from pyvimtrt.families import weight_shapes
+from pyvimtrt.families import parse_model, weight_shapes
 from pyvimtrt.families.vim.config import VimConfig
 from pyvimtrt.model.weights import Weights
 
 TINY = "vim:img=8,patch=4,dim=16,depth=1,classes=3,channels=1"
+
+
+def vim_config(spec: str) -> VimConfig:
+    """Return the configuration of a Vim, as the type that has what only a Vim has."""
+    config = parse_model(spec)
+    assert isinstance(config, VimConfig)
+    return config
 
 
 def random_weights(config: VimConfig, seed: int = 0) -> Weights:

@@ -15,12 +15,11 @@ import numpy as np
 import pytest
 from helpers import random_images, varied_weights
 from paths import TOOLS
-from tiny import TINY
+from tiny import TINY, vim_config
 
 import pyvimtrt
 from pyvimtrt.compare.metrics import compare_logits
 from pyvimtrt.evaluate import fp32_classifier
-from pyvimtrt.families import parse_model
 from pyvimtrt.quantization.recipes import RECIPES, STEPS, get_recipe
 
 TOOL = TOOLS / "ablation.py"
@@ -41,7 +40,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model, images to calibrate on and labelled ones to compare on."""
     import safetensors.numpy
 
-    folder, config = tmp_path_factory.mktemp("ablation"), parse_model(TINY)
+    folder, config = tmp_path_factory.mktemp("ablation"), vim_config(TINY)
     safetensors.numpy.save_file(varied_weights(config), folder / "w.safetensors")
     np.savez(folder / "calibration.npz", images=random_images(config, 20, seed=1))
     np.savez(
@@ -70,7 +69,7 @@ def run(tool: ModuleType, files: Path, monkeypatch: pytest.MonkeyPatch, *argumen
     return status
 
 
-def test_every_step_of_every_recipe_has_a_row(tool: ModuleType):
+def test_every_step_of_every_recipe_has_a_row(tool: ModuleType) -> None:
     rows = dict(tool.variants(5))
     for name in RECIPES:
         assert rows[name] == get_recipe(name) and rows[f"{name}, state fp32"].state == "fp32"
@@ -84,7 +83,7 @@ def test_every_step_of_every_recipe_has_a_row(tool: ModuleType):
 @pytest.mark.slow
 def test_a_row_is_what_the_package_gives(
     tool: ModuleType, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+) -> None:
     rows = ["naive", "default", "paper, state fp32"]
     only = [part for row in rows for part in ("--only", row)]
     assert (
@@ -101,7 +100,7 @@ def test_a_row_is_what_the_package_gives(
         images, labels = data["images"], data["labels"]
     from pyvimtrt.data.datasets import sample_images
 
-    pixels = sample_images(files / "calibration.npz", parse_model(TINY), 12)
+    pixels = sample_images(files / "calibration.npz", vim_config(TINY), 12)
     pyvimtrt.calibrate(TINY, files / "w.safetensors", pixels, output=tmp_path / "c.safetensors")
     engine = pyvimtrt.load_engine(
         pyvimtrt.build(TINY, files / "w.safetensors", tmp_path / "c.safetensors", tmp_path / "e.onnx")
@@ -112,16 +111,11 @@ def test_a_row_is_what_the_package_gives(
     )
 
     lines = table.splitlines()
-    assert lines[0].startswith("| recipe | top-1, %") and [line.split(" | ")[0] for line in lines[2:5]] == [
-        f"| {row}" for row in rows
-    ]
+    assert lines[0].startswith("| recipe | top-1, %")
+    assert [line.split(" | ")[0] for line in lines[2:5]] == [f"| {row}" for row in rows]
     cells = [cell.strip() for cell in lines[3].strip("|").split("|")]
-    assert (
-        expected.top1 is not None
-        and expected.difference is not None
-        and expected.low is not None
-        and expected.high is not None
-    )
+    assert expected.top1 is not None and expected.difference is not None and expected.low is not None
+    assert expected.high is not None
     assert cells[1:5] == [
         f"{100 * expected.top1:.2f}",
         f"{100 * expected.difference:+.2f}",
@@ -133,39 +127,25 @@ def test_a_row_is_what_the_package_gives(
 
 def test_without_labels_the_table_has_no_top1(
     tool: ModuleType, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    np.savez(tmp_path / "plain.npz", images=random_images(parse_model(TINY), 10))
-    assert (
-        run(
-            tool,
-            files,
-            monkeypatch,
-            "--data",
-            str(tmp_path / "plain.npz"),
-            "--only",
-            "naive",
-            "--markdown",
-            str(tmp_path / "t.md"),
-        )
-        == 0
-    )
+) -> None:
+    np.savez(tmp_path / "plain.npz", images=random_images(vim_config(TINY), 10))
+    arguments = ["--data", str(tmp_path / "plain.npz"), "--only", "naive", "--markdown", str(tmp_path / "t.md")]
+    assert run(tool, files, monkeypatch, *arguments) == 0
     assert "| naive |  |  |  |" in (tmp_path / "t.md").read_text()
 
 
 def test_an_unknown_row_names_the_rows(
     tool: ModuleType, files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+) -> None:
     assert run(tool, files, monkeypatch, "--only", "defualt") == 2
     error = capsys.readouterr().err
-    assert (
-        error.startswith("error: there is no row 'defualt'; the rows are default; default, state fp32; paper")
-        and error.count("\n") == 1
-    )
+    assert error.startswith("error: there is no row 'defualt'; the rows are default; default, state fp32; paper")
+    assert error.count("\n") == 1
 
 
 def test_a_folder_that_is_not_there_is_said_before_anything_runs(
     tool: ModuleType, files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+) -> None:
     monkeypatch.setattr(tool, "measure", lambda *_: pytest.fail("it ran"))
     assert run(tool, files, monkeypatch, "--csv", str(files / "nowhere" / "t.csv")) == 2
     assert "nowhere" in capsys.readouterr().err

@@ -5,12 +5,14 @@ missing.
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
-from tiny import TINY
+from tiny import TINY, vim_config
 
 from pyvimtrt.bench import limits
 from pyvimtrt.bench import run as module
@@ -21,7 +23,6 @@ from pyvimtrt.bench.results import Bench
 from pyvimtrt.bench.run import Settings, bench, parse_peers
 from pyvimtrt.cli import main
 from pyvimtrt.errors import BackendError, OutputError, UsageError
-from pyvimtrt.families import parse_model
 from pyvimtrt.graph.network import load_network
 from pyvimtrt.native import require_native
 
@@ -34,24 +35,22 @@ def found(tiny_engine_file: Path, tiny_weights_file: Path) -> Bench:
 
 
 @pytest.mark.slow
-def test_every_peer_is_timed_and_right(found: Bench):
+def test_every_peer_is_timed_and_right(found: Bench) -> None:
     assert [peer.peer for peer in found.peers] == [ENGINE, *PEERS_TIMED] and all(
         peer.problem is None for peer in found.peers
     ), found.peers
     for peer in found.peers:
-        assert 0 < peer.p10_ms <= peer.median_ms <= peer.p90_ms and peer.images_per_second == pytest.approx(
-            3e3 / peer.median_ms
-        )
-        assert (
-            peer.threads in peer.median_ms_by_threads and set(peer.median_ms_by_threads) == {1, 2} and peer.load_s > 0
-        )
+        assert 0 < peer.p10_ms <= peer.median_ms <= peer.p90_ms
+        assert peer.images_per_second == pytest.approx(3e3 / peer.median_ms)
+        assert peer.threads in peer.median_ms_by_threads and set(peer.median_ms_by_threads) == {1, 2}
+        assert peer.load_s > 0
         assert peer.memory_bytes > 0 and peer.ratio > 0 and peer.cosine > (0.9999 if PEERS[peer.peer].is_fp32 else 0.9)
     assert found.peers[0].ratio == 1 and found.peers[1].ratio > 1
-    assert (found.batch, found.rounds, found.model) == (3, 4, parse_model(TINY).spec())
+    assert (found.batch, found.rounds, found.model) == (3, 4, vim_config(TINY).spec())
 
 
-def test_the_work_is_counted_by_hand(tiny_engine_file: Path):
-    config, network = parse_model(TINY), load_network(tiny_engine_file)
+def test_the_work_is_counted_by_hand(tiny_engine_file: Path) -> None:
+    config, network = vim_config(TINY), load_network(tiny_engine_file)
     L, D, E, N, R = config.tokens, config.dim, config.inner, config.state, config.rank
     amounts = work(network, 3)
     assert amounts["layers.0.in_proj"] == ("int8 multiply-adds", 3 * L * D * 2 * E)
@@ -62,12 +61,11 @@ def test_the_work_is_counted_by_hand(tiny_engine_file: Path):
 
 
 @pytest.mark.slow
-def test_operators_add_up_and_stay_below_their_limits(found: Bench, tiny_engine_file: Path):
+def test_operators_add_up_and_stay_below_their_limits(found: Bench, tiny_engine_file: Path) -> None:
     assert sum(o.share for o in found.operators) == pytest.approx(1)
     times = [o.milliseconds for o in found.operators]
-    assert times == sorted(times, reverse=True) and {"in_proj", "scan", "conv", "norm"} <= {
-        o.operator for o in found.operators
-    }
+    assert times == sorted(times, reverse=True)
+    assert {"in_proj", "scan", "conv", "norm"} <= {o.operator for o in found.operators}
     amounts, by_name = work(load_network(tiny_engine_file), 3), {o.operator: o for o in found.operators}
     for name in ("in_proj", "scan"):
         o = by_name[name]
@@ -76,14 +74,14 @@ def test_operators_add_up_and_stay_below_their_limits(found: Bench, tiny_engine_
         assert o.limit > 0 or found.isa == "generic"
 
 
-def test_a_run_without_peers_needs_no_weights(tiny_engine_file: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_without_peers_needs_no_weights(tiny_engine_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_fp32_model", lambda *_: pytest.fail("no peers, no fp32 model"))
     monkeypatch.setattr(limits, "RUNS", 2)
     alone = bench(tiny_engine_file, None, Settings(rounds=2, threads=(1,)))
     assert [peer.peer for peer in alone.peers] == [ENGINE] and alone.peers[0].threads == 1
 
 
-def test_rates_are_those_of_the_instruction_set():
+def test_rates_are_those_of_the_instruction_set() -> None:
     native = require_native()
     for isa in native.available_isas():
         dot, vector = native.measure_rates(isa)
@@ -92,7 +90,7 @@ def test_rates_are_those_of_the_instruction_set():
         native.measure_rates("sse9")
 
 
-def test_generic_kernels_have_no_limit(tiny_engine_file: Path):
+def test_generic_kernels_have_no_limit(tiny_engine_file: Path) -> None:
     network = load_network(tiny_engine_file)
     pixels = np.zeros((1, 1, 8, 8), np.int8)
     assert all(o.limit == 0 and o.share_of_limit == 0 for o in operator_times(network, pixels, "generic"))
@@ -101,7 +99,8 @@ def test_generic_kernels_have_no_limit(tiny_engine_file: Path):
 # Answers
 
 
-def worker(peer: str, logits: list[list[float]], problem: str | None = None) -> SimpleNamespace:
+def worker(peer: str, logits: list[list[float]], problem: str | None = None) -> Any:
+    """Return what stands for a peer's process."""
     return SimpleNamespace(
         request=SimpleNamespace(peer=peer, threads=1), logits=np.array(logits, np.float32), problem=problem, times=[1.0]
     )
@@ -121,18 +120,21 @@ TRUTH = np.array([[1.0, -2.0, 0.5]], np.float32)
         (ENGINE, [[float("nan"), 0, 0]], "not finite"),
     ],
 )
-def test_wrong_logits_are_a_problem(peer: str, logits: list[list[float]], said: str | None):
+def test_wrong_logits_are_a_problem(peer: str, logits: list[list[float]], said: str | None) -> None:
     checked = worker(peer, logits)
-    module._check(checked, TRUTH)  # type: ignore[arg-type]
+    module._check(checked, TRUTH)
     assert (checked.problem is None) if said is None else (checked.problem is not None and said in checked.problem)
 
 
 def test_a_peer_with_a_problem_is_neither_timed_nor_in_the_way(
     tiny_engine_file: Path, tiny_weights_file: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     missing = "modules=('a_package_that_is_not_there',)"
-    code = f"import dataclasses, pyvimtrt.bench.peers as p; p.PEERS['torch-loop'] = dataclasses.replace(p.PEERS['torch-loop'], {missing})"
-    popen = module.subprocess.Popen
+    code = (
+        "import dataclasses, pyvimtrt.bench.peers as p; "
+        f"p.PEERS['torch-loop'] = dataclasses.replace(p.PEERS['torch-loop'], {missing})"
+    )
+    popen: Any = subprocess.Popen
 
     def start(command: list[str], **options: object) -> object:
         return popen(
@@ -140,7 +142,7 @@ def test_a_peer_with_a_problem_is_neither_timed_nor_in_the_way(
             **options,
         )
 
-    monkeypatch.setattr(module.subprocess, "Popen", start)
+    monkeypatch.setattr(subprocess, "Popen", start)
     monkeypatch.setattr(limits, "RUNS", 2)
     found = bench(tiny_engine_file, tiny_weights_file, Settings(("torch-loop",), threads=(1,), rounds=2))
     assert found.peers[0].problem is None and found.peers[0].median_ms > 0
@@ -152,7 +154,7 @@ def test_a_peer_with_a_problem_is_neither_timed_nor_in_the_way(
 
 def test_a_package_in_the_working_directory_is_not_what_runs(
     tiny_engine_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     (tmp_path / "pyvimtrt").mkdir()
     (tmp_path / "pyvimtrt" / "__init__.py").write_text("raise SystemExit('the wrong package')")
     monkeypatch.chdir(tmp_path)
@@ -160,10 +162,10 @@ def test_a_package_in_the_working_directory_is_not_what_runs(
     assert bench(tiny_engine_file, None, Settings(rounds=1, threads=(1,))).peers[0].median_ms > 0
 
 
-def test_a_worker_that_dies_has_its_last_words(tiny_engine_file: Path, monkeypatch: pytest.MonkeyPatch):
-    popen = module.subprocess.Popen
+def test_a_worker_that_dies_has_its_last_words(tiny_engine_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    popen: Any = subprocess.Popen
     monkeypatch.setattr(
-        module.subprocess,
+        subprocess,
         "Popen",
         lambda command, **options: popen([command[0], "-c", "import sys; sys.exit('out of everything')"], **options),
     )
@@ -171,7 +173,7 @@ def test_a_worker_that_dies_has_its_last_words(tiny_engine_file: Path, monkeypat
         bench(tiny_engine_file, None, Settings(threads=(1,)))
 
 
-def test_weights_of_another_engine_are_refused(tiny_engine_file: Path, tmp_path: Path, tiny_weights_file: Path):
+def test_weights_of_another_engine_are_refused(tiny_engine_file: Path, tmp_path: Path, tiny_weights_file: Path) -> None:
     import safetensors.numpy
 
     other = safetensors.numpy.load_file(tiny_weights_file)
@@ -184,12 +186,9 @@ def test_weights_of_another_engine_are_refused(tiny_engine_file: Path, tmp_path:
 # The command line
 
 
-def test_names_of_peers():
-    assert (
-        parse_peers(None) == ()
-        and parse_peers("all") == tuple(list(PEERS)[1:])
-        and parse_peers("torch, onnxruntime,torch") == ("torch", "onnxruntime")
-    )
+def test_names_of_peers() -> None:
+    assert parse_peers(None) == () and parse_peers("all") == tuple(list(PEERS)[1:])
+    assert parse_peers("torch, onnxruntime,torch") == ("torch", "onnxruntime")
     for text in ("tensorflow", "torch,,onnxruntime", ENGINE):
         with pytest.raises(UsageError, match="the peers are torch-loop, torch"):
             parse_peers(text)
@@ -198,7 +197,7 @@ def test_names_of_peers():
 @pytest.mark.slow
 def test_the_command_prints_tables_or_json(
     tiny_engine_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+) -> None:
     monkeypatch.setattr(limits, "RUNS", 2)
     line = ["bench", str(tiny_engine_file), "--rounds", "2", "--threads", "1"]
     assert main([*line, "--plot", str(tmp_path / "plot.svg")]) == 0
@@ -218,13 +217,15 @@ def test_the_command_prints_tables_or_json(
         (["--plot", "a.txt"], ".svg"),
     ],
 )
-def test_bad_options(arguments: list[str], said: str, tiny_engine_file: Path, capsys: pytest.CaptureFixture[str]):
+def test_bad_options(
+    arguments: list[str], said: str, tiny_engine_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["bench", str(tiny_engine_file), *arguments]) == 2
     assert said in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_plots(found: Bench, tmp_path: Path):
+def test_plots(found: Bench, tmp_path: Path) -> None:
     for suffix in (".png", ".pdf"):
         save_plot(found, tmp_path / f"plot{suffix}")
         assert (tmp_path / f"plot{suffix}").stat().st_size > 1000

@@ -8,12 +8,12 @@ import pytest
 from configure import WITHOUT_NVCC, configure
 
 
-def test_without_nvcc_the_plugin_library_is_left_out_with_a_word(tmp_path: Path):
+def test_without_nvcc_the_plugin_library_is_left_out_with_a_word(tmp_path: Path) -> None:
     code, said = configure(tmp_path, WITHOUT_NVCC)
     assert code == 0 and "libvimtrt_plugins.so is left out: there is no nvcc; install the CUDA toolkit" in said
 
 
-def test_nothing_is_said_of_what_was_not_asked_for(tmp_path: Path):
+def test_nothing_is_said_of_what_was_not_asked_for(tmp_path: Path) -> None:
     code, said = configure(tmp_path, WITHOUT_NVCC, "-DVIMTRT_TENSORRT=OFF")
     assert code == 0 and "libvimtrt_plugins" not in said
 
@@ -36,15 +36,13 @@ def test_nothing_is_said_of_what_was_not_asked_for(tmp_path: Path):
         ),
     ],
 )
-def test_what_was_asked_for_and_cannot_be_built_is_an_error(options: list[str], sentence: str, tmp_path: Path):
+def test_what_was_asked_for_and_cannot_be_built_is_an_error(options: list[str], sentence: str, tmp_path: Path) -> None:
     code, said = configure(tmp_path, "-DVIMTRT_TENSORRT=ON", *options)
     assert code != 0 and sentence in said
 
 
 @pytest.mark.slow
-def test_the_tests_own_modules_say_what_they_miss(tmp_path: Path):
+def test_the_tests_own_modules_say_what_they_miss(tmp_path: Path) -> None:
     code, said = configure(tmp_path, "-DVIMTRT_CUDA_ON_CPU=ON", "-DTENSORRT_INCLUDE_DIR=/")
-    assert (
-        code == 0
-        and "vimtrt_plugins_on_cpu is left out: it needs the headers of the CUDA toolkit and of TensorRT" in said
-    )
+    assert code == 0
+    assert "vimtrt_plugins_on_cpu is left out: it needs the headers of the CUDA toolkit and of TensorRT" in said

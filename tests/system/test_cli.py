@@ -18,14 +18,14 @@ import safetensors.numpy
 from onnx import TensorProto, helper
 from paths import ROOT
 from PIL import Image
-from tiny import TINY, png_claiming, random_weights
+from tiny import TINY, png_claiming, random_weights, vim_config
 
 import pyvimtrt
 from pyvimtrt import zoo
 from pyvimtrt.cli import main
 from pyvimtrt.errors import BackendError
 from pyvimtrt.evaluate import fp32_classifier
-from pyvimtrt.families import MODELS, parse_model
+from pyvimtrt.families import MODELS
 from pyvimtrt.model.weights import Weights
 from pyvimtrt.zoo import DEMO_MODEL
 
@@ -107,7 +107,7 @@ def test_build_writes_the_same_engine_as_the_package(
 def test_build_alone_makes_the_bundled_model(
     works: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = parse_model(DEMO_MODEL)
+    config = vim_config(DEMO_MODEL)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(zoo, "DEMO_WEIGHTS", tmp_path / "w.safetensors")
     monkeypatch.setattr(zoo, "DEMO_CALIBRATION", tmp_path / "c.safetensors")
@@ -237,7 +237,7 @@ def test_infer(works: Callable[..., str], tiny_engine_file: Path, png: Path) -> 
 
 
 def test_eval_counts_hits(works: Callable[..., str], tmp_path: Path) -> None:
-    config = parse_model("vim:img=8,patch=4,dim=16,depth=1,classes=9,channels=1")
+    config = vim_config("vim:img=8,patch=4,dim=16,depth=1,classes=9,channels=1")
     safetensors.numpy.save_file(random_weights(config), tmp_path / "w.safetensors")
     images = np.random.default_rng(2).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
     labels = np.random.default_rng(3).integers(0, 9, 40)
@@ -281,7 +281,7 @@ def test_eval_normalizes_as_told(
 def test_inspect_engine(works: Callable[..., str], tiny_engine_file: Path) -> None:
     result = json.loads(works("inspect", tiny_engine_file, "--json"))
     assert (result["kind"], result["bytes"]) == ("engine", tiny_engine_file.stat().st_size)
-    assert result["model"] == parse_model(TINY).spec()
+    assert result["model"] == vim_config(TINY).spec()
     assert (result["labels"], result["recipe"], result["state"]) == (list(LABELS), "default", "int8")
     model = onnx.load(tiny_engine_file)
     counted: dict[str, int] = {}
@@ -313,10 +313,10 @@ def test_inspect_weights(
         "tensors": len(tiny_weights),
         "parameters": sum(w.size for w in tiny_weights.values()),
         "types": {"float32": len(tiny_weights)},
-        "fits": [parse_model(TINY).spec()],
+        "fits": [vim_config(TINY).spec()],
     }
     path = tmp_path / "demo.safetensors"
-    safetensors.numpy.save_file(random_weights(parse_model(DEMO_MODEL)), path)
+    safetensors.numpy.save_file(random_weights(vim_config(DEMO_MODEL)), path)
     assert json.loads(works("inspect", path, "--json"))["fits"] == [DEMO_MODEL]
     path.write_bytes(b"x" * 100)
     assert "is damaged or not a .safetensors file" in fails("inspect", path)
@@ -487,7 +487,7 @@ def test_caches_of_something_else(
     safetensors.numpy.save_file({**tiny_weights, "head.bias": tiny_weights["head.bias"] + 1}, other)
     arguments = ("build", TINY, "--int8", "-o", out, "--weights")
     assert "was made with other weights of this model" in fails(*arguments, other, "--calib", tiny_cache_file)
-    config = parse_model("vim:img=8,patch=4,dim=16,depth=2,classes=3,channels=1")
+    config = vim_config("vim:img=8,patch=4,dim=16,depth=2,classes=3,channels=1")
     safetensors.numpy.save_file(random_weights(config), other)
     deeper = ("build", config.spec(), "--int8", "-o", out, "--weights", other, "--calib", tiny_cache_file)
     assert "was made for the model vim:img=8" in fails(*deeper)

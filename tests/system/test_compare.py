@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import safetensors.numpy
-from hostile import DATA
+from paths import DATA
 from tiny import TINY, random_weights
 
 import pyvimtrt
@@ -71,14 +71,11 @@ def test_the_worst_images_are_those_that_differ_then_those_furthest_away(
     assert [image.index for image in report.worst] == order[:4]
     for image in report.worst:
         assert np.array_equal(image.pixels, tiny_images[image.index]) and image.label == LABELS[image.index % 3]
-        assert image.distance == pytest.approx(
-            distances[image.index], abs=1e-8
-        )  # batches of other sizes round otherwise
+        # Batches of other sizes round otherwise.
+        assert image.distance == pytest.approx(distances[image.index], abs=1e-8)
         assert [a.label for a in image.quantized] == [LABELS[i] for i in np.argsort(-quantized[image.index])]
-        assert (
-            sum(a.probability for a in image.original) == pytest.approx(1)
-            and image.original[0].index == exact[image.index].argmax()
-        )
+        assert sum(a.probability for a in image.original) == pytest.approx(1)
+        assert image.original[0].index == exact[image.index].argmax()
 
 
 def test_the_attribution_is_of_the_first_images(report: Report) -> None:
@@ -106,19 +103,14 @@ def test_images_without_labels(
 ) -> None:
     np.savez(tmp_path / "data.npz", images=tiny_images)
     found = compare(tiny_engine_file, tmp_path / "data.npz", tiny_weights_file, settings=Settings(detail="none"))
-    assert (
-        found.comparison.top1 is None
-        and found.comparison.agreement > 0.5
-        and found.worst[0].label is None
-        and found.attribution is None
-    )
+    assert found.comparison.top1 is None and found.comparison.agreement > 0.5 and found.worst[0].label is None
+    assert found.attribution is None
 
 
 def test_answers_without_labels_are_numbers() -> None:
     found = answers(np.array([1.0, 3.0, 3.0, -9.0], np.float32), (), 2)
-    assert [(a.index, a.label) for a in found] == [(1, "1"), (2, "2")] and found[0].probability == found[
-        1
-    ].probability < 0.5
+    assert [(a.index, a.label) for a in found] == [(1, "1"), (2, "2")]
+    assert found[0].probability == found[1].probability < 0.5
 
 
 def test_without_a_cache_it_says_what_is_left_out(tiny_engine_file: Path, tiny_weights_file: Path, data: Path) -> None:
@@ -192,9 +184,8 @@ def test_json_has_every_figure(command: Callable[..., Any], logits: tuple[Any, A
     found = json.loads(out)
     assert (code, err) == (0, "")
     expected = compare_logits(*logits, np.arange(12) % 3)
-    assert (
-        found["comparison"]["snr_db"] == pytest.approx(expected.snr_db) and found["comparison"]["low"] == expected.low
-    )
+    assert found["comparison"]["snr_db"] == pytest.approx(expected.snr_db)
+    assert found["comparison"]["low"] == expected.low
     assert {"name", "group", "quantizers", "alone", "without"} == found["attribution"]["costs"][0].keys()
     assert "pixels" not in found["worst"][0] and found["worst"][0]["label"] in LABELS and found["warnings"] == []
 
@@ -268,9 +259,8 @@ def test_worst_images_are_as_many_as_there_are(tiny_images: U8) -> None:
     worst = module._Worst(3)
     rng = np.random.default_rng(0)
     for first in (0, 1):
-        worst.update(
-            tiny_images[first : first + 1], *(rng.normal(size=(1, 3)).astype(np.float32) for _ in range(2)), first=first
-        )
+        original, quantized = (rng.normal(size=(1, 3)).astype(np.float32) for _ in range(2))
+        worst.update(tiny_images[first : first + 1], original, quantized, first)
     assert len(worst._heap) == 2
 
 

@@ -15,11 +15,10 @@ import pytest
 import safetensors.numpy
 import torch
 from helpers import normalization, random_images, varied_weights
-from tiny import TINY
+from tiny import TINY, vim_config
 
 from pyvimtrt.cli import main
 from pyvimtrt.export.onnx_fp32 import build, export_model
-from pyvimtrt.families import parse_model
 from pyvimtrt.families.vim import fp32_network
 from pyvimtrt.families.vim.config import VimConfig
 from pyvimtrt.model.checkpoint import load_model, load_weights
@@ -44,13 +43,14 @@ MODELS = {
 
 def torch_logits(config: VimConfig, weights: Weights, x: F32) -> F32:
     with torch.no_grad():
-        return load_model(config, weights)(torch.from_numpy(x)).numpy()
+        logits: F32 = load_model(config, weights)(torch.from_numpy(x)).numpy()
+    return logits
 
 
 def session_logits(model: onnx.ModelProto, x: F32) -> F32:
-    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(
-        None, {"images": x}
-    )[0]
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    logits: F32 = session.run(None, {"images": x})[0]
+    return logits
 
 
 def check(got: F32, truth: F32) -> None:
@@ -61,10 +61,10 @@ def check(got: F32, truth: F32) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("precomputed", [True, False])
 @pytest.mark.parametrize("name", MODELS)
-def test_onnxruntime_gives_pytorchs_logits(name: str, precomputed: bool, monkeypatch: pytest.MonkeyPatch):
+def test_onnxruntime_gives_pytorchs_logits(name: str, precomputed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not precomputed:
         monkeypatch.setattr(fp32_network, "MAX_PRECOMPUTED_BYTES", 0)
-    config = parse_model(MODELS[name])
+    config = vim_config(MODELS[name])
     weights = varied_weights(config)
     x = normalization(config).apply(random_images(config, 5)).numpy()
     model = build(config, weights)
@@ -76,10 +76,10 @@ def test_onnxruntime_gives_pytorchs_logits(name: str, precomputed: bool, monkeyp
     check(session_logits(model, x[:1]), truth[:1])
 
 
-def test_openvino_gives_pytorchs_logits(tmp_path: Path):
+def test_openvino_gives_pytorchs_logits(tmp_path: Path) -> None:
     import openvino
 
-    config = parse_model(MODELS["double"])
+    config = vim_config(MODELS["double"])
     weights = varied_weights(config)
     x = normalization(config).apply(random_images(config, 2)).numpy()
     onnx.save(build(config, weights), tmp_path / "model.onnx")
@@ -90,9 +90,9 @@ def test_openvino_gives_pytorchs_logits(tmp_path: Path):
     check(np.array(compiled([x])[0]), torch_logits(config, weights, x))
 
 
-def test_the_backward_scan_is_noticed(monkeypatch: pytest.MonkeyPatch):
+def test_the_backward_scan_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seen to fail: with both scans in the same direction the logits are others."""
-    config = parse_model(MODELS["middle"])
+    config = vim_config(MODELS["middle"])
     weights = varied_weights(config)
     x = normalization(config).apply(random_images(config, 4)).numpy()
     model = build(config, weights)
@@ -104,13 +104,13 @@ def test_the_backward_scan_is_noticed(monkeypatch: pytest.MonkeyPatch):
         check(session_logits(model, x), torch_logits(config, weights, x))
 
 
-def test_the_bundled_model_with_its_metadata(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_bundled_model_with_its_metadata(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "onnx", DEMO_MODEL, "-o", str(tmp_path / "demo.onnx"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "file": str(tmp_path / "demo.onnx"),
         "bytes": (tmp_path / "demo.onnx").stat().st_size,
     }
-    config, model = parse_model(DEMO_MODEL), onnx.load(tmp_path / "demo.onnx")
+    config, model = vim_config(DEMO_MODEL), onnx.load(tmp_path / "demo.onnx")
     defaults = model_defaults(config)
     properties = {p.key: p.value for p in model.metadata_props}
     assert properties.pop("model") == config.spec()
@@ -125,8 +125,8 @@ def test_the_bundled_model_with_its_metadata(tmp_path: Path, capsys: pytest.Capt
     check(session_logits(model, x), torch_logits(config, load_weights(config, defaults.weights), x))
 
 
-def test_normalization_and_labels_are_checked_and_kept(tmp_path: Path):
-    config = parse_model(TINY)
+def test_normalization_and_labels_are_checked_and_kept(tmp_path: Path) -> None:
+    config = vim_config(TINY)
     safetensors.numpy.save_file(varied_weights(config), tmp_path / "w.safetensors")
     export_model(TINY, tmp_path / "w.safetensors", tmp_path / "a.onnx", [0.25], [0.5], ["a", "b", "ü"])
     properties = {p.key: p.value for p in onnx.load(tmp_path / "a.onnx").metadata_props}
@@ -137,21 +137,8 @@ def test_normalization_and_labels_are_checked_and_kept(tmp_path: Path):
         (["--mean", "0.1,0.2"], "mean takes one number or 1"),
         (["--weights", str(tmp_path / "absent.pth")], "absent.pth"),
     ):
-        assert (
-            main(
-                [
-                    "export",
-                    "onnx",
-                    TINY,
-                    "--weights",
-                    str(tmp_path / "w.safetensors"),
-                    "-o",
-                    str(tmp_path / "b.onnx"),
-                    *arguments,
-                ]
-            )
-            == 2
-        ), said
+        files = ["--weights", str(tmp_path / "w.safetensors"), "-o", str(tmp_path / "b.onnx")]
+        assert main(["export", "onnx", TINY, *files, *arguments]) == 2, said
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -160,9 +147,9 @@ def labels_file(path: Path, count: int) -> Path:
     return path
 
 
-def test_long_sequences_keep_the_exponentials_in_the_loop():
+def test_long_sequences_keep_the_exponentials_in_the_loop() -> None:
     """896 pixels: 3,137 tokens would take 308 MB for each tensor of an image."""
-    config = parse_model("vim:img=896,patch=16,dim=192,depth=1,classes=3,channels=1")
+    config = vim_config("vim:img=896,patch=16,dim=192,depth=1,classes=3,channels=1")
     weights = varied_weights(config)
     (scan,) = (node for node in build(config, weights).graph.node if node.op_type == "Scan")
     assert "Exp" in {node.op_type for node in next(a.g for a in scan.attribute if a.name == "body").node}

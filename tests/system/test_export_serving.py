@@ -26,11 +26,8 @@ from pyvimtrt.export.triton import export_triton
 from pyvimtrt.runtime.plan import PlanInfo, sidecar, write_plan
 
 PLAN = b"a plan" * 100
-RUN = [
-    sys.executable,
-    "-c",
-    "import sys; from pyvimtrt.cli import main; sys.exit(main())",
-]  # the SDK's messages and Triton's cannot live in one process
+# The SDK's messages and Triton's cannot live in one process.
+RUN = [sys.executable, "-c", "import sys; from pyvimtrt.cli import main; sys.exit(main())"]
 TYPES = """
 import json, sys
 import kserve, yaml
@@ -115,7 +112,8 @@ def test_a_cpu_service(tmp_path: Path, tiny_engine_file: Path) -> None:
         "InferenceService",
         "clothes",
     )
-    assert container["image"] == "registry.example/vim:7" and container["resources"]["limits"] == {
+    assert container["image"] == "registry.example/vim:7"
+    assert container["resources"]["limits"] == {
         "cpu": "2",
         "memory": "2Gi",
     }
@@ -123,10 +121,8 @@ def test_a_cpu_service(tmp_path: Path, tiny_engine_file: Path) -> None:
         "/v2/health/ready"
     ] * 2 + ["/v2/health/live"]
     assert (predictor["minReplicas"], predictor["maxReplicas"], predictor["scaleMetric"]) == (1, 8, "cpu")
-    assert (
-        predictor["volumes"][0]["secret"]["secretName"] == "my-keys"
-        and container["volumeMounts"][0]["mountPath"] == "/keys"
-    )
+    assert predictor["volumes"][0]["secret"]["secretName"] == "my-keys"
+    assert container["volumeMounts"][0]["mountPath"] == "/keys"
     assert container["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", "5"]
     assert container["securityContext"]["runAsNonRoot"] is True
     assert container["securityContext"]["readOnlyRootFilesystem"] is True and predictor["scaleTarget"] == 80
@@ -143,10 +139,8 @@ def test_a_cpu_service(tmp_path: Path, tiny_engine_file: Path) -> None:
         text.replace("/keys/api-keys", str(keys)) for text in container["args"]
     ]
     with Served(tmp_path, *arguments) as served:  # which adds ports of its own
-        assert (
-            served.found["models"][0]["name"] == "clothes"
-            and served.ask(container["readinessProbe"]["httpGet"]["path"])[0] == 200
-        )
+        assert served.found["models"][0]["name"] == "clothes"
+        assert served.ask(container["readinessProbe"]["httpGet"]["path"])[0] == 200
 
 
 @pytest.mark.slow
@@ -161,11 +155,8 @@ def test_a_gpu_service(tmp_path: Path) -> None:
     assert (predictor["scaleMetric"], predictor["scaleTarget"]) == ("concurrency", 16)
     assert predictor["containers"][0]["resources"]["limits"]["memory"] == "8Gi" and known_types(folder) == "known\n"
     dockerfile = (folder / "Dockerfile").read_text()
-    assert (
-        '"tensorrt==11.4.0.106"' in dockerfile
-        and "pyvimtrt[serve,tensorrt]" in dockerfile
-        and "NVIDIA_DRIVER_CAPABILITIES" in dockerfile
-    )
+    assert '"tensorrt==11.4.0.106"' in dockerfile and "pyvimtrt[serve,tensorrt]" in dockerfile
+    assert "NVIDIA_DRIVER_CAPABILITIES" in dockerfile
     assert {path.name for path in folder.iterdir()} == {
         "inferenceservice.yaml",
         "Dockerfile",
@@ -218,10 +209,8 @@ def test_a_triton_repository(tmp_path: Path) -> None:
         "labels.txt",
     )
     assert config.instance_group[0].count == 2 and config.instance_group[0].kind == ModelInstanceGroup.KIND_GPU
-    assert (
-        list(config.dynamic_batching.preferred_batch_size) == [8, 32]
-        and config.dynamic_batching.max_queue_delay_microseconds == 2000
-    )
+    assert list(config.dynamic_batching.preferred_batch_size) == [8, 32]
+    assert config.dynamic_batching.max_queue_delay_microseconds == 2000
     assert (folder / "labels.txt").read_text().splitlines() == ["bag", "big coat", "shoe"]
     assert (folder / "1" / "model.plan").read_bytes() == PLAN
 

@@ -4,6 +4,7 @@ its own as users start it.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import re
@@ -49,9 +50,8 @@ from pyvimtrt.zoo import DEMO_MODEL
 GROUP = "polygraphy.run.plugins"
 GUIDE = (ROOT / "docs/polygraphy.md").read_text(encoding="utf-8")
 COMMANDS = [line.split("#")[0].strip() for line in GUIDE.splitlines() if re.match(r"(\w+=\S+ )?polygraphy ", line)]
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:CompareFunc.simple is deprecated"
-)  # its successor is not in the oldest Polygraphy that is supported
+# Its successor is not in the oldest Polygraphy that is supported.
+pytestmark = pytest.mark.filterwarnings("ignore:CompareFunc.simple is deprecated")
 MAIN = "import sys; from polygraphy.tools import main; sys.exit(main())"
 
 Run = Callable[..., str]
@@ -237,17 +237,18 @@ def test_files_that_are_no_quantized_network(polygraphy: Run, tmp_path: Path) ->
     )
     (tmp_path / "a.onnx").write_bytes(b"plan")
     printed = polygraphy("run", tmp_path / "a.onnx", "--vimtrt-cpu", code=1)
-    assert (
-        f"[!] {tmp_path}/a.onnx is damaged or not an ONNX file; build the network again" in printed
-        and "Traceback" not in printed
-    )
+    assert f"[!] {tmp_path}/a.onnx is damaged or not an ONNX file; build the network again" in printed
+    assert "Traceback" not in printed
 
 
 @pytest.mark.slow
 def test_packages_that_are_missing_matter_only_where_they_are_used(
     polygraphy: Run, tiny_engine_file: Path, tiny_weights_file: Path
 ) -> None:
-    without = f"import sys; sys.modules.update(dict.fromkeys(('torch', 'timm', 'tensorrt', 'tensorrt_rtx', 'onnx_graphsurgeon'))); {MAIN}"
+    without = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'timm', 'tensorrt', 'tensorrt_rtx', "
+        f"'onnx_graphsurgeon'))); {MAIN}"
+    )
     assert "Failed to load plugin" not in polygraphy(
         "run", tiny_engine_file, "--vimtrt-cpu", "--vimtrt-ref", "--atol", 0, "--rtol", 0, python=without
     )
@@ -257,8 +258,8 @@ def test_packages_that_are_missing_matter_only_where_they_are_used(
     assert (
         "[!] the fp32 model needs the package torch, which is not installed; run: pip install 'pyvimtrt[torch]'"
         in printed
-        and "Traceback" not in printed
     )
+    assert "Traceback" not in printed
     light = (
         "import sys, pyvimtrt.compare.polygraphy_plugin; sys.exit(bool({'numpy', 'onnx', 'torch', "
         "'PIL', 'pyvimtrt._native'} & sys.modules.keys()))"
@@ -331,7 +332,8 @@ def test_outputs_are_selected_by_pattern(tiny_engine_file: Path) -> None:
     network = load_network(tiny_engine_file)
     names = [name for node in network.nodes for name in node.outputs]
     assert select_outputs(network, constants.MARK_ALL) == names
-    assert select_outputs(network, "logits") == ["logits"] and select_outputs(network, ["logits", "*.scan.y"]) == [
+    assert select_outputs(network, "logits") == ["logits"]
+    assert select_outputs(network, ["logits", "*.scan.y"]) == [
         "layers.0.scan.y",
         "logits",
     ]
@@ -351,17 +353,10 @@ def test_references_of_copies_are_those_of_onnx() -> None:
     x = np.arange(24).reshape(2, 3, 4)
     assert references._reshape({}, x, np.array([0, -1]))[0].shape == (2, 12)
     assert references._reshape({"allowzero": 1}, x[:0], np.array([0, 5]))[0].shape == (0, 5)
-    assert references._transpose({}, x)[0].shape == (4, 3, 2) and references._transpose({"perm": [0, 2, 1]}, x)[
-        0
-    ].shape == (2, 4, 3)
-    assert np.array_equal(references._gather({}, x, np.array([-1]))[0], x[1:]) and references._gather(
-        {"axis": 2}, x, np.array([[0, 1]])
-    )[0].shape == (
-        2,
-        3,
-        1,
-        2,
-    )
+    assert references._transpose({}, x)[0].shape == (4, 3, 2)
+    assert references._transpose({"perm": [0, 2, 1]}, x)[0].shape == (2, 4, 3)
+    assert np.array_equal(references._gather({}, x, np.array([-1]))[0], x[1:])
+    assert references._gather({"axis": 2}, x, np.array([[0, 1]]))[0].shape == (2, 3, 1, 2)
 
 
 def test_feed_dicts_hold_the_images(tiny_engine_file: Path, tiny_images: U8, tmp_path: Path) -> None:
@@ -409,7 +404,9 @@ def test_polygraphy_builds_the_engine_with_tensorrt_for_rtx(
     )
     polygraphy("run", demo_network, *options, "--atol", 0, "--rtol", 0, "--gen-script", script, **variables)
     printed = polygraphy(
-        python=f"try:\n    exec(open({str(script)!r}).read())\nexcept Exception as error:\n    print('ended by', error)",
+        python=(
+            f"try:\n    exec(open({str(script)!r}).read())\nexcept Exception as error:\n    print('ended by', error)"
+        ),
         **variables,
     )
     assert "Finished engine building" in printed and engine.stat().st_size > 1_000_000
@@ -464,13 +461,13 @@ def test_the_name_that_the_wheel_of_tensorrt_for_rtx_lacks(monkeypatch: pytest.M
     def missing(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 
-    monkeypatch.setattr(tensorrt_plugins.ctypes, "CDLL", missing)
-    monkeypatch.setattr(tensorrt_plugins.Path, "exists", lambda path: False)
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    monkeypatch.setattr(Path, "exists", lambda path: False)
     with pytest.raises(
         BackendError, match=r"a name that its wheel lacks; run: ln -s libtensorrt_rtx\.so\.1 /.*/libtensorrt_rtx\.so$"
     ):
         tensorrt_plugins._check_library_name()
-    monkeypatch.setattr(tensorrt_plugins.ctypes, "CDLL", lambda name: None)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: None)
     tensorrt_plugins._check_library_name()
 
 

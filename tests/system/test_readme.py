@@ -17,11 +17,10 @@ import torch
 from paths import ROOT
 from PIL import Image
 from serving import Served
-from tiny import random_weights
+from tiny import random_weights, vim_config
 
 import pyvimtrt
 from pyvimtrt.cli import app, main
-from pyvimtrt.families import parse_model
 
 
 def blocks_of(text: str) -> list[str]:
@@ -52,7 +51,7 @@ def results_of(output: str) -> list[str]:
 def user_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The files that the README's user has: a published checkpoint, photos, and a labelled set."""
     random = np.random.default_rng(0)
-    weights = {name: torch.from_numpy(value) for name, value in random_weights(parse_model(SMALL)).items()}
+    weights = {name: torch.from_numpy(value) for name, value in random_weights(vim_config(SMALL)).items()}
     torch.save({"model": weights}, tmp_path / "vim_t.pth")
     (tmp_path / "calibration_images").mkdir()
     pictures = [tmp_path / "photo.jpg", *(tmp_path / "calibration_images" / f"{i}.jpg" for i in range(8))]
@@ -73,9 +72,8 @@ def run_commands(capsys: pytest.CaptureFixture[str], *names: str) -> None:
         arguments = [SMALL if a == "vim_tiny_patch16_224" else a for a in shlex.split(line)[1:]]
         if arguments[0] == "serve" or (names and arguments[0] not in names):
             continue
-        if (
-            "kserve" in arguments
-        ):  # in a process of its own: the messages of KServe's SDK and of Triton's client cannot live in one
+        # In a process of its own: the messages of KServe's SDK and of Triton's client cannot live in one.
+        if "kserve" in arguments:
             result = subprocess.run(
                 [sys.executable, "-m", "pyvimtrt.cli", *arguments], capture_output=True, text=True, check=False
             )
@@ -84,14 +82,14 @@ def run_commands(capsys: pytest.CaptureFixture[str], *names: str) -> None:
             assert main(arguments) == 0, f"{line}: {capsys.readouterr().err}"
 
 
-def test_the_two_commands_exist():
+def test_the_two_commands_exist() -> None:
     scripts = [line.split()[1] for line in COMMANDS if line.startswith("bash ")]
     assert scripts == ["tools/demo.sh", "tools/test.sh"]
     assert all((ROOT / script).is_file() for script in scripts)
 
 
 @pytest.mark.slow
-def test_commands_run_as_written(user_files: Path, capsys: pytest.CaptureFixture[str]):
+def test_commands_run_as_written(user_files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In order, each using the files that the ones before it made."""
     assert {shlex.split(line)[1] for line in PYVIMTRT} >= {"calibrate", "build", "infer", "eval"}
     run_commands(capsys)
@@ -100,7 +98,7 @@ def test_commands_run_as_written(user_files: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.slow
-def test_clients_of_the_server_run_as_written(user_files: Path, capsys: pytest.CaptureFixture[str]):
+def test_clients_of_the_server_run_as_written(user_files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The curl line and the Python example, against the server that the README starts; only the addresses are
     others.
     """
@@ -126,7 +124,7 @@ def test_clients_of_the_server_run_as_written(user_files: Path, capsys: pytest.C
 @pytest.mark.needs_nvcc
 def test_tensorrt_commands_run_as_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+) -> None:
     monkeypatch.chdir(tmp_path)
     lines = [line for line in PYVIMTRT if ".engine" in line or "tensorrt" in line]
     assert {shlex.split(line)[1] for line in lines} >= {"build", "inspect"}
@@ -135,21 +133,21 @@ def test_tensorrt_commands_run_as_written(
     assert "tensorrt-rtx" in capsys.readouterr().out
 
 
-def test_every_command_is_known():
+def test_every_command_is_known() -> None:
     known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     known |= {str(group.name) for group in app.registered_groups}
     mentioned = set(re.findall(r"pyvimtrt ([a-z]+)", README))
     assert mentioned & known and mentioned <= known, mentioned - known
 
 
-def test_python_names_exist():
+def test_python_names_exist() -> None:
     names = set(re.findall(r"pyvimtrt\.([a-z_]+)\(?", README)) - {"git"}
     assert names and all(hasattr(pyvimtrt, name) for name in names), names
 
 
 def test_the_shown_output_is_the_demo_s(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+) -> None:
     """Results do not depend on the machine, so what the model card shows is what everybody gets, and the README shows
     some of its lines. The rate is left out.
     """

@@ -81,10 +81,8 @@ def check(table: pa.Table, expected: dict[str, bytes], engine: Engine, tmp_path:
         best = engine.top_classes(engine.run(image[None])[0], 2)
         assert (row["class"], row["label"], row["error"]) == (best[0].index, best[0].label, None)
         assert row["classes"] == [p.index for p in best]
-        assert (
-            row["probabilities"] == [np.float32(p.probability) for p in best]
-            and row["probability"] == row["probabilities"][0]
-        )
+        assert row["probabilities"] == [np.float32(p.probability) for p in best]
+        assert row["probability"] == row["probabilities"][0]
 
 
 def test_a_folder(
@@ -230,12 +228,12 @@ def test_damaged_tar_files_are_noticed(
             entry, content = tarfile.TarInfo(f"{i}.png"), png(np.random.default_rng(i))
             entry.size = len(content)
             shard.addfile(entry, io.BytesIO(content))
-    content = bytearray(file.read_bytes())  # members of 1024 bytes, a header and an image
+    damaged = bytearray(file.read_bytes())  # members of 1024 bytes, a header and an image
     if cut == "damaged header":
-        content[2048 + 150] ^= 0xFF
+        damaged[2048 + 150] ^= 0xFF
     else:
-        del content[{"between members": 2048, "in a header": 2148, "in an image": 2048 + 530}[cut] :]
-    file.write_bytes(content)
+        del damaged[{"between members": 2048, "in a header": 2148, "in an image": 2048 + 530}[cut] :]
+    file.write_bytes(damaged)
     assert main(["score", str(tiny_engine_file), str(file), str(tmp_path / "out")]) == 2
     assert "a.tar" in capsys.readouterr().err and not (tmp_path / "out").exists()
 

@@ -17,7 +17,7 @@ import pytest
 from pyvimtrt.errors import BackendError
 from pyvimtrt.serve import batcher as module
 from pyvimtrt.serve.batcher import Batcher, EngineFailedError, QueueFullError
-from pyvimtrt.serve.engine_process import EngineChangedError
+from pyvimtrt.serve.engine_process import SLOTS, EngineChangedError
 from pyvimtrt.serve.metrics import Metrics, ModelMetrics
 from pyvimtrt.serve.settings import MOST_IMAGES, ServeSettings
 from pyvimtrt.serve.worker import FileState, file_state
@@ -51,10 +51,10 @@ class PretendProcess:
 
     def open(self, batch: int) -> None:
         shape = (self.config.channels, self.config.img, self.config.img)
-        images = [np.full((batch, *shape), 0xA5, np.uint8) for _ in range(module.SLOTS)]
+        images = [np.full((batch, *shape), 0xA5, np.uint8) for _ in range(SLOTS)]
         self.slots = SimpleNamespace(
             images=images,
-            logits=[np.full((batch, self.config.classes), np.nan, np.float32) for _ in range(module.SLOTS)],
+            logits=[np.full((batch, self.config.classes), np.nan, np.float32) for _ in range(SLOTS)],
         )
         self.all.append(self)
 
@@ -478,8 +478,8 @@ def test_the_best_batch_is_the_smallest_that_is_nearly_best(tiny_engine_file: Pa
             self.now += self.fixed + self.each * len(images)
 
     def best(fixed: float, each: float) -> int:
-        engine = Timed(fixed, each)
-        return best_batch(engine, lambda: engine.now)[0]  # type: ignore[arg-type]
+        engine: Any = Timed(fixed, each)
+        return best_batch(engine, lambda: engine.now)[0]
 
     assert best(0.0, 0.001) == 1
     assert best(0.001, 0.001) == 16

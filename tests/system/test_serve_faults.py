@@ -29,11 +29,10 @@ from geventhttpclient.response import HTTPConnectionClosed
 from helpers import assert_same_bits
 from PIL import Image
 from serving import COMMAND, Served, wait_for
-from tiny import TINY, png_claiming, random_weights
+from tiny import TINY, png_claiming, random_weights, vim_config
 
 import pyvimtrt
 from pyvimtrt.data.images import load_image
-from pyvimtrt.families import parse_model
 from pyvimtrt.runtime.engine import Engine
 
 pytestmark = pytest.mark.slow
@@ -48,7 +47,7 @@ def slow_engine_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import safetensors.numpy
 
     folder = tmp_path_factory.mktemp("slow")
-    config = parse_model(SLOW)
+    config = vim_config(SLOW)
     safetensors.numpy.save_file(random_weights(config), folder / "w.safetensors")
     images = np.random.default_rng(0).integers(0, 256, (4, 1, 64, 64), dtype=np.uint8)
     pyvimtrt.calibrate(SLOW, folder / "w.safetensors", images, recipe="naive", output=folder / "c.safetensors")
@@ -142,22 +141,19 @@ def test_clients_that_vanish(tmp_path: Path, slow_engine_file: Path) -> None:
             for _ in range(5):
                 with socket.create_connection((served.host, served.port)) as connection:
                     connection.sendall(request[:cut])
-        wait_for(
-            lambda: served.metric("pyvimtrt_errors_total", model="m", kind="disconnected") == 10
-        )  # those whose headers had come
+        # Those whose headers had come.
+        wait_for(lambda: served.metric("pyvimtrt_errors_total", model="m", kind="disconnected") == 10)
         with stopped(served):
             connections = [socket.create_connection((served.host, served.port)) for _ in range(30)]
             for connection in connections:
                 connection.sendall(request)
             wait_for(lambda: served.metric("pyvimtrt_queue_images", model="m") == 29)  # one is in the engine
             for connection in connections:
-                connection.setsockopt(
-                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-                )  # a reset, as of a killed client
+                # A reset, as of a killed client.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 connection.close()
-            wait_for(
-                lambda: served.metric("pyvimtrt_queue_images", model="m") == 1
-            )  # one lies ready for the worker, out of the queue's reach
+            # One lies ready for the worker, out of the queue's reach.
+            wait_for(lambda: served.metric("pyvimtrt_queue_images", model="m") == 1)
             assert served.metric("pyvimtrt_cancelled_requests_total", model="m") == 30
             assert served.metric("pyvimtrt_errors_total", model="m", kind="disconnected") == 40
         wait_for(lambda: served.metric("pyvimtrt_queue_images", model="m") == 0)
@@ -203,9 +199,8 @@ def test_clients_that_dawdle(tmp_path: Path, tiny_engine_file: Path) -> None:
             thread.start()
         while any(thread.is_alive() for thread in threads):
             start = time.perf_counter()
-            while (
-                status := served.ask("/v2/models/m/infer", json.dumps(good_request()).encode())[0]
-            ) == 503:  # for the moment that a place is kept for a body
+            # Refused for the moment that a place is kept for a body.
+            while (status := served.ask("/v2/models/m/infer", json.dumps(good_request()).encode())[0]) == 503:
                 time.sleep(0.01)
             assert status == 200
             assert time.perf_counter() - start < 4.0, (
@@ -418,9 +413,8 @@ def test_what_hangs_when_the_time_to_drain_is_over_gets_an_answer(tmp_path: Path
         assert {answer[9:12] for answer in answers} == {b"503"} and len(answers) == 20
         assert all(b"ended before the engine had answered" in answer for answer in answers)
         lines = served.logs()
-        assert sum(line["event"] == "request" and line["code"] == 503 for line in lines) == 20 and not any(
-            "exception" in line for line in lines
-        )
+        assert sum(line["event"] == "request" and line["code"] == 503 for line in lines) == 20
+        assert not any("exception" in line for line in lines)
 
 
 def test_sigterm_while_engines_are_loaded(tmp_path: Path, slow_engine_file: Path) -> None:

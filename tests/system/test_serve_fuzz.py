@@ -18,7 +18,8 @@ EXAMPLES = 60  # of each operation, besides those that cover its description
 ALLOWED = """
 [checks.not_a_server_error]
 expected-statuses = ["2xx", "4xx", 503]
-[checks.positive_data_acceptance]  # a schema cannot say that as many bytes follow as the shape takes, or that they are an image
+# A schema cannot say that as many bytes follow as the shape takes, or that they are an image.
+[checks.positive_data_acceptance]
 expected-statuses = ["2xx", "4xx", 503]
 """
 MEETING = '[parameters]\nmodel_name = "tiny"\nmodel_version = "1"\n'

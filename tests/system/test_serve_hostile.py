@@ -226,9 +226,8 @@ def test_refused_requests_leave_nothing_in_memory(tmp_path: Path, tiny_engine_fi
                     print(f"{name}: {sizes[name] / before - 1:+.2%}", flush=True)
             sizes["gRPC"] = settled(served.process.pid)
             connection.close()
-            connection = http.client.HTTPConnection(
-                served.host, served.port, timeout=60
-            )  # the server closed the idle one
+            # The server closed the idle one.
+            connection = http.client.HTTPConnection(served.host, served.port, timeout=60)
             for _ in range(10 * ROUNDS):
                 assert post(connection, GOOD, {}) == 200
             sizes["good requests"] = settled(served.process.pid)

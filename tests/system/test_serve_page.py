@@ -24,7 +24,8 @@ DROP = """([target, name, type, content]) => {
   const transfer = new DataTransfer();
   transfer.items.add(new File([bytes], name, {type}));
   for (const kind of ["dragover", "drop"])
-    document.querySelector(target).dispatchEvent(new DragEvent(kind, {dataTransfer: transfer, bubbles: true, cancelable: true}));
+    document.querySelector(target).dispatchEvent(
+      new DragEvent(kind, {dataTransfer: transfer, bubbles: true, cancelable: true}));
 }"""
 
 

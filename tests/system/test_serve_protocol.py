@@ -152,9 +152,8 @@ def test_encoded_images_are_those_of_infer(
             outputs = {output["name"]: output for output in answer["outputs"]}
             assert_same_bits(np.array(outputs["logits"]["data"], np.float32), row, "an image as the body")
             best = engine.top_classes(row, 2)
-            assert outputs["labels"]["data"] == [p.label for p in best] and outputs["classes"]["data"] == [
-                p.index for p in best
-            ]
+            assert outputs["labels"]["data"] == [p.label for p in best]
+            assert outputs["classes"]["data"] == [p.index for p in best]
 
 
 def test_classes_on_request(http_client: Any, grpc_client: Any, engine: Engine, tiny_images: U8) -> None:
@@ -187,28 +186,20 @@ def test_classes_on_request(http_client: Any, grpc_client: Any, engine: Engine, 
 
 
 def test_what_is_served(served: Served, http_client: Any, grpc_client: Any) -> None:
-    assert (
-        http_client.is_server_live()
-        and http_client.is_server_ready()
-        and http_client.is_model_ready("tiny")
-        and http_client.is_model_ready("again", "1")
-    )
-    assert (
-        grpc_client.is_server_live()
-        and grpc_client.is_server_ready()
-        and grpc_client.is_model_ready("tiny")
-        and grpc_client.is_model_ready("again", "1")
-    )
+    assert http_client.is_server_live() and http_client.is_server_ready() and http_client.is_model_ready("tiny")
+    assert http_client.is_model_ready("again", "1")
+    assert grpc_client.is_server_live() and grpc_client.is_server_ready() and grpc_client.is_model_ready("tiny")
+    assert grpc_client.is_model_ready("again", "1")
     found = http_client.get_model_metadata("tiny")
     assert found["inputs"] == [
         {"name": "images", "datatype": "UINT8", "shape": [-1, 1, 8, 8]},
         {"name": "encoded", "datatype": "BYTES", "shape": [-1]},
     ]
-    assert found["outputs"][0] == {"name": "logits", "datatype": "FP32", "shape": [-1, 3]} and found["versions"] == [
-        "1"
-    ]
+    assert found["outputs"][0] == {"name": "logits", "datatype": "FP32", "shape": [-1, 3]}
+    assert found["versions"] == ["1"]
     message = grpc_client.get_model_metadata("tiny")
-    assert [tensor.name for tensor in message.inputs] == ["images", "encoded"] and list(message.inputs[0].shape) == [
+    assert [tensor.name for tensor in message.inputs] == ["images", "encoded"]
+    assert list(message.inputs[0].shape) == [
         -1,
         1,
         8,
@@ -394,19 +385,16 @@ def test_other_sites_pages_are_kept_out(served: Served, tmp_path: Path, tiny_eng
         ):
             status, answer, _ = served.ask(path, body, **headers)
             assert status == 403 and isinstance(answer, dict) and list(answer) == ["error"]
-        assert served.ask("/v2/models", **({"Host": "evil.example"} if "Host" in headers else headers))[0] == 403
+        models = {"Host": "evil.example"} if "Host" in headers else headers
+        assert served.ask("/v2/models", None, **models)[0] == 403
     for headers in ({"Origin": served.url}, {"Host": f"localhost:{served.port}"}, {"Host": "[::1]:80"}):
-        assert (
-            served.infer("tiny", request(), **{**headers, **({"Host": served.address} if "Origin" in headers else {})})[
-                0
-            ]
-            == 200
-        )
+        if "Origin" in headers:
+            headers["Host"] = served.address
+        assert served.infer("tiny", request(), **headers)[0] == 200
     assert served.ask("/v2/models/tiny/ready")[0] == 200
     with Served(tmp_path, f"tiny={tiny_engine_file}", "--api-key", "k") as keyed:
-        assert (
-            keyed.infer("tiny", request(), X_API_Key="k", Origin="http://other.example", Host="model.example")[0] == 200
-        ), "the key is what protects it"
+        headers = {"X_API_Key": "k", "Origin": "http://other.example", "Host": "model.example"}
+        assert keyed.infer("tiny", request(), **headers)[0] == 200, "the key is what protects it"
 
 
 def test_the_model_repository(served: Served, http_client: Any, grpc_client: Any) -> None:
@@ -414,7 +402,7 @@ def test_the_model_repository(served: Served, http_client: Any, grpc_client: Any
     grpc_client.unload_model("again")
     assert not grpc_client.is_model_ready("again") and grpc_client.is_model_ready("tiny")
     status, answer, _ = served.ask("/v2/repository/index", b'{"ready": true}', Content_Type="application/json")
-    assert status == 200 and [entry["name"] for entry in answer] == ["tiny"]  # type: ignore[index, union-attr]
+    assert status == 200 and [entry["name"] for entry in answer] == ["tiny"]  # type: ignore[index]  # a list
     assert {entry["name"]: entry["state"] for entry in http_client.get_model_repository_index()} == {
         "tiny": "READY",
         "again": "UNAVAILABLE",

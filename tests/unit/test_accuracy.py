@@ -12,10 +12,10 @@ import numpy.typing as npt
 import pytest
 import torch
 from hostile import KINDS, fashion_mnist, hostile
+from tiny import vim_config
 
 from pyvimtrt.api import resolve_weights
 from pyvimtrt.compare.metrics import Comparison, compare_logits
-from pyvimtrt.families import parse_model
 from pyvimtrt.graph.assemble import assemble
 from pyvimtrt.graph.network import network_from_model
 from pyvimtrt.model.checkpoint import load_model, load_weights
@@ -28,7 +28,7 @@ from pyvimtrt.zoo import DEMO_MODEL
 
 pytestmark = pytest.mark.slow
 pytestmark = pytest.mark.slow
-CONFIG = parse_model(DEMO_MODEL)
+CONFIG = vim_config(DEMO_MODEL)
 DEFAULTS = model_defaults(CONFIG)
 NORMALIZATION = Normalization(DEFAULTS.mean, DEFAULTS.std)
 TEST, CALIBRATION = fashion_mnist("test"), fashion_mnist("calibration")["images"]

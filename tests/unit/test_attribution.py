@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from helpers import CALIBRATION_IMAGES, random_images, tiny_cache, varied_weights
-from tiny import TINY
+from tiny import TINY, vim_config
 
 from pyvimtrt.compare import attribution as module
 from pyvimtrt.compare.attribution import attribute, closeness, groups_of, split_name
@@ -16,14 +17,13 @@ from pyvimtrt.compare.ranges import RangeRecord
 from pyvimtrt.compare.results import Attribution, Range
 from pyvimtrt.compare.simulation import Simulation
 from pyvimtrt.errors import UsageError
-from pyvimtrt.families import parse_model
 from pyvimtrt.model.checkpoint import load_model
 from pyvimtrt.model.scan import torch_scan
 from pyvimtrt.quantization.cache import Cache
 from pyvimtrt.quantization.calibrate import Normalization
 
 DEEP = TINY.replace("depth=1", "depth=3")
-CONFIG = parse_model(DEEP)
+CONFIG = vim_config(DEEP)
 WEIGHTS = varied_weights(CONFIG)
 ROUNDING_DB = 100.0  # above it the difference is that of two scans in fp32
 IMAGES = random_images(CONFIG, CALIBRATION_IMAGES, seed=1)
@@ -35,13 +35,13 @@ def found(cache: Cache | None = None, detail: str = "tensors") -> Attribution:
     return attribute(CONFIG, WEIGHTS, cache, IMAGES, logits, detail)
 
 
-def test_names_have_a_layer_and_a_kind():
+def test_names_have_a_layer_and_a_kind() -> None:
     assert split_name("layers.12.forward.x_proj.output") == (12, "forward.x_proj.output")
     assert split_name("head.input") == (None, "head.input")
 
 
 @pytest.mark.parametrize("detail", ["kinds", "tensors"])
-def test_each_partition_holds_every_quantizer_once(detail: str):
+def test_each_partition_holds_every_quantizer_once(detail: str) -> None:
     quantizers = Simulation(CONFIG, WEIGHTS, tiny_cache(DEEP)).quantizers
     groups = groups_of(quantizers, detail)
     for partition in ("kind", "layer", *(["tensor"] if detail == "tensors" else [])):
@@ -62,7 +62,9 @@ def test_each_partition_holds_every_quantizer_once(detail: str):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("elements", [None, 200])
-def test_costs_are_those_of_the_simulation_asked_directly(elements: int | None, monkeypatch: pytest.MonkeyPatch):
+def test_costs_are_those_of_the_simulation_asked_directly(
+    elements: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever layer a group begins in, and in however many batches images run."""
     if elements is not None:
         monkeypatch.setattr(module, "BATCH_ELEMENTS", elements)
@@ -86,7 +88,7 @@ def test_costs_are_those_of_the_simulation_asked_directly(elements: int | None, 
 
 
 @pytest.mark.slow
-def test_a_step_far_too_large_is_found():
+def test_a_step_far_too_large_is_found() -> None:
     cache = tiny_cache(DEEP)
     spoiled = Cache(
         cache.info,
@@ -103,7 +105,7 @@ def test_a_step_far_too_large_is_found():
 
 
 @pytest.mark.slow
-def test_errors_name_layer_and_kind_and_are_infinite_where_nothing_differs():
+def test_errors_name_layer_and_kind_and_are_infinite_where_nothing_differs() -> None:
     errors = found(detail="kinds").errors
     assert {(error.layer, error.kind) for error in errors} >= {
         (i, kind) for i in range(3) for kind in ("conv.input", "forward.delta", "backward.scan.output")
@@ -122,7 +124,7 @@ def test_errors_name_layer_and_kind_and_are_infinite_where_nothing_differs():
 
 
 @pytest.mark.slow
-def test_progress_ends_at_its_total():
+def test_progress_ends_at_its_total() -> None:
     steps: list[tuple[int, int]] = []
     cache = tiny_cache(DEEP)
     attribute(
@@ -136,7 +138,7 @@ def test_progress_ends_at_its_total():
     assert [done for done, _ in steps] == list(range(1, steps[-1][1] + 1)) and len({total for _, total in steps}) == 1
 
 
-def test_an_unknown_detail_is_refused():
+def test_an_unknown_detail_is_refused() -> None:
     with pytest.raises(UsageError, match="the detail of an attribution is kinds or tensors, got 'all'"):
         found(detail="all")
 
@@ -144,36 +146,42 @@ def test_an_unknown_detail_is_refused():
 # Ranges.
 
 
-def exact_tensors() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def exact_tensors() -> tuple[dict[str, np.ndarray], dict[tuple[int, str], np.ndarray]]:
     """Return every tensor of the fp32 model, and its states."""
-    cache, seen, states = tiny_cache(DEEP), {}, {}
+    cache = tiny_cache(DEEP)
+    seen: dict[str, torch.Tensor] = {}
+    states: dict[tuple[int, str], torch.Tensor] = {}
     model = load_model(CONFIG, WEIGHTS)
     with torch.no_grad():
         hidden, residual = model.embed(Normalization(cache.info.mean, cache.info.std).apply(IMAGES)), None
         for i, layer in enumerate(model.layers):
 
-            def scan(u, delta, A, B, C, D, reverse, i=i):  # type: ignore[no-untyped-def]
+            def scan(*arguments: Any, i: int = i) -> torch.Tensor:
+                u, delta, A, B, C, D, reverse = arguments
                 kept = states.setdefault(
                     (i, "backward" if reverse else "forward"),
                     torch.zeros(len(IMAGES), CONFIG.tokens, CONFIG.inner, CONFIG.state),
                 )
-                return torch_scan(
-                    u, delta, A, B, C, D, reverse, lambda t, h: kept.__setitem__((slice(None), t), h) or h
-                )
 
-            hidden, residual = layer(
-                hidden, residual, lambda name, x, i=i: seen.setdefault(f"layers.{i}.{name}", x), scan
-            )
-    return {name: x.abs().amax(dim=0).numpy() for name, x in seen.items()}, {
-        key: h.abs().amax(dim=0).numpy() for key, h in states.items()
-    }
+                def keep(t: int, h: torch.Tensor) -> torch.Tensor:
+                    kept[:, t] = h
+                    return h
+
+                return torch_scan(u, delta, A, B, C, D, reverse, keep)
+
+            def tap(name: str, x: torch.Tensor, i: int = i) -> torch.Tensor:
+                return seen.setdefault(f"layers.{i}.{name}", x)
+
+            hidden, residual = layer(hidden, residual, tap, scan)
+    largest = {name: x.abs().amax(dim=0).numpy() for name, x in seen.items()}
+    return largest, {key: h.abs().amax(dim=0).numpy() for key, h in states.items()}
 
 
 def by_place(ranges: tuple[Range, ...]) -> dict[tuple[str, str], Range]:
     return {(r.name, r.axis): r for r in ranges}
 
 
-def test_ranges_are_the_largest_magnitudes_and_what_the_steps_reach():
+def test_ranges_are_the_largest_magnitudes_and_what_the_steps_reach() -> None:
     cache, (largest, _) = tiny_cache(DEEP), exact_tensors()
     ranges, t = by_place(found(detail="kinds").ranges), cache.tensors
     assert len(ranges) == 3 * (4 * 2 + 6)
@@ -197,7 +205,7 @@ def test_ranges_are_the_largest_magnitudes_and_what_the_steps_reach():
 
 
 @pytest.mark.slow
-def test_states_after_reparameterization_use_more_bits():
+def test_states_after_reparameterization_use_more_bits() -> None:
     cache, (_, largest) = tiny_cache(DEEP), exact_tensors()
     states = found(detail="kinds").states
     assert states
@@ -212,13 +220,11 @@ def test_states_after_reparameterization_use_more_bits():
         after = h / (tok[:, None, None] * chan[:, None] * of_state)
         np.testing.assert_allclose(state.after["channel"], after.max(axis=(0, 2)) / after.max(), rtol=1e-4)
         bits = np.clip(np.log2(np.maximum(after, 1e-30)), 0, 7).mean()
-        assert (
-            state.used_bits_after == pytest.approx(bits, abs=0.01)
-            and state.used_bits_after > state.used_bits_before + 0.5
-        )
+        assert state.used_bits_after == pytest.approx(bits, abs=0.01)
+        assert state.used_bits_after > state.used_bits_before + 0.5
 
 
-def test_states_that_are_one_product_use_all_bits():
+def test_states_that_are_one_product_use_all_bits() -> None:
     """h = r_C r_L r_D exactly: after reparameterization every entry is at the end of its step's reach."""
     rng = np.random.default_rng(0)
     tok, chan, state = (np.exp(rng.normal(size=n)) for n in (CONFIG.tokens, CONFIG.inner, CONFIG.state))

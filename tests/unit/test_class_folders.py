@@ -34,11 +34,8 @@ def numbers(
 def test_numbers_with_a_warning_and_text_as_torchvision() -> None:
     found, (warning,) = numbers(TWELVE, 12)
     assert found == {name: int(name) for name in TWELVE}
-    assert (
-        "10 as class 10" in warning
-        and "10 of 12 would be other classes, 10 class 2" in warning
-        and "--class-order text" in warning
-    )
+    assert "10 as class 10" in warning and "10 of 12 would be other classes, 10 class 2" in warning
+    assert "--class-order text" in warning
     assert numbers(TWELVE, 12, order="text") == (TORCHVISION, ())
     assert numbers(TWELVE, 12, order="numbers") == ({name: int(name) for name in TWELVE}, ())
 
@@ -103,9 +100,8 @@ def test_eval_of_numbered_folders(tmp_path: Path, capsys: pytest.CaptureFixture[
     pyvimtrt.calibrate(config.spec(), weights, images, output=tmp_path / "c.safetensors")
     engine = pyvimtrt.build(config.spec(), weights, tmp_path / "c.safetensors", tmp_path / "e.onnx")
     answers = pyvimtrt.load_engine(engine).run(images).argmax(axis=1)
-    for number, (image, answer) in enumerate(
-        zip(images, answers, strict=True)
-    ):  # half of them right by number, half by text
+    # Half of them are right by number, half by text.
+    for number, (image, answer) in enumerate(zip(images, answers, strict=True)):
         name = str(answer) if number % 2 else sorted(TWELVE)[answer]
         (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
         Image.fromarray(image[0]).save(tmp_path / "data" / name / f"{number:02}.png")

@@ -40,20 +40,20 @@ def check_best(chosen: float, scores: list[float]) -> None:
     assert scores[index] >= max(scores) - 1e-6 and max(scores) - min(scores) > 1e-4
 
 
-def test_candidates_are_the_published_ones():
+def test_candidates_are_the_published_ones() -> None:
     assert len(cosine.CANDIDATES) == 100 and cosine.CANDIDATES[0] == 0.01
     np.testing.assert_allclose(cosine.CANDIDATES[99], 0.01 + 99 * 1.19 / 100)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_weight_steps_share_the_best_multiplier(seed: int):
+def test_weight_steps_share_the_best_multiplier(seed: int) -> None:
     x, weight = rng(seed).standard_t(3, (60, 12)), rng(seed + 10).standard_t(2, (5, 12))
     steps = np.full(5, np.abs(weight).max() / 127)
     (chosen,) = {round(float(r), 9) for r in cosine.weight_steps(f32(x), f32(weight), steps) / steps}
     check_best(chosen, [score(x @ q(weight, steps[:, None] * c, -127).T, x @ weight.T) for c in cosine.CANDIDATES])
 
 
-def test_a_weight_that_no_input_reaches_is_clipped():
+def test_a_weight_that_no_input_reaches_is_clipped() -> None:
     x, weight = rng(0).normal(size=(50, 16)), rng(1).normal(size=(8, 16))
     x[:, 0], weight[:, 0] = 0, 90.0
     steps = np.full(8, 90.0 / 127)
@@ -61,13 +61,13 @@ def test_a_weight_that_no_input_reaches_is_clipped():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_one_step_for_all_rows(seed: int):
+def test_one_step_for_all_rows(seed: int) -> None:
     x = rng(seed).standard_t(2, (40, 24))
     step = float(np.abs(x).max() / 127)
     check_best(cosine.one_step_clip(f32(x), step), [score(q(x, step * c), x) for c in cosine.CANDIDATES])
 
 
-def test_every_group_of_tokens_has_its_own_multiplier():
+def test_every_group_of_tokens_has_its_own_multiplier() -> None:
     x = rng(0).standard_t(2, (6, 5, 24))
     x[:, 3:] *= 50
     groups = np.array([0, 0, 1, 2, 2])
@@ -81,7 +81,7 @@ def test_every_group_of_tokens_has_its_own_multiplier():
 
 
 @pytest.mark.parametrize("is_positive", [False, True])
-def test_a_table_s_output_step_serves_the_vectors_of_its_channels(is_positive: bool):
+def test_a_table_s_output_step_serves_the_vectors_of_its_channels(is_positive: bool) -> None:
     y = rng(0).standard_t(3, (50, 7))
     y = np.abs(y) if is_positive else y
     step = float(np.abs(y).max() / (255 if is_positive else 127))
@@ -92,7 +92,7 @@ def test_a_table_s_output_step_serves_the_vectors_of_its_channels(is_positive: b
     )
 
 
-def test_every_token_s_state_has_its_own_multiplier():
+def test_every_token_s_state_has_its_own_multiplier() -> None:
     random = rng(0)
     h, c = random.standard_t(2, (5, 4, 9, 8)), random.normal(size=(5, 4, 8))
     r_C, r_D = np.exp(random.normal(size=9)), np.exp(random.normal(size=8))

@@ -6,6 +6,7 @@ import gzip
 import io
 import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +57,8 @@ def npy_of(array: npt.NDArray[np.generic]) -> bytes:
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_npz(tmp_path: Path, tiny_config: VimConfig, tiny_images: U8, save: object) -> None:
-    save(tmp_path / "d.npz", images=tiny_images, labels=CLASSES)  # type: ignore[operator]
+def test_npz(tmp_path: Path, tiny_config: VimConfig, tiny_images: U8, save: Callable[..., None]) -> None:
+    save(tmp_path / "d.npz", images=tiny_images, labels=CLASSES)
     dataset = open_dataset(tmp_path / "d.npz", tiny_config)
     images, labels = read_all(dataset)
     assert len(dataset) == 12

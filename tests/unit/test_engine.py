@@ -56,7 +56,7 @@ def with_constant(network: Network, name: str, data: npt.NDArray[np.generic]) ->
 
 def test_a_forked_process_runs_the_engine_of_its_parent(
     tmp_path: Path, tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]
-):
+) -> None:
     """As servers and data loaders do. Threads do not survive a fork; the engine must not wait for them."""
     np.save(tmp_path / "images.npy", tiny_images)
     command = [sys.executable, "-c", FORK, str(tiny_engine_file), str(tmp_path / "images.npy")]
@@ -64,7 +64,7 @@ def test_a_forked_process_runs_the_engine_of_its_parent(
     assert (result.stdout, result.returncode) == ("0\n", 0), result.stderr
 
 
-def test_threads_share_an_engine(tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]):
+def test_threads_share_an_engine(tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]) -> None:
     engine = CpuEngine(load_network(tiny_engine_file), threads=2)
     expected = engine.run(tiny_images)
     pixels = (tiny_images[:3] ^ np.uint8(128)).view(np.int8)
@@ -80,7 +80,9 @@ def test_threads_share_an_engine(tiny_engine_file: Path, tiny_images: npt.NDArra
         assert all(pool.map(work, range(80)))
 
 
-def test_more_threads_than_processors_beside_busy_processes(tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]):
+def test_more_threads_than_processors_beside_busy_processes(
+    tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]
+) -> None:
     """Threads that come late to their work, or while another run has begun, change no bit."""
     engine = CpuEngine(load_network(tiny_engine_file), threads=2 * (os.cpu_count() or 1) + 1)
     expected = CpuEngine(load_network(tiny_engine_file), threads=1).run(tiny_images)
@@ -97,7 +99,7 @@ def test_more_threads_than_processors_beside_busy_processes(tiny_engine_file: Pa
 
 def test_a_process_without_more_threads_runs_with_those_it_has(
     tmp_path: Path, tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]
-):
+) -> None:
     np.save(tmp_path / "images.npy", tiny_images)
     script = """
 import resource, sys
@@ -119,7 +121,7 @@ print(int([line for line in open("/proc/self/status") if line.startswith("Thread
     assert 1 < int(result.stdout.split()[-1]) < 64
 
 
-def test_threads_change_between_runs(tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]):
+def test_threads_change_between_runs(tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]) -> None:
     engine = pyvimtrt.load_engine(tiny_engine_file, threads=1)
     expected = engine.run(tiny_images)
     assert isinstance(engine, CpuEngine)
@@ -142,23 +144,23 @@ def test_threads_change_between_runs(tiny_engine_file: Path, tiny_images: npt.ND
 )
 def test_threads_keep_to_a_containers_quota(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, expected: int
-):
+) -> None:
     file = tmp_path / "cpu.max"
     if content is not None:
         file.write_text(content)
     monkeypatch.setattr(cpu_module, "CPU_QUOTA", str(file))
-    monkeypatch.setattr(cpu_module.os, "sched_getaffinity", lambda _: range(7))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(7))
     assert cpu_module.default_threads() == expected
 
 
-def test_a_profile_names_every_step(tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]):
+def test_a_profile_names_every_step(tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]) -> None:
     engine = CpuEngine(load_network(tiny_engine_file), threads=1)
     profile = engine.profile((tiny_images ^ np.uint8(128)).view(np.int8))
     assert len(profile) == len(engine._program.step_names) > 8
     assert all(seconds > 0 for _, seconds in profile)
 
 
-def test_teams_of_threads_are_kept():
+def test_teams_of_threads_are_kept() -> None:
     """A copy too small for all threads must not end those it leaves over: they would be made again at every run."""
     program = require_native().Program(BEST, 4)
     sizes = (30_720, 1 << 20)
@@ -177,7 +179,7 @@ def test_teams_of_threads_are_kept():
 
 
 @pytest.mark.parametrize("budget", [5_000, 0])
-def test_constants_have_a_budget(budget: int):
+def test_constants_have_a_budget(budget: int) -> None:
     """The same small array given to many operators cannot ask for more memory than allowed."""
     weight, ones, zeros = np.ones((1, 64), np.int8), np.ones(1, np.float32), np.zeros(1, np.float32)
     program = require_native().Program("generic", 1, budget)
@@ -189,7 +191,7 @@ def test_constants_have_a_budget(budget: int):
     assert program.constant_bytes <= budget
 
 
-def test_activations_have_a_budget():
+def test_activations_have_a_budget() -> None:
     program = require_native().Program("generic", 1)
     x, *values = (program.add_value(400 << 20) for _ in range(5))
     for index, (source, target) in enumerate(zip([x, x, x, values[0]], values, strict=True)):
@@ -208,14 +210,14 @@ def test_activations_have_a_budget():
         program.finalize([x], [y, z, values[3]])
 
 
-def test_sizes_that_cannot_be_run_are_refused(tiny_engine_file: Path):
+def test_sizes_that_cannot_be_run_are_refused(tiny_engine_file: Path) -> None:
     network = load_network(tiny_engine_file)
     name = next(name for name in network.values if name.endswith("in_proj.weight"))
     with pytest.raises(NetworkError, match="cannot be run on this machine"):
         CpuEngine(with_constant(network, name, network.constant(name)[:-1].copy()))
 
 
-def test_logits_that_are_not_finite_are_refused(tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]):
+def test_logits_that_are_not_finite_are_refused(tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]) -> None:
     network = load_network(tiny_engine_file)
     scale = np.full_like(network.constant("head.channel_scale"), 3e38)
     tokens = np.full_like(network.constant("head.token_scale"), 3e38)
@@ -224,13 +226,13 @@ def test_logits_that_are_not_finite_are_refused(tiny_engine_file: Path, tiny_ima
         engine.run(tiny_images)
 
 
-def test_files_of_too_many_nodes_are_refused(tiny_engine_file: Path, monkeypatch: pytest.MonkeyPatch):
+def test_files_of_too_many_nodes_are_refused(tiny_engine_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network_module, "MAX_NODES", 5)
     with pytest.raises(NetworkError, match="at most 5"):
         load_network(tiny_engine_file)
 
 
-def test_deeply_nested_metadata_is_refused(tmp_path: Path, tiny_engine_file: Path):
+def test_deeply_nested_metadata_is_refused(tmp_path: Path, tiny_engine_file: Path) -> None:
     model = onnx.load(tiny_engine_file)
     next(entry for entry in model.metadata_props if entry.key == "pyvimtrt.labels").value = "[" * 100_000
     onnx.save(model, tmp_path / "a.onnx")
@@ -238,18 +240,19 @@ def test_deeply_nested_metadata_is_refused(tmp_path: Path, tiny_engine_file: Pat
         load_network(tmp_path / "a.onnx")
 
 
-def test_no_images_give_no_logits(tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]):
+def test_no_images_give_no_logits(tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]) -> None:
     assert pyvimtrt.load_engine(tiny_engine_file).run(tiny_images[:0]).shape == (0, 3)
 
 
 def run_in_child(engine: pyvimtrt.Engine, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], int]:
+    assert isinstance(engine, CpuEngine)
     return engine.run(images), engine.threads
 
 
 @pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
 def test_engines_go_to_other_processes_by_their_path(
     method: str, tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]
-):
+) -> None:
     engine = pyvimtrt.load_engine(tiny_engine_file, threads=1)
     with multiprocessing.get_context(method).Pool(1) as pool:
         logits, threads = pool.apply(run_in_child, (engine, tiny_images))
@@ -259,7 +262,7 @@ def test_engines_go_to_other_processes_by_their_path(
 
 def test_pickled_engines_are_the_same_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]
-):
+) -> None:
     monkeypatch.chdir(tiny_engine_file.parent)
     engine = pyvimtrt.load_engine(tiny_engine_file.name, threads=1)
     engine.set_threads(2)
@@ -272,7 +275,7 @@ def test_pickled_engines_are_the_same_file(
     np.testing.assert_array_equal(copy.deepcopy(again).run(tiny_images), engine.run(tiny_images))
 
 
-def test_pickled_engines_whose_file_changed_are_refused(tmp_path: Path, tiny_engine_file: Path):
+def test_pickled_engines_whose_file_changed_are_refused(tmp_path: Path, tiny_engine_file: Path) -> None:
     path = tmp_path / "a.onnx"
     path.write_bytes(tiny_engine_file.read_bytes())
     data = pickle.dumps(pyvimtrt.load_engine(path))
@@ -286,7 +289,7 @@ def test_pickled_engines_whose_file_changed_are_refused(tmp_path: Path, tiny_eng
         pickle.loads(data)
 
 
-def test_engines_of_memory_alone_cannot_be_pickled(tiny_engine_file: Path):
+def test_engines_of_memory_alone_cannot_be_pickled(tiny_engine_file: Path) -> None:
     network = load_network(tiny_engine_file)
     for engine in (CpuEngine(network), ReferenceEngine(network)):
         with pytest.raises(

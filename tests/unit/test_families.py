@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import random_images, varied_weights
+from tiny import vim_config
 
 import pyvimtrt
 from pyvimtrt.errors import ModelError
@@ -41,7 +42,7 @@ SPECS = [
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_checkpoints_hold_the_tensors_of_the_pytorch_model(spec: str):
+def test_checkpoints_hold_the_tensors_of_the_pytorch_model(spec: str) -> None:
     config = parse_model(spec)
     assert isinstance(config, VimConfig)
     assert weight_shapes(config) == {
@@ -49,7 +50,7 @@ def test_checkpoints_hold_the_tensors_of_the_pytorch_model(spec: str):
     }
 
 
-def test_the_names_in_caches_are_a_file_format():
+def test_the_names_in_caches_are_a_file_format() -> None:
     """Of one layer and a model that pools all tokens: D 16, E 32, N 8, R 1, 4 tokens, 3 classes."""
     table = {"index_scale": (None,), "index_center": (None,), "out_scale": (None,), "table_id": (32,)}
     expected: dict[str, tuple[int | None, ...]] = {
@@ -95,7 +96,7 @@ def test_the_names_in_caches_are_a_file_format():
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_parts_refer_to_what_stands_before_them_and_fit_it(spec: str):
+def test_parts_refer_to_what_stands_before_them_and_fit_it(spec: str) -> None:
     for block in describe(parse_model(spec)).blocks:
         before: list[object] = []
         given = set()
@@ -113,8 +114,8 @@ def test_parts_refer_to_what_stands_before_them_and_fit_it(spec: str):
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_the_pytorch_model_taps_every_tensor_of_the_description(spec: str):
-    config = parse_model(spec)
+def test_the_pytorch_model_taps_every_tensor_of_the_description(spec: str) -> None:
+    config = vim_config(spec)
     description, model = describe(config), load_model(config, varied_weights(config))
     seen: dict[str, tuple[int, ...]] = {}
 
@@ -123,13 +124,14 @@ def test_the_pytorch_model_taps_every_tensor_of_the_description(spec: str):
         return x
 
     images = torch.from_numpy(random_images(config, 2)).float() / 255
-    stream = model.embed(images), None
+    hidden, residual = model.embed(images), None
     for block, layer in zip(description.layers, model.layers, strict=True):
         seen.clear()
-        stream = layer(*stream, tap)
+        hidden, residual = layer(hidden, residual, tap)
         check_taps(block, seen)
     seen.clear()
-    model.features(model.pooled(stream[0] + stream[1]), tap)
+    assert residual is not None
+    model.features(model.pooled(hidden + residual), tap)
     check_taps(description.head, seen)
 
 
@@ -178,8 +180,8 @@ def other(monkeypatch: pytest.MonkeyPatch) -> type[Any]:
     class Other(Vim):
         name = "other"
         example = "other:img=8"
-        config = OtherConfig  # type: ignore[assignment]
-        models = {"other_tiny": OtherConfig(img=16)}  # type: ignore[assignment]  # noqa: RUF012
+        config: Any = OtherConfig
+        models: Any = {"other_tiny": OtherConfig(img=16)}  # noqa: RUF012
 
         def describe(self, config: Any) -> Description:
             x = Activation("x", "norm.output", config.tokens, config.dim, "reader")
@@ -193,7 +195,7 @@ def other(monkeypatch: pytest.MonkeyPatch) -> type[Any]:
     return Other
 
 
-def test_a_family_is_found_by_its_prefix_and_its_models_by_name(other: type[Any]):
+def test_a_family_is_found_by_its_prefix_and_its_models_by_name(other: type[Any]) -> None:
     assert parse_model("other:img=32,eps=0.25,kind=b") == OtherConfig(img=32, eps=0.25, kind="b")
     assert parse_model("other_tiny") == OtherConfig(img=16) and model_name(OtherConfig(img=16)) == "other_tiny"
     assert isinstance(family_of(OtherConfig()), other) and type(family_of(VimConfig())) is Vim
@@ -204,7 +206,7 @@ def test_a_family_is_found_by_its_prefix_and_its_models_by_name(other: type[Any]
         parse_model("other:patch=4")
 
 
-def test_a_family_s_description_gives_checkpoints_and_caches(other: type[Any]):
+def test_a_family_s_description_gives_checkpoints_and_caches(other: type[Any]) -> None:
     assert weight_shapes(OtherConfig()) == {"stem": (4,), "head.weight": (2, 4)}
     assert expected_shapes(OtherConfig()) == {
         "x.scale_tok": (4,),
@@ -219,16 +221,11 @@ def test_a_family_s_description_gives_checkpoints_and_caches(other: type[Any]):
 # One place.
 
 
-def test_no_module_outside_a_family_names_what_its_layers_are_made_of():
+def test_no_module_outside_a_family_names_what_its_layers_are_made_of() -> None:
     package = Path(pyvimtrt.__file__).parent
     parts = re.compile(r"in_proj|x_proj|dt_proj|out_proj|conv1d|A_log|cls_token|VimConfig|families\.vim")
-    elsewhere = {
-        "graph/operators.py",
-        "graph/reference",
-        "runtime/cpu.py",
-        "native.py",
-        "_native.pyi",
-    }  # operators, not layers
+    # These speak of operators, not of layers.
+    elsewhere = {"graph/operators.py", "graph/reference", "runtime/cpu.py", "native.py", "_native.pyi"}
     found = [
         f"{path.relative_to(package)}:{number}: {line.strip()}"
         for path in sorted(package.rglob("*.py"))

@@ -27,11 +27,11 @@ import safetensors.numpy
 import torch
 from helpers import assert_same_bits, tiny_cache, tiny_model, varied_weights
 from onnx import numpy_helper
-from tiny import TINY
+from tiny import TINY, vim_config
 
 from pyvimtrt.api import build
 from pyvimtrt.errors import CalibrationError, ModelError, NetworkError, VimTrtError
-from pyvimtrt.families import parse_model, weight_shapes
+from pyvimtrt.families import weight_shapes
 from pyvimtrt.graph.network import load_network
 from pyvimtrt.inspect_file import describe
 from pyvimtrt.model.checkpoint import load_weights
@@ -224,7 +224,7 @@ def networks() -> list[onnx.ModelProto]:
     return [tiny_model(spec) for spec in SPECS]
 
 
-def test_networks_are_refused_or_run_as_the_reference(tmp_path: Path, networks: list[onnx.ModelProto]):
+def test_networks_are_refused_or_run_as_the_reference(tmp_path: Path, networks: list[onnx.ModelProto]) -> None:
     """Every network that is read runs on the CPU engine with the reference's bits, or both find its logits not
     finite.
     """
@@ -311,10 +311,10 @@ def change_json(value: Any, rng: Rng) -> Any:
     return odd[int(rng.integers(len(odd)))]
 
 
-def test_caches_are_refused_or_make_a_network(tmp_path: Path):
+def test_caches_are_refused_or_make_a_network(tmp_path: Path) -> None:
     """Every cache that belongs to the model makes an engine that is read again."""
     rng = np.random.default_rng(int(os.environ.get("PYVIMTRT_FUZZ_SEED", "0")))
-    config, weights, cache = parse_model(TINY), varied_weights(parse_model(TINY)), tiny_cache(TINY)
+    config, weights, cache = vim_config(TINY), varied_weights(vim_config(TINY)), tiny_cache(TINY)
     path = tmp_path / "a.calib.safetensors"
     save_cache(cache, path)
     safetensors.numpy.save_file(weights, tmp_path / "w.safetensors")
@@ -358,7 +358,10 @@ def test_caches_are_refused_or_make_a_network(tmp_path: Path):
 # Checkpoints
 
 
-OPCODES = b"(.01225BCFGIJKLMNPQRSTUVX]abcdeghijlopqrstu}\x80\x81\x82\x85\x86\x87\x88\x89\x8a\x8b\x8c\x8d\x8e\x8f\x90\x91\x92\x93\x94\x95\x96\x97\x98"
+OPCODES = (
+    b"(.01225BCFGIJKLMNPQRSTUVX]abcdeghijlopqrstu}"
+    b"\x80\x81\x82\x85\x86\x87\x88\x89\x8a\x8b\x8c\x8d\x8e\x8f\x90\x91\x92\x93\x94\x95\x96\x97\x98"
+)
 
 
 def change_pickle(data: bytes, rng: Rng) -> bytes:
@@ -425,12 +428,12 @@ def seeds(state: dict[str, torch.Tensor]) -> dict[str, bytes]:
     return found
 
 
-def test_checkpoints_are_refused_or_read_as_pytorch_reads_them(tmp_path: Path):
+def test_checkpoints_are_refused_or_read_as_pytorch_reads_them(tmp_path: Path) -> None:
     """Every checkpoint that is read has finite weights of the right shapes; where PyTorch's reader of tensors alone
     takes it too, they are the same.
     """
     rng = np.random.default_rng(int(os.environ.get("PYVIMTRT_FUZZ_SEED", "0")))
-    config = parse_model(TINY)
+    config = vim_config(TINY)
     shapes = weight_shapes(config)
     state = {name: torch.from_numpy(value) for name, value in varied_weights(config).items()}
     files = seeds(state)

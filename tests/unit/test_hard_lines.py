@@ -210,7 +210,8 @@ def test_recipes_without_end(
 def test_a_recipe_may_hold_dots_in_its_texts(tmp_path: Path, tiny_weights_file: Path, tiny_cache_file: Path) -> None:
     name = ".".join("abcdefghijkl")
     (tmp_path / "r.toml").write_text(
-        f'\ufeff# {name}\nmodel = "{TINY}" # "{name}\nweights = "{tiny_weights_file}"\ncalibration = \'{tiny_cache_file}\'\n'
+        f'\ufeff# {name}\nmodel = "{TINY}" # "{name}\nweights = "{tiny_weights_file}"\n'
+        f"calibration = '{tiny_cache_file}'\n"
         f'output = "{name}.onnx"\nlabels = ["{name}", """{name}\n{name}""", \'\'\'"{name}\'\'\']\nbackend = "cpu"\n',
         encoding="utf-8",
     )
@@ -241,19 +242,20 @@ def test_names_that_the_terminal_cannot_show(
     path = os.path.join(os.fsencode(tmp_path), b"\xff\xe9.png")  # noqa: PTH118, not UTF-8
     with open(path, "wb") as file:  # noqa: PTH123
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(file, "PNG")
-    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    buffer = io.BytesIO()
+    shown = io.TextIOWrapper(buffer, encoding="ascii")
     monkeypatch.setattr(sys, "stdout", shown)
     assert main(["infer", str(tiny_engine_file), os.fsdecode(path)]) == 0
     shown.flush()
-    assert b"\\udcff" in shown.buffer.getvalue().replace(b"\n", b"")  # type: ignore[attr-defined]
+    assert b"\\udcff" in buffer.getvalue().replace(b"\n", b"")
 
 
 def test_equals_signs_in_the_paths_of_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "lr=0.001,wd=0"
     run.mkdir()
-    for path in (run / "vim.onnx", run / "b=2.onnx", tmp_path / "a=b.onnx", tmp_path / "a=c.onnx", tmp_path / "c.onnx"):
-        path.write_bytes(b"")
+    for file in (run / "vim.onnx", run / "b=2.onnx", tmp_path / "a=b.onnx", tmp_path / "a=c.onnx", tmp_path / "c.onnx"):
+        file.write_bytes(b"")
     for text, name, path in (
         ("c.onnx", "c", "c.onnx"),
         ("m=c.onnx", "m", "c.onnx"),

@@ -143,9 +143,8 @@ def test_channels_no_file_has(tmp_path: Path) -> None:
 
 
 TIFF_HEAD = b"II*\0\x08\0\0\0"
-TURNED = (
-    TIFF_HEAD + b"\x01\0" + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
-)  # EXIF with the orientation alone, and no end
+# EXIF with the orientation alone, and no end.
+TURNED = TIFF_HEAD + b"\x01\0" + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
 DAMAGED_EXIF = {
     "the issue's": b"\0\0\x08\0\x02\x01\x12\0\x03garbage",
     "nothing": b"",
@@ -286,13 +285,14 @@ def test_the_option_of_every_command(
     for label in ("bag", "coat", "shoe"):
         (data / label).mkdir(parents=True)
         Image.new("L", (20, 30), len(label)).save(data / label / "a.png")
-    options = {
+    commands: dict[str, list[object]] = {
         "infer": [tiny_engine_file, data],
         "eval": [tiny_engine_file, data],
         "calibrate": [TINY, "--weights", tiny_weights_file, "--images", data, "-o", tmp_path / "c.safetensors"],
         "compare": [tiny_engine_file, "--data", data, "--weights", tiny_weights_file, "--attribution", "none"],
         "score": [tiny_engine_file, data, tmp_path / "out"],
-    }[command]
+    }
+    options = commands[command]
     assert main([command, *map(str, options), "--max-pixels", "599"]) == 2
     assert "has 20 x 30 pixels; at most 599 are decoded, --max-pixels allows more" in capsys.readouterr().err
     if command == "score":

@@ -17,8 +17,9 @@ import pyvimtrt
 BLOCK = """
 import sys
 
-BLOCKED = {"torch", "timm", "tensorrt", "tensorrt_rtx", "onnxruntime", "openvino", "nncf", "polygraphy", "matplotlib", "jinja2", "mamba_ssm"}
-BLOCKED |= {"kserve", "uvloop", "uvicorn", "fastapi", "starlette", "grpc", "orjson", "prometheus_client", "ray", "pyarrow"}
+BLOCKED = {"torch", "timm", "mamba_ssm", "tensorrt", "tensorrt_rtx", "onnxruntime", "openvino", "nncf"}
+BLOCKED |= {"polygraphy", "matplotlib", "jinja2", "ray", "pyarrow"}
+BLOCKED |= {"kserve", "uvloop", "uvicorn", "fastapi", "starlette", "grpc", "orjson", "prometheus_client"}
 
 
 class Blocker:
@@ -38,16 +39,23 @@ import pkgutil
 import pyvimtrt
 
 NEED_TORCH = {
-    "pyvimtrt.families.backbone", "pyvimtrt.families.vim.model", "pyvimtrt.families.vim.timm_models", "pyvimtrt.model.scan", "pyvimtrt.model.registry",
-    "pyvimtrt.quantization.observe", "pyvimtrt.quantization.rounding", "pyvimtrt.quantization.cosine", "pyvimtrt.quantization.search",
-    "pyvimtrt.quantization.calibrate",
+    "pyvimtrt.families.backbone", "pyvimtrt.families.vim.model", "pyvimtrt.families.vim.timm_models",
+    "pyvimtrt.model.scan", "pyvimtrt.model.registry",
+    "pyvimtrt.quantization.observe", "pyvimtrt.quantization.rounding", "pyvimtrt.quantization.cosine",
+    "pyvimtrt.quantization.search", "pyvimtrt.quantization.calibrate",
 }
 NEED_TORCH |= {f"pyvimtrt.compare.{name}" for name in ("attribution", "ranges", "simulation")}
 NEED_MATPLOTLIB = {"pyvimtrt.compare.charts", "pyvimtrt.compare.report"}  # the report needs jinja2 too
-NEED_POLYGRAPHY = {f"pyvimtrt.compare.{name}" for name in ("data", "errors", "polygraphy_plugin", "references", "runners", "tensorrt_plugins")}
+NEED_POLYGRAPHY = {
+    f"pyvimtrt.compare.{name}"
+    for name in ("data", "errors", "polygraphy_plugin", "references", "runners", "tensorrt_plugins")
+}
 NEED_KSERVE = {
     f"pyvimtrt.serve.{name}"
-    for name in ("batcher", "metrics", "model", "http", "http_codec", "http_guard", "json_text", "grpc", "grpc_codec", "openapi", "server", "state")
+    for name in (
+        "batcher", "metrics", "model", "http", "http_codec", "http_guard", "json_text", "grpc", "grpc_codec",
+        "openapi", "server", "state",
+    )
 }
 NEED_RAY = {"pyvimtrt.score.cluster"}
 names = {module.name for module in pkgutil.walk_packages(pyvimtrt.__path__, "pyvimtrt.")}
@@ -104,7 +112,8 @@ engine = pyvimtrt.load_engine(sys.argv[1])
 config = engine.config
 assert engine.run(numpy.zeros((2, config.channels, config.img, config.img), numpy.uint8)).shape == (2, config.classes)
 builders = ("torch", "timm", "tensorrt", "tensorrt_rtx", "cuda", "safetensors", "typer", "rich")
-builders += ("pyvimtrt.api", "pyvimtrt.cli", "pyvimtrt.graph.assemble", "pyvimtrt.quantization", "pyvimtrt.serve", "pyvimtrt.score")
+builders += ("pyvimtrt.api", "pyvimtrt.cli", "pyvimtrt.graph.assemble", "pyvimtrt.quantization")
+builders += ("pyvimtrt.serve", "pyvimtrt.score")
 found = [name for name in sys.modules if any(name == builder or name.startswith(builder + ".") for builder in builders)]
 assert not found, found
 """

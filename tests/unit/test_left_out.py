@@ -25,7 +25,7 @@ from pyvimtrt.families.vim.config import VimConfig
 U8 = npt.NDArray[np.uint8]
 LABELS = ("bag", "coat", "shoe")
 BAD = {"bag/0_truncated.jpg", "bag/z_text.png", "coat/elongated.png", "shoe/empty.png", "shoe/nowhere.png"}
-JUNK = (
+JUNK: tuple[str, ...] = (
     "._a.png",
     ".DS_Store",
     "Thumbs.db",
@@ -158,7 +158,10 @@ def test_a_recipe_calibrates(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, mixed: Path, tiny_weights_file: Path
 ) -> None:
     recipe = tmp_path / "r.toml"
-    text = f'model = "{TINY}"\nweights = "{tiny_weights_file}"\ncalibration = "c.safetensors"\noutput = "r.onnx"\n[calibrate]\nimages = "mixed"\n'
+    text = (
+        f'model = "{TINY}"\nweights = "{tiny_weights_file}"\ncalibration = "c.safetensors"\noutput = "r.onnx"\n'
+        '[calibrate]\nimages = "mixed"\n'
+    )
     recipe.write_text(text + "strict = true\n")
     code, _, error = run(capsys, "build", recipe, "--int8")
     assert (code == 2 and "0_truncated.jpg" in error) or "elongated.png" in error
@@ -175,9 +178,8 @@ def test_infer(capsys: pytest.CaptureFixture[str], good: Path, mixed: Path, tiny
     assert code == 0
     assert [row["predictions"] for row in found if row["predictions"]] == [row["predictions"] for row in expected]
     refused = {row["image"]: row["error"] for row in found if "error" in row}
-    assert set(refused) == {str(absent), *(str(mixed / name) for name in BAD)} and all(
-        name in reason for name, reason in refused.items()
-    )
+    assert set(refused) == {str(absent), *(str(mixed / name) for name in BAD)}
+    assert all(name in reason for name, reason in refused.items())
     assert warnings.startswith("warning: 7 files were left out") and f"no images below {empty}" in warnings
     code = main(["infer", str(tiny_engine_file), str(mixed)])
     assert code == 0 and "0_truncated.jpg" not in capsys.readouterr().out
@@ -229,11 +231,8 @@ def test_many_are_counted_and_the_first_named(
     code, found, warnings = run(capsys, "infer", tiny_engine_file, tmp_path)
     assert code == 0 and len(found) == 41
     lines = warnings.splitlines()
-    assert (
-        len(lines) == 12
-        and lines[0].startswith("warning: 40 files were")
-        and lines[-1] == "warning: left out: 30 more; --json names all"
-    )
+    assert len(lines) == 12 and lines[0].startswith("warning: 40 files were")
+    assert lines[-1] == "warning: left out: 30 more; --json names all"
 
 
 def test_others_are_drawn_for_samples_left_out(tmp_path: Path, tiny_config: VimConfig, tiny_images: U8) -> None:

@@ -8,14 +8,17 @@ import argparse
 import dataclasses
 import math
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import safetensors.torch
 import torch
 from helpers import varied_weights
-from tiny import TINY
+from tiny import TINY, vim_config
 
 from pyvimtrt.errors import ModelError
 from pyvimtrt.families import MODELS, model_name, parse_model, weight_shapes
@@ -26,7 +29,9 @@ from pyvimtrt.model.scan import selective_scan, torch_scan
 from pyvimtrt.model.weights import Weights, check_weights
 from pyvimtrt.native import require_native
 
-F64 = np.ndarray
+F64 = npt.NDArray[np.float64]
+Edit = Callable[[Weights], Weights]
+Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 SPECS = {
     "base": TINY,
@@ -85,7 +90,8 @@ def naive_direction(x: F64, w: dict[str, F64], prefix: str, suffix: str, rank: i
 
 
 def naive_norm(x: F64, weight: F64, eps: float) -> F64:
-    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * weight
+    result: F64 = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * weight
+    return result
 
 
 def naive_logits(config: VimConfig, weights: Weights, image: F64) -> F64:
@@ -117,12 +123,13 @@ def naive_logits(config: VimConfig, weights: Weights, image: F64) -> F64:
         backward = naive_direction(x[::-1], w, p, "_b", config.rank, config.state)[::-1]  # flip, run, flip back
         hidden = ((forward + backward) * (z * sigmoid(z)) / 2) @ w[p + "out_proj.weight"].T
     features = naive_norm(residual + hidden, w["norm_f.weight"], config.eps)[pooled].mean(axis=0)
-    return features @ w["head.weight"].T + w["head.bias"]
+    logits: F64 = features @ w["head.weight"].T + w["head.bias"]
+    return logits
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_model_equals_the_method_step_by_step(name: str):
-    config = parse_model(SPECS[name])
+def test_model_equals_the_method_step_by_step(name: str) -> None:
+    config = vim_config(SPECS[name])
     weights = varied_weights(config)
     images = np.random.default_rng(2).normal(size=(2, config.channels, config.img, config.img))
     expected = np.array([naive_logits(config, weights, image) for image in images])
@@ -140,8 +147,8 @@ def test_model_equals_the_method_step_by_step(name: str):
     "changed",
     ["conv1d.weight", "conv1d_b.weight", "D_b", "A_b_log", "dt_proj_b.bias", "x_proj_b.weight", "in_proj.weight"],
 )
-def test_every_part_of_the_mixer_reaches_the_logits(changed: str):
-    config = parse_model(TINY)
+def test_every_part_of_the_mixer_reaches_the_logits(changed: str) -> None:
+    config = vim_config(TINY)
     weights = varied_weights(config)
     other = {name: value.copy() for name, value in weights.items()}
     if changed == "A_b_log":
@@ -157,8 +164,8 @@ def test_every_part_of_the_mixer_reaches_the_logits(changed: str):
     np.testing.assert_allclose(got, difference, rtol=0.05, atol=5e-6)
 
 
-def test_training_mode_and_batches_change_nothing():
-    config = parse_model(SPECS["deep"])
+def test_training_mode_and_batches_change_nothing() -> None:
+    config = vim_config(SPECS["deep"])
     model = load_model(config, varied_weights(config))
     images = torch.randn(5, 1, 8, 8)
     with torch.no_grad():
@@ -170,17 +177,26 @@ def test_training_mode_and_batches_change_nothing():
 # Scans
 
 
-def scan_inputs(
-    B: int = 2, L: int = 9, E: int = 20, N: int = 16, seed: int = 0, dtype: torch.dtype = torch.float32
-) -> list[torch.Tensor]:
-    g = torch.Generator().manual_seed(seed)
+def scan_inputs(B: int = 2, L: int = 9, E: int = 20, N: int = 16) -> Inputs:
+    """Return u, delta, A, B, C and D in fp32."""
+    g = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=g, dtype=torch.float64)
 
     delta = torch.nn.functional.softplus(normal(B, L, E) - 1)
-    values = [normal(B, L, E), delta, -torch.exp(0.5 * normal(E, N)), normal(B, L, N), normal(B, L, N), normal(E)]
-    return [v.to(dtype) for v in values]
+    inputs = normal(B, L, E), delta, -torch.exp(0.5 * normal(E, N)), normal(B, L, N), normal(B, L, N), normal(E)
+    return each(torch.Tensor.float, inputs)
+
+
+def each(function: Callable[[torch.Tensor], torch.Tensor], inputs: Inputs) -> Inputs:
+    u, delta, A, B, C, D = map(function, inputs)
+    return u, delta, A, B, C, D
+
+
+def gradient(x: torch.Tensor) -> npt.NDArray[Any]:
+    assert x.grad is not None
+    return x.grad.numpy()
 
 
 SHAPES = [
@@ -201,7 +217,7 @@ SHAPES = [
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_scans_equal_the_step_by_step_scan(shape: dict[str, int], reverse: bool):
+def test_scans_equal_the_step_by_step_scan(shape: dict[str, int], reverse: bool) -> None:
     inputs = scan_inputs(**shape)
     u, delta, A, B, C, D = (x.double().numpy() for x in inputs)
     order = slice(None, None, -1) if reverse else slice(None)
@@ -221,65 +237,62 @@ def test_scans_equal_the_step_by_step_scan(shape: dict[str, int], reverse: bool)
     np.testing.assert_allclose(torch_scan(*inputs, reverse).numpy(), expected, rtol=0, atol=3e-6 * scale)
     with torch.no_grad():  # the state is updated in place there
         np.testing.assert_allclose(torch_scan(*inputs, reverse).numpy(), expected, rtol=0, atol=3e-6 * scale)
-    doubles = [x.double() for x in inputs]
+    doubles = each(torch.Tensor.double, inputs)
     np.testing.assert_allclose(selective_scan(*doubles, reverse).numpy(), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_reverse_is_the_scan_of_the_flipped_sequence():
+def test_reverse_is_the_scan_of_the_flipped_sequence() -> None:
     u, delta, A, B, C, D = scan_inputs()
-    flipped = [x.flip(1) for x in (u, delta)] + [A] + [x.flip(1) for x in (B, C)] + [D]
-    torch.testing.assert_close(
-        selective_scan(u, delta, A, B, C, D, True), selective_scan(*flipped).flip(1), rtol=0, atol=0
-    )
+    flipped = selective_scan(u.flip(1), delta.flip(1), A, B.flip(1), C.flip(1), D).flip(1)
+    torch.testing.assert_close(selective_scan(u, delta, A, B, C, D, True), flipped, rtol=0, atol=0)
 
 
-def test_the_scan_decays_to_zero_and_not_to_nan():
+def test_the_scan_decays_to_zero_and_not_to_nan() -> None:
     u, delta, A, B, C, D = scan_inputs()
-    y = selective_scan(u, torch.full_like(delta, 1000.0), A, B, C, D)
-    exact = torch_scan(*(x.double() for x in (u, torch.full_like(delta, 1000.0), A, B, C, D)))
+    inputs = u, torch.full_like(delta, 1000.0), A, B, C, D
+    y = selective_scan(*inputs)
+    exact = torch_scan(*each(torch.Tensor.double, inputs))
     assert torch.isfinite(y).all()
     torch.testing.assert_close(y.double(), exact, rtol=1e-4, atol=1e-2)
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_gradients_equal_autograd(shape: dict[str, int], reverse: bool):
+def test_gradients_equal_autograd(shape: dict[str, int], reverse: bool) -> None:
     names = ("u", "delta", "A", "B", "C", "D")
     inputs = scan_inputs(**shape)
     dy = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(9))
-    doubles = [x.double().requires_grad_() for x in inputs]
+    doubles = each(lambda x: x.double().requires_grad_(), inputs)
     torch_scan(*doubles, reverse).backward(dy.double())
-    singles = [x.clone().requires_grad_() for x in inputs]
+    singles = each(lambda x: x.clone().requires_grad_(), inputs)
     selective_scan(*singles, reverse).backward(dy)
     for name, got, expected in zip(names, singles, doubles, strict=True):
-        scale = expected.grad.abs().max().item()
-        np.testing.assert_allclose(
-            got.grad.numpy(), expected.grad.numpy(), rtol=0, atol=2e-5 * scale + 1e-30, err_msg=name
-        )
+        exact, single = gradient(expected), gradient(got)
+        np.testing.assert_allclose(single, exact, rtol=0, atol=2e-5 * np.abs(exact).max() + 1e-30, err_msg=name)
     for threads in (1, 2):
         grads = [np.full(x.shape, np.nan, np.float32) for x in inputs]
         require_native().scan_fp32_backward(*(x.numpy() for x in inputs), dy.numpy(), *grads, reverse, threads)
         for name, grad, expected in zip(names, grads, doubles, strict=True):
-            scale = expected.grad.abs().max().item()
-            np.testing.assert_allclose(grad, expected.grad.numpy(), rtol=0, atol=2e-5 * scale + 1e-30, err_msg=name)
+            exact = gradient(expected)
+            np.testing.assert_allclose(grad, exact, rtol=0, atol=2e-5 * np.abs(exact).max() + 1e-30, err_msg=name)
 
 
-def test_gradients_of_a_transposed_upstream_gradient():
+def test_gradients_of_a_transposed_upstream_gradient() -> None:
     """dy need not be contiguous, nor the inputs."""
     u, delta, A, B, C, D = scan_inputs()
     strided = [x.transpose(0, 1).contiguous().transpose(0, 1).requires_grad_() for x in (u, delta)]
     plain = [x.clone().requires_grad_() for x in (u, delta)]
     dy = torch.randn(20, 9, 2).permute(2, 1, 0)
-    selective_scan(*strided, A, B, C, D).backward(dy)
-    selective_scan(*plain, A, B, C, D).backward(dy.contiguous())
+    selective_scan(strided[0], strided[1], A, B, C, D).backward(dy)
+    selective_scan(plain[0], plain[1], A, B, C, D).backward(dy.contiguous())
     for a, b in zip(strided, plain, strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=0)
 
 
-def test_the_model_trains():
+def test_the_model_trains() -> None:
     """Every parameter gets a gradient, and a few steps of descent lower the loss."""
     torch.manual_seed(0)
-    model = VisionMamba(parse_model(TINY))
+    model = VisionMamba(vim_config(TINY))
     images, labels = torch.randn(8, 1, 8, 8), torch.arange(8) % 3
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     losses = []
@@ -295,14 +308,17 @@ def test_the_model_trains():
     assert losses[-1] < losses[0] - 0.01
 
 
-def test_torch_scan_shows_every_state():
+def test_torch_scan_shows_every_state() -> None:
     u, delta, A, B, C, D = scan_inputs(L=4)
     for reverse in (False, True):
         seen: dict[int, torch.Tensor] = {}
+
+        def see(t: int, h: torch.Tensor, seen: dict[int, torch.Tensor] = seen) -> torch.Tensor:
+            seen[t] = h.clone()
+            return h
+
         with torch.no_grad():
-            y = torch_scan(
-                u, delta, A, B, C, D, reverse, on_state=lambda t, h, seen=seen: seen.__setitem__(t, h.clone()) or h
-            )
+            y = torch_scan(u, delta, A, B, C, D, reverse, on_state=see)
         assert list(seen) == ([3, 2, 1, 0] if reverse else [0, 1, 2, 3])
         for t, h in seen.items():
             torch.testing.assert_close((h * C[:, t, None, :]).sum(-1) + D * u[:, t], y[:, t], rtol=1e-5, atol=1e-5)
@@ -311,27 +327,28 @@ def test_torch_scan_shows_every_state():
 # Names and shapes
 
 
-def test_keys_are_the_published_ones():
+def test_keys_are_the_published_ones() -> None:
     """The state dict of the published vim_tiny_patch16_224 (bimamba v2, RMSNorm, middle class token)."""
     D, E, N, R, L = 192, 384, 16, 12, 197
     published = {
-        "cls_token": (1, 1, D), "pos_embed": (1, L, D), "patch_embed.proj.weight": (D, 3, 16, 16), "patch_embed.proj.bias": (D,),
-        "norm_f.weight": (D,), "head.weight": (1000, D), "head.bias": (1000,),
+        "cls_token": (1, 1, D), "pos_embed": (1, L, D), "patch_embed.proj.weight": (D, 3, 16, 16),
+        "patch_embed.proj.bias": (D,), "norm_f.weight": (D,), "head.weight": (1000, D), "head.bias": (1000,),
     }  # fmt: skip
     for i in range(24):
         p = f"layers.{i}.mixer."
         published |= {f"layers.{i}.norm.weight": (D,), p + "in_proj.weight": (2 * E, D), p + "out_proj.weight": (D, E)}
         for s in ("", "_b"):
             published |= {
-                p + f"A{s}_log": (E, N), p + f"D{s}": (E,), p + f"conv1d{s}.weight": (E, 1, 4), p + f"conv1d{s}.bias": (E,),
-                p + f"x_proj{s}.weight": (R + 2 * N, E), p + f"dt_proj{s}.weight": (E, R), p + f"dt_proj{s}.bias": (E,),
+                p + f"A{s}_log": (E, N), p + f"D{s}": (E,), p + f"conv1d{s}.weight": (E, 1, 4),
+                p + f"conv1d{s}.bias": (E,), p + f"x_proj{s}.weight": (R + 2 * N, E), p + f"dt_proj{s}.weight": (E, R),
+                p + f"dt_proj{s}.bias": (E,),
             }  # fmt: skip
     assert weight_shapes(MODELS["vim_tiny_patch16_224"]) == published
 
 
 @pytest.mark.parametrize("spec", [*SPECS.values(), "vim_small_patch16_stride8_224", "vim_demo_fashion_mnist"])
-def test_expected_shapes_are_those_of_the_module(spec: str):
-    config = parse_model(spec)
+def test_expected_shapes_are_those_of_the_module(spec: str) -> None:
+    config = vim_config(spec)
     with torch.device("meta"):
         shapes = {name: tuple(value.shape) for name, value in VisionMamba(config).state_dict().items()}
     assert shapes == weight_shapes(config)
@@ -348,7 +365,7 @@ def same(a: Weights, b: Weights) -> bool:
     return a.keys() == b.keys() and all(a[name].dtype == np.float32 and np.array_equal(a[name], b[name]) for name in a)
 
 
-def test_checkpoints_of_every_kind(tmp_path: Path, tiny_config: VimConfig, tiny_weights: Weights):
+def test_checkpoints_of_every_kind(tmp_path: Path, tiny_config: VimConfig, tiny_weights: Weights) -> None:
     state = tensors(tiny_weights)
     torch.save(state, tmp_path / "bare.pth")
     torch.save(
@@ -366,7 +383,7 @@ def test_checkpoints_of_every_kind(tmp_path: Path, tiny_config: VimConfig, tiny_
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_checkpoints_of_other_precisions_become_fp32(
     dtype: torch.dtype, tmp_path: Path, tiny_config: VimConfig, tiny_weights: Weights
-):
+) -> None:
     state = {name: value.to(dtype) for name, value in tensors(tiny_weights).items()}
     expected = {name: value.float().numpy() for name, value in state.items()}
     torch.save(state, tmp_path / "a.pth")
@@ -388,7 +405,7 @@ class Bomb:
 @pytest.mark.parametrize("zipped", [True, False])
 def test_code_in_a_pth_is_refused_and_not_run(
     zipped: bool, tmp_path: Path, tiny_config: VimConfig, tiny_weights: Weights
-):
+) -> None:
     mark = tmp_path / "ran"
     torch.save(
         {"model": tensors(tiny_weights), "args": Bomb(mark)},
@@ -402,7 +419,7 @@ def test_code_in_a_pth_is_refused_and_not_run(
     assert mark.exists(), "the file must be one whose code would have run"
 
 
-def test_code_in_a_plain_pickle_is_refused_and_not_run(tmp_path: Path, tiny_config: VimConfig):
+def test_code_in_a_plain_pickle_is_refused_and_not_run(tmp_path: Path, tiny_config: VimConfig) -> None:
     mark = tmp_path / "ran"
     (tmp_path / "evil.pth").write_bytes(pickle.dumps(Bomb(mark)))
     with pytest.raises(ModelError, match="cannot read weights"):
@@ -413,7 +430,7 @@ def test_code_in_a_plain_pickle_is_refused_and_not_run(tmp_path: Path, tiny_conf
 @pytest.mark.parametrize(
     "content", [[1, 2], 5, {"model": 3}, {"model": {"a": 1}}, {"state_dict": {}}, torch.zeros(3)], ids=str
 )
-def test_pth_files_without_a_state_dict_are_refused(content: object, tmp_path: Path, tiny_config: VimConfig):
+def test_pth_files_without_a_state_dict_are_refused(content: object, tmp_path: Path, tiny_config: VimConfig) -> None:
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(ModelError, match="holds no state dict"):
         load_weights(tiny_config, tmp_path / "a.pth")
@@ -423,21 +440,21 @@ def test_pth_files_without_a_state_dict_are_refused(content: object, tmp_path: P
 @pytest.mark.parametrize(
     "content", [b"", b"garbage", bytes(1000), b"PK\x03\x04" + bytes(100), (2**62).to_bytes(8, "little") + b"{}"]
 )
-def test_garbage_is_refused(suffix: str, content: bytes, tmp_path: Path, tiny_config: VimConfig):
+def test_garbage_is_refused(suffix: str, content: bytes, tmp_path: Path, tiny_config: VimConfig) -> None:
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(content)
     with pytest.raises(ModelError, match=rf"cannot read weights from .*a\.{suffix}"):
         load_weights(tiny_config, path)
 
 
-def test_absent_files_are_named(tmp_path: Path, tiny_config: VimConfig):
+def test_absent_files_are_named(tmp_path: Path, tiny_config: VimConfig) -> None:
     with pytest.raises(ModelError, match=r"no weights at .*absent\.pth"):
         load_weights(tiny_config, tmp_path / "absent.pth")
     with pytest.raises(ModelError, match="no weights at"):
         load_weights(tiny_config, tmp_path)
 
 
-def without(name: str):
+def without(name: str) -> Edit:
     return lambda w: {k: v for k, v in w.items() if k != name}
 
 
@@ -455,8 +472,8 @@ def without(name: str):
     ],
 )
 def test_weights_that_do_not_fit_are_refused(
-    edit, reason: str, tmp_path: Path, tiny_config: VimConfig, tiny_weights: Weights
-):
+    edit: Edit, reason: str, tmp_path: Path, tiny_config: VimConfig, tiny_weights: Weights
+) -> None:
     weights = edit(tiny_weights)
     with pytest.raises(ModelError, match=reason):
         check_weights(tiny_config, weights, "the file")
@@ -465,7 +482,7 @@ def test_weights_that_do_not_fit_are_refused(
         load_weights(tiny_config, tmp_path / "a.pth")
 
 
-def test_weights_that_fit_are_accepted(tmp_path: Path, tiny_config: VimConfig, tiny_weights: Weights):
+def test_weights_that_fit_are_accepted(tmp_path: Path, tiny_config: VimConfig, tiny_weights: Weights) -> None:
     check_weights(tiny_config, tiny_weights, "the file")
     torch.save(tensors(tiny_weights), tmp_path / "a.pth")
     assert load_weights(tiny_config, tmp_path / "a.pth").keys() == tiny_weights.keys()
@@ -475,23 +492,23 @@ def test_weights_that_fit_are_accepted(tmp_path: Path, tiny_config: VimConfig, t
 
 
 @pytest.mark.parametrize("spec", [*MODELS, *SPECS.values(), TINY + ",eps=1e-6"])
-def test_specs_round_trip(spec: str):
+def test_specs_round_trip(spec: str) -> None:
     config = parse_model(spec)
     assert parse_model(config.spec()) == config
     assert parse_model(model_name(config)) == config
     assert model_name(config) == (spec if spec in MODELS else config.spec())
 
 
-def test_defaults_and_derived_sizes():
-    config = parse_model("vim:")
+def test_defaults_and_derived_sizes() -> None:
+    config = vim_config("vim:")
     assert config == MODELS["vim_tiny_patch16_224"]
     assert (config.stride, config.rank, config.inner, config.patches, config.tokens) == (16, 12, 384, 196, 197)
     assert config.cls_positions == (98,) and config.token_source[97:100] == (97, -1, 98)
     assert MODELS["vim_tiny_patch16_stride8_224"].tokens == 730
-    double = dataclasses.replace(parse_model(TINY), cls="double")
+    double = dataclasses.replace(vim_config(TINY), cls="double")
     assert (double.tokens, double.cls_positions, double.token_source) == (6, (0, 5), (-1, 0, 1, 2, 3, -1))
     assert dataclasses.replace(double, cls="none").token_source == (0, 1, 2, 3)
-    assert parse_model(TINY + ",stride=2").patches == 9 and parse_model(TINY.replace("img=8", "img=11")).patches == 4
+    assert vim_config(TINY + ",stride=2").patches == 9 and vim_config(TINY.replace("img=8", "img=11")).patches == 4
 
 
 @pytest.mark.parametrize(
@@ -521,6 +538,6 @@ def test_defaults_and_derived_sizes():
         ("vim:depth=5000", r"depth may be at most"),
     ],
 )
-def test_bad_specs_are_refused_with_the_reason(spec: str, reason: str):
+def test_bad_specs_are_refused_with_the_reason(spec: str, reason: str) -> None:
     with pytest.raises(ModelError, match=reason):
         parse_model(spec)

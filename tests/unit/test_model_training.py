@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
 from helpers import varied_weights
-from tiny import TINY
+from tiny import TINY, vim_config
 
 import pyvimtrt.model.registry  # noqa: F401, registers
 from pyvimtrt.errors import ModelError
-from pyvimtrt.families import MODELS, parse_model
+from pyvimtrt.families import MODELS
 from pyvimtrt.families.vim.model import DropPath, VisionMamba
 from pyvimtrt.model.checkpoint import load_model, load_weights
 from pyvimtrt.model.scan import torch_scan
@@ -24,9 +25,19 @@ DEMO = "vim_demo_fashion_mnist"
 
 
 def model_and_images(spec: str = DEEP) -> tuple[VisionMamba, torch.Tensor]:
-    config = parse_model(spec)
+    config = vim_config(spec)
     images = torch.randn(4, config.channels, config.img, config.img, generator=torch.Generator().manual_seed(1))
-    return load_model(config, varied_weights(config)), images
+    model = load_model(config, varied_weights(config))
+    assert isinstance(model, VisionMamba)
+    return model, images
+
+
+def gradients_of(model: VisionMamba) -> dict[str, torch.Tensor]:
+    gradients = {}
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        gradients[name] = parameter.grad.clone()
+    return gradients
 
 
 def assert_close(got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
@@ -40,7 +51,7 @@ def assert_close(got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) 
 
 @pytest.mark.parametrize("cls", ["middle", "double", "none"])
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_autocast_gives_the_logits(dtype: torch.dtype, cls: str):
+def test_autocast_gives_the_logits(dtype: torch.dtype, cls: str) -> None:
     model, images = model_and_images(f"{DEEP},cls={cls}")
     with torch.no_grad():
         expected = model(images)
@@ -52,11 +63,11 @@ def test_autocast_gives_the_logits(dtype: torch.dtype, cls: str):
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_the_scan_is_fp32_under_autocast(dtype: torch.dtype):
+def test_the_scan_is_fp32_under_autocast(dtype: torch.dtype) -> None:
     model, images = model_and_images()
-    seen = []
+    seen: list[object] = []
 
-    def scan(*arguments: torch.Tensor) -> torch.Tensor:
+    def scan(*arguments: Any) -> torch.Tensor:
         seen.append({x.dtype for x in arguments if isinstance(x, torch.Tensor)})
         seen.append(torch.bmm(torch.ones(1, 1, 1), torch.ones(1, 1, 1)).dtype)  # which autocast would make a half
         return torch_scan(*arguments)
@@ -67,7 +78,7 @@ def test_the_scan_is_fp32_under_autocast(dtype: torch.dtype):
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_models_of_halves_run(dtype: torch.dtype):
+def test_models_of_halves_run(dtype: torch.dtype) -> None:
     model, images = model_and_images()
     with torch.no_grad():
         expected = model(images)
@@ -77,14 +88,14 @@ def test_models_of_halves_run(dtype: torch.dtype):
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_norms_of_halves_do_not_overflow(dtype: torch.dtype):
-    norm = VisionMamba(parse_model(TINY)).norm_f.to(dtype)
+def test_norms_of_halves_do_not_overflow(dtype: torch.dtype) -> None:
+    norm = VisionMamba(vim_config(TINY)).norm_f.to(dtype)
     x = torch.full((1, 16), 1000.0, dtype=dtype)
     torch.testing.assert_close(norm(x), torch.ones(1, 16, dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_training_under_autocast_has_gradients_of_fp32(dtype: torch.dtype):
+def test_training_under_autocast_has_gradients_of_fp32(dtype: torch.dtype) -> None:
     model, images = model_and_images()
     labels = torch.arange(4) % 3
     gradients = []
@@ -93,7 +104,7 @@ def test_training_under_autocast_has_gradients_of_fp32(dtype: torch.dtype):
         with torch.autocast("cpu", dtype=dtype, enabled=enabled):
             loss = torch.nn.functional.cross_entropy(model.train()(images).float(), labels)
         loss.backward()
-        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+        gradients.append(gradients_of(model))
     for name, exact in gradients[0].items():
         got = gradients[1][name]
         assert got.dtype == torch.float32 and torch.isfinite(got).all()
@@ -104,13 +115,13 @@ def test_training_under_autocast_has_gradients_of_fp32(dtype: torch.dtype):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_timm_knows_every_model(name: str):
+def test_timm_knows_every_model(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name)
     assert model.config == MODELS[name] and model.num_classes == MODELS[name].classes
 
 
-def test_what_training_scripts_give_is_taken():
+def test_what_training_scripts_give_is_taken() -> None:
     """timm's train.py, and the published one of Vim."""
     keywords = {
         "pretrained": False,
@@ -150,17 +161,16 @@ def test_what_training_scripts_give_is_taken():
         ({"pretrained": True}, "pretrained weights are not downloaded"),
     ],
 )
-def test_keywords_that_make_no_sense_are_refused(keywords: dict[str, object], reason: str):
+def test_keywords_that_make_no_sense_are_refused(keywords: dict[str, object], reason: str) -> None:
     with pytest.raises(ModelError, match=reason):
         timm.create_model(DEMO, **keywords)
 
 
-def test_the_classifier_can_be_replaced():
+def test_the_classifier_can_be_replaced() -> None:
     model, images = model_and_images()
     features = model.forward_features(images)
-    assert (
-        model.get_classifier() is model.head and model.num_features == model.head_hidden_size == features.shape[1] == 16
-    )
+    assert model.get_classifier() is model.head
+    assert model.num_features == model.head_hidden_size == features.shape[1] == 16
     torch.testing.assert_close(model.forward_head(features), model(images), rtol=0, atol=0)
     torch.testing.assert_close(model.forward_head(features, pre_logits=True), features, rtol=0, atol=0)
     model.reset_classifier(5)
@@ -175,7 +185,7 @@ def test_the_classifier_can_be_replaced():
     assert timm.create_model(DEMO, num_classes=0)(torch.zeros(1, 1, 28, 28)).shape == (1, 96)
 
 
-def test_a_new_head_is_saved_and_loaded_under_its_own_size(tmp_path: Path):
+def test_a_new_head_is_saved_and_loaded_under_its_own_size(tmp_path: Path) -> None:
     model, images = model_and_images()
     model.reset_classifier(5)
     torch.save({"state_dict": model.state_dict()}, tmp_path / "a.pth")
@@ -183,7 +193,7 @@ def test_a_new_head_is_saved_and_loaded_under_its_own_size(tmp_path: Path):
     torch.testing.assert_close(again(images), model(images), rtol=0, atol=0)
 
 
-def test_dropping_paths_and_elements_acts_in_training_alone():
+def test_dropping_paths_and_elements_acts_in_training_alone() -> None:
     plain, images = model_and_images()
     model = VisionMamba(plain.config, drop_rate=0.5, drop_path_rate=0.9)
     assert model.state_dict().keys() == plain.state_dict().keys()
@@ -196,7 +206,7 @@ def test_dropping_paths_and_elements_acts_in_training_alone():
     torch.testing.assert_close(still(images), plain(images), rtol=0, atol=0)
 
 
-def test_a_dropped_path_is_all_or_nothing_of_an_image():
+def test_a_dropped_path_is_all_or_nothing_of_an_image() -> None:
     torch.manual_seed(0)
     y = DropPath(0.25).train()(torch.ones(4000, 3, 2))
     kept = y[:, 0, 0] > 0
@@ -204,19 +214,18 @@ def test_a_dropped_path_is_all_or_nothing_of_an_image():
     assert abs(kept.float().mean().item() - 0.75) < 0.03
 
 
-def test_checkpointed_layers_have_the_same_gradients():
+def test_checkpointed_layers_have_the_same_gradients() -> None:
     model, images = model_and_images()
     gradients = []
     for enable in (False, True):
         model.set_grad_checkpointing(enable)
         model.zero_grad()
         model.train()(images).square().sum().backward()
-        gradients.append([p.grad.clone() for p in model.parameters()])
-    for plain, checkpointed in zip(*gradients, strict=True):
-        torch.testing.assert_close(checkpointed, plain, rtol=0, atol=0)
+        gradients.append(gradients_of(model))
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=0)
 
 
-def test_timms_optimizers_take_the_model():
+def test_timms_optimizers_take_the_model() -> None:
     from timm.optim import create_optimizer_v2
 
     model, _ = model_and_images()

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from helpers import tiny_plan_info
 
-from pyvimtrt import files
 from pyvimtrt.errors import NetworkError, OutputError
 from pyvimtrt.inspect_file import describe
 from pyvimtrt.runtime.plan import MAX_DESCRIPTION_BYTES, PlanInfo, read_plan, read_plan_info, sidecar, write_plan
@@ -33,8 +32,9 @@ def engine(tmp_path: Path, info: PlanInfo) -> Path:
     return path
 
 
-def test_what_was_written_is_read(engine: Path, info: PlanInfo):
-    assert sidecar(engine).name == "a.engine.json" and {p.name for p in engine.parent.iterdir()} == {
+def test_what_was_written_is_read(engine: Path, info: PlanInfo) -> None:
+    assert sidecar(engine).name == "a.engine.json"
+    assert {p.name for p in engine.parent.iterdir()} == {
         "a.engine",
         "a.engine.json",
     }
@@ -61,7 +61,9 @@ def test_what_was_written_is_read(engine: Path, info: PlanInfo):
         (lambda path: sidecar(path).write_bytes(b" " * (MAX_DESCRIPTION_BYTES + 1)), "has more than 1048576 bytes"),
     ],
 )
-def test_a_pair_that_does_not_belong_together_is_refused(change: Callable[[Path], None], sentence: str, engine: Path):
+def test_a_pair_that_does_not_belong_together_is_refused(
+    change: Callable[[Path], None], sentence: str, engine: Path
+) -> None:
     change(engine)
     with pytest.raises(NetworkError, match=sentence) as caught:
         read_plan(engine)
@@ -71,14 +73,16 @@ def test_a_pair_that_does_not_belong_together_is_refused(change: Callable[[Path]
 @pytest.mark.parametrize(
     "key, value",
     [
-        ("backend", "cpu"), ("backend", None), ("batch", [1, 2]), ("batch", [1, 2, "3"]), ("batch", [3, 2, 1]), ("batch", [0, 1, 2]), ("batch", {}),
-        ("plan_sha256", "x"), ("plan_sha256", 5), ("plan_sha256", "A" * 64), ("plan_bytes", -1), ("plan_bytes", 1.5), ("plan_bytes", True),
-        ("network_sha256", ""), ("tensorrt_version", 11), ("pyvimtrt_version", []), ("plugins", "none"), ("plugin_library_sha256", None),
-        ("plugin_library_bytes", "many"), ("workspace_bytes", 0), ("build_seconds", "long"), ("build_seconds", float("nan")), ("network", []),
-        ("network", {}), ("format_version", 2), ("format_version", "1"), ("another", 1),
+        ("backend", "cpu"), ("backend", None), ("batch", [1, 2]), ("batch", [1, 2, "3"]), ("batch", [3, 2, 1]),
+        ("batch", [0, 1, 2]), ("batch", {}), ("plan_sha256", "x"), ("plan_sha256", 5), ("plan_sha256", "A" * 64),
+        ("plan_bytes", -1), ("plan_bytes", 1.5), ("plan_bytes", True), ("network_sha256", ""), ("tensorrt_version", 11),
+        ("pyvimtrt_version", []), ("plugins", "none"), ("plugin_library_sha256", None),
+        ("plugin_library_bytes", "many"), ("workspace_bytes", 0), ("build_seconds", "long"),
+        ("build_seconds", float("nan")), ("network", []), ("network", {}), ("format_version", 2),
+        ("format_version", "1"), ("another", 1),
     ],
 )  # fmt: skip
-def test_entries_of_other_types_are_refused(key: str, value: Any, engine: Path):
+def test_entries_of_other_types_are_refused(key: str, value: Any, engine: Path) -> None:
     file = sidecar(engine)
     file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
     with pytest.raises(NetworkError) as caught:
@@ -87,7 +91,7 @@ def test_entries_of_other_types_are_refused(key: str, value: Any, engine: Path):
 
 
 @pytest.mark.parametrize("key", ["backend", "network", "plan_sha256"])
-def test_missing_entries_are_refused(key: str, engine: Path):
+def test_missing_entries_are_refused(key: str, engine: Path) -> None:
     file = sidecar(engine)
     entries = json.loads(file.read_text())
     del entries[key]
@@ -97,7 +101,7 @@ def test_missing_entries_are_refused(key: str, engine: Path):
 
 
 @pytest.mark.parametrize("key, value", [("mean", ["x"]), ("labels", [1]), ("model", 5), ("std", [0.0]), ("extra", 1)])
-def test_a_network_s_entries_of_other_types_are_refused(key: str, value: Any, engine: Path):
+def test_a_network_s_entries_of_other_types_are_refused(key: str, value: Any, engine: Path) -> None:
     file = sidecar(engine)
     entries = json.loads(file.read_text())
     entries["network"][key] = value
@@ -107,11 +111,13 @@ def test_a_network_s_entries_of_other_types_are_refused(key: str, value: Any, en
 
 
 @pytest.mark.parametrize("method", ["write_bytes", "write_text"])
-def test_a_failed_write_leaves_the_old_pair(method: str, engine: Path, info: PlanInfo, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_write_leaves_the_old_pair(
+    method: str, engine: Path, info: PlanInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(self: Path, data: object, **options: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.Path, method, fail)
+    monkeypatch.setattr(Path, method, fail)
     with pytest.raises(OutputError, match="No space left on device"):
         write_plan(engine, PLAN * 2, replace(info, plan_bytes=2 * len(PLAN)))
     monkeypatch.undo()

@@ -11,8 +11,10 @@ import io
 import math
 import re
 from html.parser import HTMLParser
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -81,22 +83,25 @@ def attribution(layers: int = 2, tokens: int = 5, channels: int = 7, details: bo
             for i in range(layers)
             for kind in KINDS
         ]
-    positive = lambda *shape: np.exp(rng.normal(size=shape)).astype(np.float32)  # noqa: E731
+
+    def positive(*shape: int) -> npt.NDArray[np.float32]:
+        return np.exp(rng.normal(size=shape)).astype(np.float32)
+
+    kinds: tuple[tuple[str, Literal["token", "channel"], int, int], ...] = (
+        ("out_proj.input", "token", tokens, 4),
+        ("conv.input", "channel", channels, channels),
+        ("u", "channel", channels, 1),
+    )
     ranges = [
         Range(f"layers.{i}.{kind}", i, kind, axis, positive(n), positive(n), (np.arange(n) % k).astype(np.int32))
         for i in range(layers)
-        for kind, axis, n, k in (
-            ("out_proj.input", "token", tokens, 4),
-            ("conv.input", "channel", channels, channels),
-            ("u", "channel", channels, 1),
-        )
+        for kind, axis, n, k in kinds
     ]
-    profile = lambda: {
-        "token": positive(tokens),
-        "channel": positive(channels),
-        "state": positive(16),
-        "token_by_state": positive(tokens, 16),
-    }  # noqa: E731
+
+    def profile() -> dict[str, npt.NDArray[np.float32]]:
+        shapes = {"token": (tokens,), "channel": (channels,), "state": (16,), "token_by_state": (tokens, 16)}
+        return {name: positive(*shape) for name, shape in shapes.items()}
+
     states = [
         StateRange(i, direction, profile(), profile(), 2.5, 5.25)
         for i in range(layers)
@@ -151,12 +156,11 @@ MINIMAL = Report({}, "data", Comparison(1, 1.0, 1.0, math.inf), (), ())
     ],
     ids=["full", "minimal", "one of each"],
 )
-def test_it_is_one_whole_page_that_needs_nothing(report: Report):
+def test_it_is_one_whole_page_that_needs_nothing(report: Report) -> None:
     text = render(report)
     page = Page(text)
-    assert (
-        text.startswith("<!doctype html>") and {"html", "main", "title"} <= set(page.tags) and "script" not in page.tags
-    )
+    assert text.startswith("<!doctype html>") and {"html", "main", "title"} <= set(page.tags)
+    assert "script" not in page.tags
     for tag, name, value in page.attributes:
         if name in ("src", "href", "xlink:href", "data", "action", "srcset"):
             assert (value or "").startswith(("#", "data:image/png;base64,")), (tag, name, (value or "")[:60])
@@ -165,7 +169,7 @@ def test_it_is_one_whole_page_that_needs_nothing(report: Report):
 
 
 @pytest.mark.slow
-def test_hostile_names_are_text():
+def test_hostile_names_are_text() -> None:
     page = Page(whole())
     assert page.text.count("<script>alert('x')</script>") >= 5
     assert not [
@@ -175,7 +179,7 @@ def test_hostile_names_are_text():
     ]
 
 
-def test_every_text_that_comes_from_outside_is_escaped():
+def test_every_text_that_comes_from_outside_is_escaped() -> None:
     """Names of files and models, labels of classes, names of tensors: text wherever they stand, in attributes too."""
     hostile = HOSTILE + """</style></title><script> " onerror="alert(1) {{ 7 * 7 }}{% raw %} &lt;b&gt;"""
     answers = (Answer(0, hostile, 0.75),)
@@ -200,7 +204,7 @@ def test_every_text_that_comes_from_outside_is_escaped():
     assert page.text.count(hostile) >= 12, page.text.count(hostile)
 
 
-def test_every_figure_is_there():
+def test_every_figure_is_there() -> None:
     text = Page(whole()).text
     for figure in (
         "76.54 %",
@@ -236,31 +240,27 @@ def test_every_figure_is_there():
     ]
 
 
-def test_without_labels_and_without_attribution_it_says_so():
+def test_without_labels_and_without_attribution_it_says_so() -> None:
     text = Page(render(MINIMAL)).text
-    assert (
-        "top-1" not in text
-        and "no error" in text
-        and "Give the cache that the engine was built from with --calib" in text
-    )
+    assert "top-1" not in text and "no error" in text
+    assert "Give the cache that the engine was built from with --calib" in text
 
 
-def test_worst_images_are_their_pixels():
+def test_worst_images_are_their_pixels() -> None:
     sources = [value for tag, name, value in Page(whole()).attributes if (tag, name) == ("img", "src") and value]
     found = [Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) for source in sources]
     assert [(image.mode, max(image.size)) for image in found] == [("L", 8), ("RGB", 160), ("L", 3)]
-    assert np.array_equal(np.asarray(found[0]), REPORT.worst[0].pixels[0]) and np.array_equal(
-        np.asarray(found[2]), REPORT.worst[2].pixels[0]
-    )
+    assert np.array_equal(np.asarray(found[0]), REPORT.worst[0].pixels[0])
+    assert np.array_equal(np.asarray(found[2]), REPORT.worst[2].pixels[0])
 
 
 @pytest.mark.slow
-def test_a_large_model_s_report_is_bounded():
+def test_a_large_model_s_report_is_bounded() -> None:
     report = dataclasses.replace(REPORT, attribution=attribution(24, 197, 384))
     assert 500_000 < len(render(report)) < 5_000_000
 
 
-def test_both_colour_schemes_colour_everything():
+def test_both_colour_schemes_colour_everything() -> None:
     text = whole()
     light, dark = re.findall(r":root \{(.*?)\}", text, flags=re.DOTALL)
     names = [set(re.findall(r"(--[\w-]+):", scheme)) for scheme in (light, dark)]
@@ -269,24 +269,17 @@ def test_both_colour_schemes_colour_everything():
     assert text.count("var(--ink)") > 50 and set(re.findall(r"var\((--[\w-]+)\)", text)) <= names[0]
 
 
-def test_rows_are_put_together_by_their_largest():
+def test_rows_are_put_together_by_their_largest() -> None:
     x = np.arange(394, dtype=np.float32).reshape(197, 2)
     found = pooled(x)
-    assert (
-        found.shape == (64, 2)
-        and found[-1, 1] == 393
-        and (np.diff(found[:, 0]) > 0).all()
-        and np.array_equal(pooled(x[:5]), x[:5])
-    )
+    assert found.shape == (64, 2) and found[-1, 1] == 393 and (np.diff(found[:, 0]) > 0).all()
+    assert np.array_equal(pooled(x[:5]), x[:5])
 
 
-def test_json_has_no_arrays_and_no_infinity():
+def test_json_has_no_arrays_and_no_infinity() -> None:
     found = to_json(dataclasses.replace(MINIMAL, worst=(worst(),), attribution=attribution()))
-    assert (
-        found["comparison"]["snr_db"] is None and "pixels" not in found["worst"][0] and found["worst"][0]["index"] == 41
-    )
-    assert (
-        found["attribution"]["states"][0]["used_bits_after"] == 5.25
-        and "token" not in found["attribution"]["states"][0]["before"]
-    )
+    assert found["comparison"]["snr_db"] is None and "pixels" not in found["worst"][0]
+    assert found["worst"][0]["index"] == 41
+    assert found["attribution"]["states"][0]["used_bits_after"] == 5.25
+    assert "token" not in found["attribution"]["states"][0]["before"]
     assert "largest" not in found["attribution"]["ranges"][0] and found["attribution"]["errors"][0]["snr_db"] is None

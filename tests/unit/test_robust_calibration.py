@@ -13,12 +13,11 @@ import pytest
 import safetensors.numpy
 import torch
 from helpers import normalization, random_images, varied_weights
-from tiny import TINY
+from tiny import TINY, vim_config
 
 import pyvimtrt
 from pyvimtrt.data.datasets import sample_images
 from pyvimtrt.errors import CalibrationError, DataError, ModelError
-from pyvimtrt.families import parse_model
 from pyvimtrt.graph.assemble import assemble
 from pyvimtrt.graph.network import network_from_model
 from pyvimtrt.model.checkpoint import load_model
@@ -31,7 +30,7 @@ from pyvimtrt.runtime.cpu import CpuEngine
 pytestmark = pytest.mark.slow
 U8 = npt.NDArray[np.uint8]
 
-CONFIG = parse_model(TINY.replace("depth=1", "depth=2"))
+CONFIG = vim_config(TINY.replace("depth=1", "depth=2"))
 NORMALIZATION = normalization(CONFIG)
 WEIGHTS = varied_weights(CONFIG)
 UNSEEN = random_images(CONFIG, 96, seed=5)
@@ -61,19 +60,19 @@ def edited(**changes: npt.NDArray[np.float32]) -> Weights:
 
 @pytest.mark.parametrize("count", [16, 64, 1024])
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_any_number_of_images(recipe: str, count: int):
+def test_any_number_of_images(recipe: str, count: int) -> None:
     assert (
         likeness(WEIGHTS, random_images(CONFIG, count), recipe) > {"default": 0.97, "paper": 0.97, "naive": 0.5}[recipe]
     )
 
 
-def test_more_images_do_not_hurt():
+def test_more_images_do_not_hurt() -> None:
     few, many = (likeness(WEIGHTS, random_images(CONFIG, count)) for count in (16, 1024))
     assert many > few - 0.005
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_duplicates_change_next_to_nothing(recipe: str):
+def test_duplicates_change_next_to_nothing(recipe: str) -> None:
     images = random_images(CONFIG, 64)
     assert (
         likeness(WEIGHTS, np.concatenate([images, images, images[:16]]), recipe)
@@ -82,7 +81,7 @@ def test_duplicates_change_next_to_nothing(recipe: str):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_one_image_repeated_is_as_good_as_that_image(recipe: str):
+def test_one_image_repeated_is_as_good_as_that_image(recipe: str) -> None:
     one = random_images(CONFIG, 1)
     repeated, single = (likeness(WEIGHTS, np.repeat(one, count, axis=0), recipe) for count in (32, 1))
     assert repeated > 0.5 and abs(repeated - single) < 0.05
@@ -90,14 +89,14 @@ def test_one_image_repeated_is_as_good_as_that_image(recipe: str):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("pixel", [0, 255])
-def test_blank_images_among_others_do_no_harm(pixel: int, recipe: str):
+def test_blank_images_among_others_do_no_harm(pixel: int, recipe: str) -> None:
     images = random_images(CONFIG, 64)
     mixed = np.concatenate([images, np.full_like(images, pixel)])
     assert likeness(WEIGHTS, mixed, recipe) > likeness(WEIGHTS, images, recipe) - 0.03
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_dead_channels(recipe: str):
+def test_dead_channels(recipe: str) -> None:
     """Channels that are zero everywhere, on both sides of each operator."""
     weights = {name: value.copy() for name, value in WEIGHTS.items()}
     for i in range(CONFIG.depth):
@@ -111,14 +110,14 @@ def test_dead_channels(recipe: str):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_layer_that_does_nothing(recipe: str):
+def test_a_layer_that_does_nothing(recipe: str) -> None:
     weights = {
         name: np.zeros_like(value) if name.startswith("layers.0.mixer.") else value for name, value in WEIGHTS.items()
     }
     assert likeness(weights, random_images(CONFIG, 64), recipe) > 0.9
 
 
-def test_one_token_a_hundred_times_as_large_as_the_rest():
+def test_one_token_a_hundred_times_as_large_as_the_rest() -> None:
     """Its position gives it away, so a step per token costs it nothing; one step for all rounds the others away where
     no norm comes before.
     """
@@ -135,7 +134,7 @@ def test_one_token_a_hundred_times_as_large_as_the_rest():
         assert likeness(weights, images, recipe) > 0.8
 
 
-def test_a_token_of_giant_activations_inside_the_layers():
+def test_a_token_of_giant_activations_inside_the_layers() -> None:
     """The mixer's output at one token 100 times as large: delta opens at that token, which the class token's embedding
     marks.
     """
@@ -144,7 +143,7 @@ def test_a_token_of_giant_activations_inside_the_layers():
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_constant_activations(recipe: str):
+def test_constant_activations(recipe: str) -> None:
     """Weights that ignore the image: every token's activations are the same for all images, and the engine gives fp32's
     constant answer.
     """
@@ -158,7 +157,7 @@ def test_constant_activations(recipe: str):
     assert (logits == logits[0]).all() and np.linalg.norm(logits[0] - truth) < 0.1 * np.linalg.norm(truth)
 
 
-def test_few_images_of_extreme_contrast_clip_nothing_to_nan():
+def test_few_images_of_extreme_contrast_clip_nothing_to_nan() -> None:
     """Calibration on dim images, inference on the brightest: saturated, finite, and still telling images apart."""
     cache = calibrated(WEIGHTS, random_images(CONFIG, 16) // 16)
     logits = CpuEngine(network_from_model(assemble(CONFIG, WEIGHTS, cache), "test"), 1).run(
@@ -182,7 +181,7 @@ def test_few_images_of_extreme_contrast_clip_nothing_to_nan():
         "head.weight",
     ],
 )
-def test_weights_that_are_not_finite_are_refused_by_name(name: str, bad: float, tmp_path: Path):
+def test_weights_that_are_not_finite_are_refused_by_name(name: str, bad: float, tmp_path: Path) -> None:
     value = WEIGHTS[name].copy()
     value.flat[-1] = bad
     safetensors.numpy.save_file(edited(**{name: value}), tmp_path / "bad.safetensors")
@@ -193,7 +192,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(name: str, bad: float, 
     assert [path.name for path in tmp_path.iterdir()] == ["bad.safetensors"]
 
 
-def test_an_empty_set_is_refused(tmp_path: Path):
+def test_an_empty_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match=r"takes 1 to .* images, got 0"):
         calibrated(WEIGHTS, random_images(CONFIG, 4)[:0])
     np.savez(tmp_path / "none.npz", images=random_images(CONFIG, 4)[:0])

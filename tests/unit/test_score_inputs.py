@@ -263,7 +263,7 @@ def test_paths_in_rows(score: Score, tmp_path: Path) -> None:
     (source / "top.bin").write_bytes(png(2))
     (tmp_path / "secret.png").write_bytes(png(3))
     (source / "link.bin").symlink_to(tmp_path / "secret.png")
-    paths = [
+    paths: list[str | None] = [
         "images/1",
         str(source / "top.bin"),
         "sub/images/1",
@@ -291,9 +291,8 @@ def test_paths_in_rows(score: Score, tmp_path: Path) -> None:
     for row, reason in zip(rows[3:], reasons, strict=True):
         assert row["class"] is None and reason in row["error"], row
     rows, err = score(tmp_path / "structures", code=2)
-    assert (
-        len(rows) == len(paths) and "none of the 14 images" in err and "holds no image but the path 'images/1'" in err
-    )
+    assert len(rows) == len(paths) and "none of the 14 images" in err
+    assert "holds no image but the path 'images/1'" in err
 
 
 def test_lists_of_images(score: Score, tmp_path: Path) -> None:
@@ -343,11 +342,8 @@ def test_tables_without_a_column_that_is_known(
 def test_all_rows_failed_is_no_success(score: Score, tmp_path: Path) -> None:
     file = table(tmp_path / "t.parquet", image=[b"no image"] * 3)
     rows, err = score(file, code=2)
-    assert (
-        len(rows) == 3
-        and f"none of the 3 images of {file} could be read" in err
-        and "t.parquet#0 is not an image" in err
-    )
+    assert len(rows) == 3 and f"none of the 3 images of {file} could be read" in err
+    assert "t.parquet#0 is not an image" in err
     assert main(["score", str(score.engine), str(file), str(tmp_path / "out1")]) == 2, (
         "nor is it one when nothing is left to do"
     )
@@ -478,11 +474,8 @@ def test_a_bad_table_among_good_ones(score: Score, tmp_path: Path) -> None:
     (tmp_path / "in" / "a.parquet").write_bytes(b"PAR1" + bytes(100) + b"PAR1")
     table(tmp_path / "in" / "c.parquet", nothing=[1])
     rows, err = score(tmp_path / "in", code=2)
-    assert (
-        [row["image"] for row in rows] == ["b.parquet#0"]
-        and "2 of 3 parts" in err
-        and "a.parquet is not a Parquet file" in err
-    )
+    assert [row["image"] for row in rows] == ["b.parquet#0"]
+    assert "2 of 3 parts" in err and "a.parquet is not a Parquet file" in err
 
 
 # Results
@@ -514,10 +507,7 @@ def test_units_are_the_same_in_every_run(tmp_path: Path) -> None:
         (tmp_path / f"{number}.tar").write_bytes(FIRST + END if number != 1 else HOSTILE["negative size"][0])
     failed: list[str] = []
     units = find_units(tmp_path, failed=failed)
-    assert (
-        units == find_units(tmp_path, failed=[])
-        and [Path(unit.path).name for unit in units] == ["0.tar", "2.tar"]
-        and len(failed) == 1
-    )
+    assert units == find_units(tmp_path, failed=[]) and [Path(unit.path).name for unit in units] == ["0.tar", "2.tar"]
+    assert len(failed) == 1
     with pytest.raises(DataError, match="claims a file of -512 bytes"):
         find_units(tmp_path)

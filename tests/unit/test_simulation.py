@@ -12,11 +12,10 @@ import numpy.typing as npt
 import pytest
 import torch
 from helpers import CALIBRATION_IMAGES, random_images, tiny_cache, tiny_network, varied_weights
-from tiny import TINY
+from tiny import TINY, vim_config
 
 from pyvimtrt.compare.metrics import snr_db
 from pyvimtrt.compare.simulation import Simulation
-from pyvimtrt.families import parse_model
 from pyvimtrt.families.vim.config import VimConfig
 from pyvimtrt.graph.assemble import assemble
 from pyvimtrt.graph.network import network_from_model
@@ -42,7 +41,7 @@ Parts = tuple[VimConfig, Weights, Cache, U8]
 
 
 def parts(spec: str = DEEP, recipe: str = "default", state: str | None = None) -> Parts:
-    config = parse_model(spec)
+    config = vim_config(spec)
     clusters = 1 if recipe == "paper" and config.tokens < 4 else None
     return (
         config,
@@ -58,7 +57,7 @@ def engine_logits(config: VimConfig, weights: Weights, cache: Cache, images: U8)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS)
-def test_all_off_it_is_the_fp32_model(spec: str):
+def test_all_off_it_is_the_fp32_model(spec: str) -> None:
     config, weights, cache, images = parts(SPECS[spec])
     with torch.no_grad():
         expected = load_model(config, weights)(Normalization(cache.info.mean, cache.info.std).apply(images))
@@ -75,19 +74,19 @@ def excess(config: VimConfig, weights: Weights, cache: Cache, images: U8) -> tup
 
 @pytest.mark.parametrize("recipe", ["default", "paper", "naive"])
 @pytest.mark.parametrize("spec", SPECS)
-def test_all_on_it_is_the_engine(spec: str, recipe: str):
+def test_all_on_it_is_the_engine(spec: str, recipe: str) -> None:
     to_engine, to_fp32 = excess(*parts(SPECS[spec], recipe))
     assert to_engine > to_fp32 + 8, (to_engine, to_fp32)
 
 
-def test_a_state_in_fp32_is_no_quantizer():
+def test_a_state_in_fp32_is_no_quantizer() -> None:
     config, weights, cache, images = parts(state="fp32")
     assert not any(name.endswith(".state") for name in Simulation(config, weights, cache).quantizers)
     to_engine, to_fp32 = excess(config, weights, cache, images)
     assert to_engine > to_fp32 + 8, (to_engine, to_fp32)
 
 
-def test_corrections_of_biases_are_those_of_the_engine():
+def test_corrections_of_biases_are_those_of_the_engine() -> None:
     """A correction far from what calibration finds moves simulation and engine alike."""
     config, weights, cache, images = parts()
     changed = {name: value + 0.5 if name.endswith(".bias") else value for name, value in cache.tensors.items()}
@@ -97,7 +96,7 @@ def test_corrections_of_biases_are_those_of_the_engine():
 
 
 @pytest.mark.parametrize("damage", ["tap", "state", "weight"])
-def test_a_quantizer_that_does_nothing_is_noticed(damage: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_quantizer_that_does_nothing_is_noticed(damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config, weights, cache, images = parts(recipe="naive")
     if damage == "tap":
         add = Simulation._add_steps
@@ -116,9 +115,8 @@ def test_a_quantizer_that_does_nothing_is_noticed(damage: str, monkeypatch: pyte
     assert to_engine < to_fp32 + 8, (to_engine, to_fp32)
 
 
-INTEGERS: dict[
-    str, tuple[str, Callable[[Cache, str], tuple[Any, Any]]]
-] = {}  # tap -> tensor of the network, step and zero
+# By tap: the tensor of the network, and what gives its step and zero.
+INTEGERS: dict[str, tuple[str, Callable[[Cache, str], tuple[Any, Any]]]] = {}
 
 
 def integers(name: str, of: Callable[[Cache, str], tuple[Any, Any]], *taps: str) -> None:
@@ -149,7 +147,7 @@ integers("scan.y", steps("out_proj.input"), "out_proj.input")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["default", "paper"])
-def test_rounded_tensors_are_the_engine_s_integers(recipe: str):
+def test_rounded_tensors_are_the_engine_s_integers(recipe: str) -> None:
     """All but a few, which fp32's last bits move across a rounding boundary, and by one step alone."""
     config, weights, cache, images = parts(TINY + ",stride=2", recipe)
     simulation, E = Simulation(config, weights, cache), config.inner
@@ -178,7 +176,7 @@ def test_rounded_tensors_are_the_engine_s_integers(recipe: str):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", ["middle", "none"])
-def test_every_quantizer_moves_the_logits_and_is_off_again(spec: str):
+def test_every_quantizer_moves_the_logits_and_is_off_again(spec: str) -> None:
     config, weights, cache, images = parts(SPECS[spec], "naive")
     simulation = Simulation(config, weights, cache)
     off = simulation.logits(images, ())
@@ -188,7 +186,7 @@ def test_every_quantizer_moves_the_logits_and_is_off_again(spec: str):
         assert torch.equal(simulation.logits(images, ()), off), f"{name} stays on"
 
 
-def test_quantizers_are_named_after_the_steps_of_the_cache():
+def test_quantizers_are_named_after_the_steps_of_the_cache() -> None:
     config, weights, cache, _ = parts(SPECS["none"])
     names = set(Simulation(config, weights, cache).quantizers)
     assert len(names) == len(Simulation(config, weights, cache).quantizers)

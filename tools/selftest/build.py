@@ -68,7 +68,8 @@ def environment(options: Options) -> dict[str, str]:
 def configure(options: Options, architecture: str) -> None:
     """Run CMake."""
     command = [
-        "cmake", "-S", str(ROOT), "-B", str(options.build), "-DVIMTRT_PYTHON=ON", "-DVIMTRT_TENSORRT=OFF", f"-D{NATIVE[options.device]}=ON",
+        "cmake", "-S", str(ROOT), "-B", str(options.build),
+        "-DVIMTRT_PYTHON=ON", "-DVIMTRT_TENSORRT=OFF", f"-D{NATIVE[options.device]}=ON",
         f"-DPython_EXECUTABLE={sys.executable}", f"-Dnanobind_DIR={_nanobind()}",
     ]  # fmt: skip
     if architecture:

@@ -18,15 +18,8 @@ from selftest.report import COPIES, OURS, rate, spread, summary, table, verdict
 
 BEGIN, END = "<!-- tables: tools/selftest/document.py -->", "<!-- end of the tables -->"
 PLOTS = {"speed.svg": "gpu_speed.svg", "operators.svg": "gpu_operators.svg"}
-LAYER = (
-    "norm",
-    "in_proj",
-    "conv",
-    "x_proj",
-    "dt_proj",
-    "scan",
-    "out_proj",
-)  # a layer's nodes, by the ends of their names
+# A layer's nodes, by the ends of their names.
+LAYER = ("norm", "in_proj", "conv", "x_proj", "dt_proj", "scan", "out_proj")
 
 
 def machine_lines(found: dict[str, Any]) -> list[str]:

@@ -31,8 +31,8 @@ PROGRAMS = {
     "git": "--version",
 }
 SMI_FIELDS = (
-    "name", "driver_version", "pstate", "clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem", "power.draw", "power.limit",
-    "temperature.gpu", "utilization.gpu", "memory.used", "memory.total",
+    "name", "driver_version", "pstate", "clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem", "power.draw",
+    "power.limit", "temperature.gpu", "utilization.gpu", "memory.used", "memory.total",
 )  # fmt: skip
 
 
@@ -43,7 +43,9 @@ def run(options: Options) -> Part:
         "device": options.device,
         "gpu": smi(),
         "processor": f"{processor()}, {len(os.sched_getaffinity(0))} cores",
-        "platform": f"{platform.system()} {platform.release()} {platform.machine()}, Python {platform.python_version()}",
+        "platform": (
+            f"{platform.system()} {platform.release()} {platform.machine()}, Python {platform.python_version()}"
+        ),
         "packages": {name: version(name) for name in PACKAGES},
         "programs": {name: first_line(name, option) for name, option in PROGRAMS.items()},
         "checkout": first_line("git", "-C", str(ROOT), "describe", "--always", "--dirty"),

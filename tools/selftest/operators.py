@@ -21,13 +21,8 @@ from selftest.cases import run_cases
 from selftest.options import Options, Part, world_of
 
 ALIGNED = "ascending"  # the label whose memory is aligned before it is shifted
-DRY = (
-    " base",
-    "layer",
-    " shifted by 1",
-    "x_offset=1",
-    "base, large tile",
-)  # ends of the names that the dry run takes, beside the probes
+# Ends of the names that the dry run takes, beside the probes.
+DRY = (" base", "layer", " shifted by 1", "x_offset=1", "base, large tile")
 
 
 def run(options: Options) -> Part:

@@ -102,7 +102,8 @@ def speed_tables(part: Part) -> list[str]:
         lines += table(("model", "batch", "in turns", "ms (p10 .. p90)", "images/s", "times int8", "error"), rows)
     rows = [
         (
-            o["model"], o["batch"], o["op"], o["node"], o["count"], f"{o['us']:.2f}", f"{o['floor, us']:.2f}", o["bound"], f"{100 * o['share']:.0f} %"
+            o["model"], o["batch"], o["op"], o["node"], o["count"], f"{o['us']:.2f}", f"{o['floor, us']:.2f}",
+            o["bound"], f"{100 * o['share']:.0f} %",
         )
         for o in part["operators"]
     ]  # fmt: skip

@@ -25,9 +25,8 @@ from selftest.options import Options, Part, world_of
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 FOUND = 77  # exit code
-MOST_BYTES = (
-    1 << 20
-)  # of a case's arrays: larger ones take minutes under a tool and show nothing that smaller ones do not
+# The most for a case's arrays: larger ones take minutes under a tool and show nothing that smaller ones do not.
+MOST_BYTES = 1 << 20
 SECONDS = 240
 
 

@@ -68,5 +68,8 @@ def cure(config: VimConfig, shapes: Shapes, fitting: ModelConfig | None) -> str:
         size = f"{fitting.img} x {fitting.img} pixels" + (
             f" and a stride of {fitting.stride}" if fitting.stride != config.stride else ""
         )
-        return f"; position embeddings are not resized, and these are of images of {size}: give the model {model_name(fitting)}"
+        return (
+            f"; position embeddings are not resized, and these are of images of {size}: "
+            f"give the model {model_name(fitting)}"
+        )
     return f"; these are the weights of the model {model_name(fitting)}: give that model"
