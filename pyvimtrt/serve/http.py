@@ -17,8 +17,6 @@ from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from kserve.errors import ModelNotFound
-from kserve.protocol.rest import v2_datamodels as oip
 from prometheus_client import exposition
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
@@ -31,7 +29,7 @@ from pyvimtrt.serve.batcher import EngineFailedError, QueueFullError
 from pyvimtrt.serve.extensions import unsupported
 from pyvimtrt.serve.forget import forget
 from pyvimtrt.serve.http_body import CodingError, TooLargeError, coding_of, unpack
-from pyvimtrt.serve.model import Answered, BusyError, NotReadyError, VimModel
+from pyvimtrt.serve.model import Answered, BusyError, NotReadyError, UnknownModelError, VimModel
 from pyvimtrt.serve.openapi import (
     ERRORS,
     INDEX_BODY,
@@ -40,7 +38,12 @@ from pyvimtrt.serve.openapi import (
     Answer,
     Failure,
     IndexRequest,
+    ListModelsResponse,
     ModelMetadata,
+    ModelReadyResponse,
+    ServerLiveResponse,
+    ServerMetadataResponse,
+    ServerReadyResponse,
 )
 from pyvimtrt.serve.same_origin import host_name, is_foreign, is_loopback
 from pyvimtrt.serve.state import ServerState
@@ -79,9 +82,8 @@ def as_status(error: Exception) -> StatusError:
     """Return the status of an error that a request ends with."""
     if isinstance(error, StatusError):
         return error
-    if isinstance(error, ModelNotFound):
-        return StatusError(404, str(error), "unknown_model")
     for kind, status, name in (
+        (UnknownModelError, 404, "unknown_model"),
         (CodingError, 415, "bad_request"),
         (TooLargeError, 413, "too_large"),
         (RequestError, 400, "bad_request"),
@@ -133,14 +135,14 @@ class Http:
                 response_model=Answer,
                 openapi_extra={"requestBody": INFER_BODY, "parameters": INFER_PARAMETERS},
             )
-            route("GET", f"{path}/ready", self.model_ready, response_model=oip.ModelReadyResponse)
+            route("GET", f"{path}/ready", self.model_ready, response_model=ModelReadyResponse)
             route("GET", path, self.model_metadata, response_model=ModelMetadata)
             route("GET", f"{path}/config", self.model_config)
             route("GET", f"{path}/stats", self.model_statistics)
-        route("GET", "/v2", self.metadata, response_model=oip.ServerMetadataResponse)
-        route("GET", "/v2/models", self.models, response_model=oip.ListModelsResponse)
-        route("GET", "/v2/health/live", self.live, response_model=oip.ServerLiveResponse)
-        route("GET", "/v2/health/ready", self.ready, response_model=oip.ServerReadyResponse)
+        route("GET", "/v2", self.metadata, response_model=ServerMetadataResponse)
+        route("GET", "/v2/models", self.models, response_model=ListModelsResponse)
+        route("GET", "/v2/health/live", self.live, response_model=ServerLiveResponse)
+        route("GET", "/v2/health/ready", self.ready, response_model=ServerReadyResponse)
         route("POST", "/v2/repository/index", self.index, openapi_extra={"requestBody": INDEX_BODY})
         if self.settings.model_control:
             route("POST", "/v2/repository/models/{model_name}/load", self.load)
@@ -164,7 +166,7 @@ class Http:
 
         app.add_exception_handler(HTTPException, on_http)
         app.add_exception_handler(RequestValidationError, on_validation)
-        for kind in (StatusError, VimTrtError, ModelNotFound):
+        for kind in (StatusError, VimTrtError):
             app.add_exception_handler(kind, on_error)
         return self._gate(app)
 
@@ -363,7 +365,7 @@ class Http:
 
     async def metadata(self) -> dict[str, Any]:
         """The server's name, version and extensions."""
-        return self.state.dataplane.metadata()
+        return self.state.metadata()
 
     async def models(self) -> dict[str, Any]:
         """The names of all models."""

@@ -38,7 +38,6 @@ def configure(level: str) -> None:
     warnings.simplefilter("ignore")
     for name, least in (
         ("pyvimtrt.serve", level),
-        ("kserve", "WARNING"),
         ("uvicorn", "WARNING"),
         ("grpc", "WARNING"),
         ("asyncio", "WARNING"),

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from kserve import Model
 
 from pyvimtrt.errors import BackendError, VimTrtError
 from pyvimtrt.families import ModelConfig
@@ -38,6 +37,13 @@ from pyvimtrt.serve.tensors import (
 
 PLATFORM = "pyvimtrt"
 log = logging.getLogger("pyvimtrt.serve")
+
+
+class UnknownModelError(VimTrtError):
+    """A model, or a version of it, that the server does not have."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"Model with name {name} does not exist.")
 
 
 class NotReadyError(VimTrtError):
@@ -69,7 +75,7 @@ class Answered:
     engine_seconds: float
 
 
-class VimModel(Model):
+class VimModel:
     """One engine under a name. ``changed()`` is called where its file has become another and a worker cannot be
     replaced: it is to be reloaded.
     """
@@ -83,8 +89,7 @@ class VimModel(Model):
         threads: Threads,
         changed: Callable[[], None],
     ) -> None:
-        super().__init__(name)
-        self.path = path
+        self.name, self.path = name, path
         self._settings, self._threads, self._changed = settings, threads, changed
         self._metrics = ModelMetrics(metrics, name)
         self.statistics = Statistics()
@@ -101,10 +106,6 @@ class VimModel(Model):
     def is_ready(self) -> bool:
         """Whether requests are answered."""
         return self.batcher is not None and self.batcher.ready
-
-    async def healthy(self) -> bool:
-        """The SDK's name for `is_ready`."""
-        return self.is_ready
 
     @property
     def config(self) -> ModelConfig:
@@ -145,7 +146,6 @@ class VimModel(Model):
                 raise BackendError(f"no process for an engine can be started: {error.strerror}") from error
             raise
         before, self.batcher = self.batcher, fresh
-        self.ready = True
         if before is not None:
             self._retire(before)
 
@@ -153,7 +153,6 @@ class VimModel(Model):
         """Take the model out of service; what was accepted is answered."""
         async with self._changing:
             before, self.batcher = self.batcher, None
-            self.ready = False
             if before is not None:
                 self._retire(before)
 
@@ -267,11 +266,3 @@ class VimModel(Model):
             "input": [{**entry(tensor), "optional": True} for tensor in input_metadata(config)],
             "output": [entry(tensor) for tensor in output_metadata(config)],
         }
-
-    def get_input_types(self) -> list[dict[str, Any]]:
-        """The inputs, for the SDK's metadata."""
-        return input_metadata(self.config)
-
-    def get_output_types(self) -> list[dict[str, Any]]:
-        """The outputs, for the SDK's metadata."""
-        return output_metadata(self.config)

@@ -1,4 +1,4 @@
-"""The server: engines behind HTTP and gRPC on the KServe SDK's ModelServer, from start to drained end."""
+"""The server: engines behind HTTP and gRPC, from start to drained end."""
 
 from __future__ import annotations
 
@@ -9,21 +9,13 @@ import logging
 import resource
 import signal
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import uvicorn
 from uvloop import run
-
-with mock.patch.object(sys, "argv", sys.argv[:1]):  # the SDK parses the command line of whatever imports it
-    from kserve import ModelServer
-
-from kserve.model_repository import ModelRepository
-from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
 from pyvimtrt.errors import UsageError, VimTrtError
 from pyvimtrt.serve.grpc import GrpcServer
@@ -41,26 +33,12 @@ QUEUE_FULL = refusal(
 log = logging.getLogger("pyvimtrt.serve")
 
 
-class VimServer(ModelServer):
-    """Serves engines.
-
-    Of the SDK it keeps the lifecycle, the model repository, the data plane, the metadata endpoints' types and the gRPC
-    service; the listeners, the routes and the codecs are its own, because the SDK's bind to every address, have no
-    limits and turn binary tensors into Python lists. What the protocols need of a server is in its `ServerState`.
-    """
+class VimServer:
+    """Serves engines. What the protocols need of a server is in its `ServerState`."""
 
     def __init__(self, engines: dict[str, Path], settings: ServeSettings) -> None:
-        repository = ModelRepository()
-        super().__init__(
-            http_port=settings.port,
-            grpc_port=settings.grpc_port,
-            registered_models=repository,
-            enable_latency_logging=False,
-        )
         self.settings = settings
-        self.state = ServerState(settings, repository)
-        self.dataplane = self.state.dataplane
-        self.model_repository_extension = ModelRepositoryExtension(self.registered_models)
+        self.state = ServerState(settings)
         self._engines = engines
         self._stopping: asyncio.Event
 
@@ -172,7 +150,6 @@ class VimServer(ModelServer):
                 await asyncio.gather(*(loaded.close() for loaded in self.state.models.values()))
                 raise
             self.state.models[name] = model
-            self.register_model(model)
 
     async def _drain(self, http_server: uvicorn.Server, grpc_server: GrpcServer, serving: asyncio.Task[None]) -> None:
         """Answer what was accepted, refuse the rest, then end."""

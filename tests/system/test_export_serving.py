@@ -26,11 +26,7 @@ from pyvimtrt.export.triton import export_triton
 from pyvimtrt.runtime.plan import PlanInfo, sidecar, write_plan
 
 PLAN = b"a plan" * 100
-RUN = [
-    sys.executable,
-    "-c",
-    "import sys; from pyvimtrt.cli import main; sys.exit(main())",
-]  # the SDK's messages and Triton's cannot live in one process
+RUN = [sys.executable, "-c", "import sys; from pyvimtrt.cli import main; sys.exit(main())"]
 TYPES = """
 import json, sys
 import kserve, yaml
