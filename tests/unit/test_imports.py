@@ -18,8 +18,8 @@ BLOCK = """
 import sys
 
 BLOCKED = {"torch", "timm", "tensorrt", "tensorrt_rtx", "onnxruntime", "openvino", "nncf", "polygraphy", "matplotlib", "jinja2", "mamba_ssm"}
-BLOCKED |= {"uvloop", "uvicorn", "httptools", "fastapi", "starlette", "grpc", "orjson", "prometheus_client", "yaml", "ray", "pyarrow"}
-BLOCKED |= {"kserve", "kubernetes"}  # which only tests use
+BLOCKED |= {"uvloop", "httptools", "fastapi", "starlette", "grpc", "orjson", "prometheus_client", "yaml", "ray", "pyarrow"}
+BLOCKED |= {"kserve", "kubernetes", "uvicorn"}  # which only tests use
 
 
 class Blocker:
@@ -48,7 +48,10 @@ NEED_MATPLOTLIB = {"pyvimtrt.compare.charts", "pyvimtrt.compare.report"}  # the 
 NEED_POLYGRAPHY = {f"pyvimtrt.compare.{name}" for name in ("data", "errors", "polygraphy_plugin", "references", "runners", "tensorrt_plugins")}
 NEED_SERVE = {
     f"pyvimtrt.serve.{name}"
-    for name in ("batcher", "metrics", "model", "http", "http_codec", "http_guard", "json_text", "grpc", "server", "state")
+    for name in (
+        *("batcher", "metrics", "model", "state", "server", "json_text", "grpc"),
+        *("http", "http_codec", "http_reader", "http_exchange", "http_connection", "http_listener"),
+    )
 }
 NEED_RAY = {"pyvimtrt.score.cluster"}
 names = {module.name for module in pkgutil.walk_packages(pyvimtrt.__path__, "pyvimtrt.")}
@@ -147,7 +150,7 @@ def test_an_engine_is_built_and_run_without_optional_packages(
     assert result.stderr.splitlines() == [
         "error: calibration needs the package torch, which is not installed; run: pip install 'pyvimtrt[torch]'",
         "error: the fp32 model needs the package torch, which is not installed; run: pip install 'pyvimtrt[torch]'",
-        "error: the server needs the package uvicorn, which is not installed; run: pip install 'pyvimtrt[serve]'",
+        "error: the server needs the package uvloop, which is not installed; run: pip install 'pyvimtrt[serve]'",
         "error: Parquet needs the package pyarrow, which is not installed; run: pip install 'pyvimtrt[ray]'",
         "error: the manifest needs the package pyyaml, which is not installed; run: pip install 'pyvimtrt[serve]'",
     ]
