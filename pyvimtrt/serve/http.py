@@ -50,8 +50,8 @@ from pyvimtrt.serve.state import ServerState
 from pyvimtrt.serve.tensors import VERSION, Request, RequestError, answer_tensors, is_light
 from pyvimtrt.text import encodable
 
-# Key in a request's scope: the batcher that has a place for it, and what its `enter` gave at the door.
-ENTRY = "pyvimtrt.entry"
+# Key in a request's scope: the batcher that has a place for it, and the lease that admission control got of it.
+LEASE = "pyvimtrt.lease"
 RETRY_SECONDS = 1  # what a refused client is told to wait
 OPEN_PATHS = frozenset(
     {"/", "/v2/health/live", "/v2/health/ready"}
@@ -199,7 +199,7 @@ class Http:
             except ClientDisconnect as gone:
                 forget(gone)
             finally:
-                self._leave(scope)
+                self._release(scope)
 
         return gated
 
@@ -282,11 +282,11 @@ class Http:
         return response
 
     @staticmethod
-    def _leave(scope: dict[str, Any]) -> None:
-        """Give up the place that the door kept for a request, if it has not become one in the queue."""
-        if (entry := scope.pop(ENTRY, None)) is not None:
-            batcher, token = entry
-            batcher.leave(token)
+    def _release(scope: dict[str, Any]) -> None:
+        """Give up the lease of a request, if its place has not become one in the queue."""
+        if (found := scope.pop(LEASE, None)) is not None:
+            batcher, lease = found
+            batcher.release(lease)
 
     async def _infer(self, model: VimModel, request: HttpRequest) -> tuple[Response, Answered]:
         if self.state.draining:
@@ -309,7 +309,7 @@ class Http:
                 call = await loop.run_in_executor(self.state.threads.codec, http_codec.parse_body, *arguments)
             else:
                 call = http_codec.parse_body(*arguments)
-            answered = await _unless_gone(request, model.answer(call, partial(self._leave, request.scope)))
+            answered = await _unless_gone(request, model.answer(call, partial(self._release, request.scope)))
         finally:
             self._body_bytes -= len(body)
             self.state.trimmer.received(len(body))

@@ -193,7 +193,7 @@ class Connection(asyncio.Protocol):
             self._start(self._queue.popleft())
         else:
             self._idle.start(KEEP_ALIVE_SECONDS)
-        if self._held:  # the rest of the body, maybe, of the request whose turn it is now
+        if self._held:  # the rest of the body, maybe, of the request that is answered now
             asyncio.get_running_loop().call_soon(self._parse_held)
         elif self._last_words is not None and not self._is_answering:
             self._say_last(self._last_words)
@@ -256,8 +256,8 @@ class Connection(asyncio.Protocol):
             self.close()
 
     def _refuse(self, status: str, sentence: str) -> None:
-        """Refuse the request being received, in its turn, and with it the connection: what follows may be anything
-        (RFC 9112, section 11.2).
+        """Refuse the request being received, behind the answers before it, and end the connection: what follows may be
+        anything (RFC 9112, section 11.2).
         """
         self._dead, self._held = True, b""
         self._arrival.stop()

@@ -132,7 +132,7 @@ class Exchange:
             return
         expected = "http.response.body" if self.started else "http.response.start"
         if self.complete or message["type"] != expected:
-            raise RuntimeError(f"the application sent {message['type']!r} out of turn")
+            raise RuntimeError(f"the application sent {message['type']!r} out of order")
         if self.started:
             self._send_body(message.get("body", b""), message.get("more_body", False))
         else:

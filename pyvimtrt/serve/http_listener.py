@@ -15,7 +15,7 @@ from pyvimtrt.serve.http_limits import Limits
 BACKLOG = 2048  # connections that the system keeps until they are accepted
 POLL_SECONDS = 0.05
 # Gets method, target and scope of a request whose body is still to be read, and returns the answer of one that is
-# refused; None lets it in.
+# refused; None admits it.
 Admit = Callable[[str, bytes, dict[str, Any]], "bytes | None"]
 log = logging.getLogger("pyvimtrt.serve")
 

@@ -190,19 +190,19 @@ class VimModel:
             )
         return self.batcher
 
-    async def answer(self, request: Request, leave: Callable[[], None] = lambda: None) -> Answered:
+    async def answer(self, request: Request, release: Callable[[], None] = lambda: None) -> Answered:
         """Return the logits for a request. Raises RequestError, QueueFullError, NotReadyError or EngineFailedError.
         Cancelled, it leaves the queue.
 
-        ``leave()`` gives up the place that was kept for the request, at the moment in which it takes one in the queue.
+        ``release()`` gives up the lease of the request, at the moment in which it takes a place in the queue.
         """
         batcher = self._service()
         config, info = batcher.config, batcher.info
         check_outputs(request.outputs, request.topk, config)
         tensor = request.tensor
         count = check_input(tensor, config, self._settings.request_images)
-        leave()
-        with batcher.admission(count) as admission:
+        release()
+        with batcher.reserve(count) as reservation:
             if tensor.name == "encoded":
                 images = await self._decode(tensor, config)
             elif is_cheap(tensor):
@@ -211,7 +211,7 @@ class VimModel:
                 images = await asyncio.get_running_loop().run_in_executor(
                     self._threads.codec, read_pixels, tensor, info, config
                 )
-            answer = await batcher.run(admission, images)
+            answer = await batcher.run(reservation, images)
         return Answered(answer.logits, batcher.labels, answer.queue_seconds, answer.engine_seconds)
 
     async def _decode(self, tensor: Tensor, config: ModelConfig) -> npt.NDArray[np.uint8]:

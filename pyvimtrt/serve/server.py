@@ -18,7 +18,7 @@ from uvloop import run
 
 from pyvimtrt.errors import UsageError, VimTrtError
 from pyvimtrt.serve.grpc import GrpcServer
-from pyvimtrt.serve.http import ENTRY, INFER_PATH, RETRY_SECONDS, Http
+from pyvimtrt.serve.http import INFER_PATH, LEASE, RETRY_SECONDS, Http
 from pyvimtrt.serve.http_answer import refusal
 from pyvimtrt.serve.http_limits import Limits
 from pyvimtrt.serve.http_listener import HttpListener
@@ -44,7 +44,9 @@ class VimServer:
         self._stopping: asyncio.Event
 
     def admit(self, method: str, target: bytes, scope: dict[str, Any]) -> bytes | None:
-        """Return the refusal of an HTTP request whose model has no room, before its body is read; None lets it in."""
+        """Admission control: return the refusal of an HTTP request whose model has no room, before its body is read;
+        None admits it.
+        """
         found = INFER_PATH.fullmatch(target.partition(b"?")[0].decode("latin-1")) if method == "POST" else None
         state = self.state
         model = state.models.get(found[1]) if found else None
@@ -53,8 +55,8 @@ class VimServer:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         if state.keys.needed and not state.keys.allow(headers):
             return None  # to be refused for another reason; how full the queue is is not its business
-        if (entry := model.batcher.enter()) is not None:
-            scope[ENTRY] = (model.batcher, entry)
+        if (lease := model.batcher.lease()) is not None:
+            scope[LEASE] = (model.batcher, lease)
             return None
         state.count(model.name, "http", 503, "queue_full", 0.0)
         return QUEUE_FULL

@@ -71,7 +71,7 @@ class ServerState:
             "backend": batcher.backend.name,
             "batch": batcher.batch,
             "batch_ms": round(1000 * batcher.batch_seconds, 3),
-            "queue": batcher.crowded,
+            "queue": batcher.queue_limit,
             "images": self.settings.request_images,
             "workers": batcher.workers,
         }
