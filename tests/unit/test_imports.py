@@ -150,7 +150,7 @@ def test_an_engine_is_built_and_run_without_optional_packages(
     assert result.stderr.splitlines() == [
         "error: calibration needs the package torch, which is not installed; run: pip install 'pyvimtrt[torch]'",
         "error: the fp32 model needs the package torch, which is not installed; run: pip install 'pyvimtrt[torch]'",
-        "error: the server needs the package uvloop, which is not installed; run: pip install 'pyvimtrt[serve]'",
+        "error: the server needs the package httptools, which is not installed; run: pip install 'pyvimtrt[serve]'",
         "error: Parquet needs the package pyarrow, which is not installed; run: pip install 'pyvimtrt[ray]'",
         "error: the manifest needs the package pyyaml, which is not installed; run: pip install 'pyvimtrt[serve]'",
     ]
