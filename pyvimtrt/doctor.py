@@ -36,7 +36,7 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...], str]] = {
     ),
     "cuda-python": ("the GPU backends", ("cuda-python",), "pip install 'pyvimtrt[tensorrt]'"),
     "polygraphy": ("comparing with other runtimes", ("polygraphy",), "pip install 'pyvimtrt[compare]'"),
-    "kserve": ("serving", ("kserve",), "pip install 'pyvimtrt[serve]'"),
+    "fastapi": ("serving", ("fastapi",), "pip install 'pyvimtrt[serve]'"),
     "pyarrow": ("scoring whole collections", ("pyarrow",), "pip install 'pyvimtrt[ray]'"),
     "ray": ("scoring on a cluster", ("ray",), "pip install 'pyvimtrt[ray]'"),
 }

@@ -9,11 +9,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from pyvimtrt import __version__, defaults
 from pyvimtrt.backends.files import PLAN, engine_kind
@@ -27,6 +25,7 @@ HTTP_PORT, GRPC_PORT = 8080, 8081
 BASE_IMAGE = "python:3.12-slim"  # for GPUs too: pip brings the CUDA libraries, the container runtime the driver
 MODELS = "/models"
 MEMORY, GPU_MEMORY = "2Gi", "8Gi"
+_VERSIONS = "# KServe 0.16 or newer, whose modes are named Standard and Knative (before: RawDeployment and Serverless)."
 # KServe's rule. It appends "-predictor", and 63 characters are all that a name may have.
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,51}[a-z0-9])?")
 _SECRET = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
@@ -107,105 +106,98 @@ def _read(engine: Path, deployment: Deployment) -> PlanInfo | None:
 
 
 def manifest(deployment: Deployment, plan: PlanInfo | None) -> str:
-    """Return the InferenceService as YAML, made of the SDK's types, which check what is in them."""
+    """Return the InferenceService as YAML."""
     try:
-        with mock.patch.object(sys, "argv", sys.argv[:1]):  # the SDK parses the command line of whatever imports it
-            import kserve
         import yaml
-        from kubernetes import client
     except ImportError as error:
-        raise missing_extra(error.name or "kserve", "serve", "the manifest") from error
+        raise missing_extra("pyyaml", "serve", "the manifest") from error
+    text: str = yaml.safe_dump(inference_service(deployment, plan), sort_keys=False)
+    return f"{_VERSIONS}\n{text}"
 
-    def probe(path: str, failures: int) -> Any:
-        return client.V1Probe(
-            http_get=client.V1HTTPGetAction(path=path, port=HTTP_PORT),
-            period_seconds=5,
-            timeout_seconds=3,
-            failure_threshold=failures,
-        )
 
-    amounts = {"cpu": str(deployment.cpu), "memory": deployment.memory or (MEMORY if plan is None else GPU_MEMORY)}
-    amounts |= {} if plan is None else {"nvidia.com/gpu": str(deployment.gpus)}
-    keys = (
-        [client.V1VolumeMount(name="api-keys", mount_path="/keys", read_only=True)] if deployment.key_secret else None
-    )
-    container = client.V1Container(
-        name="kserve-container",
-        image=deployment.image,
-        args=["--api-key-file", "/keys/api-keys"] if keys else None,
-        ports=[client.V1ContainerPort(container_port=HTTP_PORT, name="http1", protocol="TCP")],
-        resources=client.V1ResourceRequirements(requests=amounts, limits=amounts),
-        startup_probe=probe("/v2/health/ready", 60),
-        readiness_probe=probe("/v2/health/ready", 1),
-        liveness_probe=probe("/v2/health/live", 6),
-        volume_mounts=keys,
-        security_context=client.V1SecurityContext(
-            run_as_non_root=True,
-            allow_privilege_escalation=False,
-            read_only_root_filesystem=True,
-            capabilities=client.V1Capabilities(drop=["ALL"]),
-        ),
-    )
+def inference_service(deployment: Deployment, plan: PlanInfo | None) -> dict[str, Any]:
+    """Return the manifest as KServe's API has it (v1beta1; the tests hold every key against the types of its SDK)."""
     on_cpu = plan is None
-    if on_cpu:  # Knative sets the hook itself. Until the endpoint is gone from all routers, requests still come.
-        container.lifecycle = client.V1Lifecycle(
-            pre_stop=client.V1LifecycleHandler(_exec=client.V1ExecAction(command=["sleep", "5"]))
-        )
-    predictor = kserve.V1beta1PredictorSpec(
-        containers=[container],
-        min_replicas=deployment.min_replicas,
-        max_replicas=deployment.max_replicas,
-        scale_metric="cpu" if on_cpu else "concurrency",
-        scale_target=80 if plan is None else 2 * plan.batch[1],
-        timeout=60,
-        termination_grace_period_seconds=60 if on_cpu else None,
-        volumes=[
-            client.V1Volume(name="api-keys", secret=client.V1SecretVolumeSource(secret_name=deployment.key_secret))
-        ]
-        if keys
-        else None,
-    )
-    metadata = client.V1ObjectMeta(
-        name=deployment.name,
-        namespace=deployment.namespace or None,
-        annotations={
+    metadata: dict[str, Any] = {
+        "annotations": {
             "serving.kserve.io/deploymentMode": "Standard" if on_cpu else "Knative",
             "prometheus.io/scrape": "true",
             "prometheus.io/port": str(HTTP_PORT),
             "prometheus.io/path": "/metrics",
         },
-    )
-    service = kserve.V1beta1InferenceService(
-        api_version="serving.kserve.io/v1beta1",
-        kind="InferenceService",
-        metadata=metadata,
-        spec=kserve.V1beta1InferenceServiceSpec(predictor=predictor),
-    )
-    text: str = yaml.safe_dump(plain(service), sort_keys=False)
-    return (
-        "# KServe 0.16 or newer, whose modes are named Standard and Knative "
-        f"(before: RawDeployment and Serverless).\n{text}"
-    )
+        "name": deployment.name,
+    }
+    if deployment.namespace:
+        metadata["namespace"] = deployment.namespace
+    return {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": metadata,
+        "spec": {"predictor": _predictor(deployment, plan)},
+    }
 
 
-def plain(value: Any) -> Any:
-    """Return an object of the SDK's or of Kubernetes' types as their API writes it. Their own serializers do not agree
-    on each other's objects.
-    """
-    if isinstance(value, list):
-        return [plain(entry) for entry in value]
-    names = getattr(value, "attribute_map", None)
-    if names is None:
-        return value
-    return {key: plain(entry) for name, key in names.items() if (entry := getattr(value, name)) is not None}
+def _predictor(deployment: Deployment, plan: PlanInfo | None) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "containers": [_container(deployment, plan)],
+        "maxReplicas": deployment.max_replicas,
+        "minReplicas": deployment.min_replicas,
+        "scaleMetric": "cpu" if plan is None else "concurrency",
+        "scaleTarget": 80 if plan is None else 2 * plan.batch[1],
+    }
+    if plan is None:
+        found["terminationGracePeriodSeconds"] = 60
+    found["timeout"] = 60
+    if deployment.key_secret:
+        found["volumes"] = [{"name": "api-keys", "secret": {"secretName": deployment.key_secret}}]
+    return found
+
+
+def _container(deployment: Deployment, plan: PlanInfo | None) -> dict[str, Any]:
+    amounts = {"cpu": str(deployment.cpu), "memory": deployment.memory or (MEMORY if plan is None else GPU_MEMORY)}
+    if plan is not None:
+        amounts["nvidia.com/gpu"] = str(deployment.gpus)
+    found: dict[str, Any] = {}
+    if deployment.key_secret:
+        found["args"] = ["--api-key-file", "/keys/api-keys"]
+    found["image"] = deployment.image
+    if plan is None:  # Knative sets the hook itself. Until the endpoint is gone from all routers, requests still come.
+        found["lifecycle"] = {"preStop": {"exec": {"command": ["sleep", "5"]}}}
+    found |= {
+        "livenessProbe": _probe("/v2/health/live", 6),
+        "name": "kserve-container",
+        "ports": [{"containerPort": HTTP_PORT, "name": "http1", "protocol": "TCP"}],
+        "readinessProbe": _probe("/v2/health/ready", 1),
+        "resources": {"limits": amounts, "requests": dict(amounts)},  # one object twice would be an anchor in YAML
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+        },
+        "startupProbe": _probe("/v2/health/ready", 60),
+    }
+    if deployment.key_secret:
+        found["volumeMounts"] = [{"mountPath": "/keys", "name": "api-keys", "readOnly": True}]
+    return found
+
+
+def _probe(path: str, failures: int) -> dict[str, Any]:
+    return {
+        "failureThreshold": failures,
+        "httpGet": {"path": path, "port": HTTP_PORT},
+        "periodSeconds": 5,
+        "timeoutSeconds": 3,
+    }
 
 
 def dockerfile(deployment: Deployment, engine: str, files: list[str], plan: PlanInfo | None) -> str:
     """Return the Dockerfile. The plan of TensorRT runs with the very version that built it, so that version is
     installed.
     """
-    extras, package = "serve", ""
+    extras, package, gpu = "serve", "", ""
     if plan is not None:
+        gpu = " NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility"
         backend = find(plan.backend)
         extras, package = f"serve,{backend.extra}", f' "{backend.distribution}=={plan.tensorrt_version}"'
     serve = [
@@ -218,7 +210,6 @@ def dockerfile(deployment: Deployment, engine: str, files: list[str], plan: Plan
         str(HTTP_PORT),
     ]
     serve += ["--grpc-port", str(GRPC_PORT), "--threads", str(deployment.cpu), "--no-model-control"]
-    capabilities = "" if plan is None else " NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility"
     return f"""\
 # docker build -t {deployment.image} .
 # A wheel of pyvimtrt that lies beside this file is taken (pip wheel --no-deps . in a checkout makes one);
@@ -236,7 +227,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm 
 COPY --from=build /venv /venv
 COPY --chmod=0644 {json.dumps([*files, MODELS + "/"])}
 USER 65532:65532
-ENV PYTHONDONTWRITEBYTECODE=1{capabilities}
+ENV PYTHONDONTWRITEBYTECODE=1{gpu}
 EXPOSE {HTTP_PORT} {GRPC_PORT}
 ENTRYPOINT {json.dumps(serve)}
 """

@@ -29,7 +29,7 @@ from pyvimtrt.serve.settings import ServeSettings
 from pyvimtrt.serve.worker import file_state
 from pyvimtrt.text import encodable
 
-ENTER_SECONDS = 0.02  # that a request being read holds a place
+LEASE_SECONDS = 0.02  # that a request being read holds a place in the queue
 ATTEMPTS = 3  # at a batch whose worker died: what kills that many workers is not tried on another
 QUEUE_SECONDS = 0.01  # of work that may wait for an engine whose batches are shorter than that
 # Waits before a worker that died is started again: at once, and where that fails more and more patiently.
@@ -93,8 +93,8 @@ class Batcher:
 
     A batch starts when a worker is idle and either ``batch`` images wait or the oldest has waited for the deadline; a
     full batch is handed to a busy worker in advance. Images accepted and not yet in the engine are bounded by
-    ``capacity``; while ``crowded`` of them wait, no request is taken. ``changed()`` is called where a worker that died
-    cannot be replaced, because the engine's file is another by now; ``ran(images, seconds)`` after each batch.
+    ``capacity``; while ``queue_limit`` of them wait, no request is taken. ``changed()`` is called where a worker that
+    died cannot be replaced, because the engine's file is another by now; ``ran(images, seconds)`` after each batch.
     """
 
     def __init__(
@@ -114,11 +114,11 @@ class Batcher:
         self.config: ModelConfig = parse_model(self.info.model)
         self.backend = choose(path, settings.backend)
         self._own_batch = self.backend.batch(path)
-        self.batch = self.capacity = self.crowded = 0
+        self.batch = self.capacity = self.queue_limit = 0
         self.batch_seconds = 0.0
         self.waiting = 0  # images accepted and not yet in the engine
-        self._entering: dict[int, float] = {}  # tokens of requests being read, oldest first
-        self._entries = 0
+        self._leases: dict[int, float] = {}  # of requests being read, and when each was given, oldest first
+        self._last_lease = 0
         self._active = 0  # requests accepted and not yet answered
         self._pieces: deque[_Piece] = deque()
         self._queued = 0  # images in pieces
@@ -146,11 +146,11 @@ class Batcher:
             known.batch if known else settings.batch or self._own_batch
         )
         if known:
-            self.batch_seconds, self.crowded, self.capacity = known.batch_seconds, known.crowded, known.capacity
+            self.batch_seconds, self.queue_limit, self.capacity = known.batch_seconds, known.queue_limit, known.capacity
         else:
             drained = QUEUE_SECONDS * self.batch * self.workers / self.batch_seconds
-            self.crowded = settings.queue or max(self.batch * self.workers, math.ceil(drained))
-            self.capacity = settings.queue or self.crowded + settings.request_images
+            self.queue_limit = settings.queue or max(self.batch * self.workers, math.ceil(drained))
+            self.capacity = settings.queue or self.queue_limit + settings.request_images
         self._add(process)
         for _ in range(self.workers - 1):
             self._add((await self._start_process(self.batch))[0])
@@ -163,46 +163,46 @@ class Batcher:
     @property
     def full(self) -> bool:
         """Whether not even one image would be accepted."""
-        return self.waiting >= self.crowded
+        return self.waiting >= self.queue_limit
 
-    def enter(self) -> int | None:
-        """Return a token for a request whose body is still to be read, or None where it would find no room.
+    def lease(self) -> int | None:
+        """Return a lease for a request whose body is still to be read, or None where it would find no room.
 
-        The token holds a place for the moment that a body takes to arrive, so that of many requests at once no more are
+        The lease holds a place for the moment that a body takes to arrive, so that of many requests at once no more are
         read than can be taken. No longer: a client that sends slowly keeps nobody out.
         """
-        oldest = time.perf_counter() - ENTER_SECONDS
-        while self._entering and next(iter(self._entering.values())) < oldest:
-            del self._entering[next(iter(self._entering))]
-        if self.waiting + len(self._entering) >= self.crowded:
+        oldest = time.perf_counter() - LEASE_SECONDS
+        while self._leases and next(iter(self._leases.values())) < oldest:
+            del self._leases[next(iter(self._leases))]
+        if self.waiting + len(self._leases) >= self.queue_limit:
             return None
-        self._entries += 1
-        self._entering[self._entries] = time.perf_counter()
-        return self._entries
+        self._last_lease += 1
+        self._leases[self._last_lease] = time.perf_counter()
+        return self._last_lease
 
-    def leave(self, entry: int) -> None:
-        """Give up the place that a token of `enter` holds."""
-        self._entering.pop(entry, None)
+    def release(self, lease: int) -> None:
+        """Give up the place that a lease holds."""
+        self._leases.pop(lease, None)
 
     @contextlib.contextmanager
-    def admission(self, count: int) -> Iterator[_Admission]:
+    def reserve(self, count: int) -> Iterator[_Reservation]:
         """Hold places for ``count`` images in the queue. Raises QueueFullError where there are none."""
         if self.full or self.waiting + count > self.capacity:
             raise QueueFullError(
-                f"the queue of {self.name} is full: {self.waiting} images wait, at most {self.crowded} may; try again "
-                "soon"
+                f"the queue of {self.name} is full: {self.waiting} images wait, at most {self.queue_limit} may; "
+                "try again soon"
             )
-        admission = _Admission(count)
+        reservation = _Reservation(count)
         self.waiting += count
         self._active += 1
         try:
-            yield admission
+            yield reservation
         finally:
             self._active -= 1
-            self.waiting -= admission.held
+            self.waiting -= reservation.held
 
-    async def run(self, admission: _Admission, images: npt.NDArray[np.uint8]) -> Answer:
-        """Return the logits of uint8 images [n, C, H, W] under an admission for n. Cancelled, it leaves the queue.
+    async def run(self, reservation: _Reservation, images: npt.NDArray[np.uint8]) -> Answer:
+        """Return the logits of uint8 images [n, C, H, W] under a reservation for n. Cancelled, it leaves the queue.
         Raises EngineFailedError.
         """
         if self._closed or (self.outdated and not self._workers):
@@ -213,7 +213,7 @@ class Batcher:
         job = _Job(images, answer, np.empty((count, self.config.classes), np.float32), now, missing=count)
         self._pieces.append(_Piece(job, 0, count))
         self._queued += count
-        admission.held = 0  # from here on the pieces carry the count
+        reservation.held = 0  # from here on the pieces carry the count
         self._dispatch()
         try:
             return await answer
@@ -421,7 +421,7 @@ class Batcher:
 
 
 @dataclass
-class _Admission:
+class _Reservation:
     """Places held in a queue that are not yet taken by images."""
 
     held: int

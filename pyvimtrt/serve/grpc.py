@@ -17,8 +17,6 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
-from kserve.errors import ModelNotFound
-from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
 from pyvimtrt.errors import VimTrtError
 from pyvimtrt.serve import grpc_codec
@@ -27,7 +25,7 @@ from pyvimtrt.serve.extensions import unsupported_method
 from pyvimtrt.serve.forget import forget
 from pyvimtrt.serve.grpc_messages import MESSAGES, config_response, metadata_response
 from pyvimtrt.serve.http import pick_id
-from pyvimtrt.serve.model import Answered, BusyError, NotReadyError, VimModel
+from pyvimtrt.serve.model import Answered, BusyError, NotReadyError, UnknownModelError, VimModel
 from pyvimtrt.serve.state import ServerState
 from pyvimtrt.serve.tensors import VERSION, Request, RequestError, answer_tensors, is_light
 from pyvimtrt.text import encodable
@@ -47,7 +45,7 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode, str], ...] = (
     (NotReadyError, grpc.StatusCode.UNAVAILABLE, "not_ready"),
     (BusyError, grpc.StatusCode.ABORTED, "busy"),
     (EngineFailedError, grpc.StatusCode.UNAVAILABLE, "engine_failed"),
-    (ModelNotFound, grpc.StatusCode.NOT_FOUND, "unknown_model"),
+    (UnknownModelError, grpc.StatusCode.NOT_FOUND, "unknown_model"),
     (asyncio.TimeoutError, grpc.StatusCode.DEADLINE_EXCEEDED, "timeout"),
 )
 log = logging.getLogger("pyvimtrt.serve")
@@ -72,18 +70,18 @@ class Service(grpc.GenericRpcHandler):
     def __init__(self, state: ServerState) -> None:
         self.state = state
         self._receiving = asyncio.Semaphore(RECEIVED_TOGETHER)
-        self._methods: dict[str, tuple[Any, Callable[[Any], Awaitable[Any]]]] = {
-            "ServerLive": (pb.ServerLiveRequest, self._live),
-            "ServerReady": (pb.ServerReadyRequest, self._ready),
-            "ServerMetadata": (pb.ServerMetadataRequest, self._metadata),
-            "ModelReady": (pb.ModelReadyRequest, self._model_ready),
-            "ModelMetadata": (pb.ModelMetadataRequest, self._model_metadata),
-            # Its fields are the same, as are those of the next.
-            "ModelConfig": (pb.ModelMetadataRequest, self._model_config),
-            "ModelStatistics": (pb.ModelMetadataRequest, self._model_statistics),
-            "RepositoryIndex": (MESSAGES["RepositoryIndexRequest"], self._index),
-            "RepositoryModelLoad": (pb.RepositoryModelLoadRequest, self._load),
-            "RepositoryModelUnload": (pb.RepositoryModelUnloadRequest, self._unload),
+        # By name: the request, and what answers it.
+        self._methods: dict[str, tuple[str, Callable[[Any], Awaitable[Any]]]] = {
+            "ServerLive": ("ServerLiveRequest", self._live),
+            "ServerReady": ("ServerReadyRequest", self._ready),
+            "ServerMetadata": ("ServerMetadataRequest", self._metadata),
+            "ModelReady": ("ModelRequest", self._model_ready),
+            "ModelMetadata": ("ModelRequest", self._model_metadata),
+            "ModelConfig": ("ModelRequest", self._model_config),
+            "ModelStatistics": ("ModelRequest", self._model_statistics),
+            "RepositoryIndex": ("RepositoryIndexRequest", self._index),
+            "RepositoryModelLoad": ("RepositoryModelRequest", self._load),
+            "RepositoryModelUnload": ("RepositoryModelRequest", self._unload),
         }
 
     def service(self, details: Any) -> Any:
@@ -111,7 +109,7 @@ class Service(grpc.GenericRpcHandler):
                     raise CallError(
                         grpc.StatusCode.INVALID_ARGUMENT, f"the message is larger than {MAX_MESSAGE_BYTES} bytes"
                     )
-                return bytes((await method(kind.FromString(message))).SerializeToString())
+                return bytes((await method(MESSAGES[kind].FromString(message))).SerializeToString())
             except Exception as error:
                 _set_status(context, error)
                 forget(error)
@@ -134,20 +132,20 @@ class Service(grpc.GenericRpcHandler):
 
     def _model(self, name: str, version: str) -> VimModel:
         if version not in ("", VERSION):
-            raise ModelNotFound(f"{name[:100]} of version {version[:40]}")
+            raise UnknownModelError(f"{name[:100]} of version {version[:40]}")
         return self.state.model(name)
 
     async def _live(self, _: Any) -> Any:
-        return pb.ServerLiveResponse(live=True)
+        return MESSAGES["ServerLiveResponse"](live=True)
 
     async def _ready(self, _: Any) -> Any:
-        return pb.ServerReadyResponse(ready=self.state.ready)
+        return MESSAGES["ServerReadyResponse"](ready=self.state.ready)
 
     async def _metadata(self, _: Any) -> Any:
-        return pb.ServerMetadataResponse(**self.state.dataplane.metadata())
+        return MESSAGES["ServerMetadataResponse"](**self.state.metadata())
 
     async def _model_ready(self, request: Any) -> Any:
-        return pb.ModelReadyResponse(ready=self._model(request.name, request.version).is_ready)
+        return MESSAGES["ModelReadyResponse"](ready=self._model(request.name, request.version).is_ready)
 
     async def _model_metadata(self, request: Any) -> Any:
         return metadata_response(self._model(request.name, request.version).metadata())
@@ -166,12 +164,12 @@ class Service(grpc.GenericRpcHandler):
     async def _load(self, request: Any) -> Any:
         name = self._changed_model(request)
         await self.state.load(name)
-        return pb.RepositoryModelLoadResponse(model_name=name, isLoaded=True)
+        return MESSAGES["RepositoryModelLoadResponse"](model_name=name, isLoaded=True)
 
     async def _unload(self, request: Any) -> Any:
         name = self._changed_model(request)
         await self.state.unload(name)
-        return pb.RepositoryModelUnloadResponse(model_name=name, isUnloaded=True)
+        return MESSAGES["RepositoryModelUnloadResponse"](model_name=name, isUnloaded=True)
 
     def _changed_model(self, request: Any) -> str:
         if not self.state.settings.model_control:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
-
 from pyvimtrt.families import ModelConfig
+from pyvimtrt.serve.grpc_messages import MESSAGES
 from pyvimtrt.serve.grpc_wire import (
     BYTES,
     FIXED32,
@@ -196,7 +195,7 @@ def parse_request(message: Message, default_topk: int, config: ModelConfig) -> R
 
 def write_answer(model: str, request: Request, tensors: list[OutputTensor]) -> bytes:
     """Return the answer's message."""
-    answer = pb.ModelInferResponse(model_name=model, model_version=VERSION, id=request.id)
+    answer = MESSAGES["ModelInferResponse"](model_name=model, model_version=VERSION, id=request.id)
     for tensor in tensors:
         output = answer.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         if request.binary:

@@ -1,8 +1,8 @@
-"""Messages of the protocol's gRPC service that the SDK lacks: those of Triton's extensions, and a model's metadata with
-its properties.
+"""Messages of the protocol's gRPC service, and of Triton's extensions of it.
 
-In a pool of their own, for a client library in the same process may bring the same names. Fields are those that are
-sent; their numbers are Triton's.
+Requests of inference are read without the library (`grpc_wire`). In a pool of their own, for a client library in the
+same process may bring the same names. Fields are those that are sent or read; their numbers are the protocol's, those
+of extensions Triton's.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ _PACKAGE = "inference"
 _F = descriptor_pb2.FieldDescriptorProto
 _KINDS = {
     "string": _F.TYPE_STRING,
+    "bytes": _F.TYPE_BYTES,
     "bool": _F.TYPE_BOOL,
+    "float": _F.TYPE_FLOAT,
     "int32": _F.TYPE_INT32,
+    "uint32": _F.TYPE_UINT32,
     "int64": _F.TYPE_INT64,
     "uint64": _F.TYPE_UINT64,
 }
@@ -24,6 +27,35 @@ _DATA_TYPES = {"TYPE_UINT8": 2, "TYPE_INT64": 9, "TYPE_FP32": 11, "TYPE_STRING":
 _DURATION = "StatisticDuration"
 # message: {field: (number, type)}; a type in capitals is a message, one in brackets is repeated
 _MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
+    "ServerLiveRequest": {},
+    "ServerLiveResponse": {"live": (1, "bool")},
+    "ServerReadyRequest": {},
+    "ServerReadyResponse": {"ready": (1, "bool")},
+    "ServerMetadataRequest": {},
+    "ServerMetadataResponse": {"name": (1, "string"), "version": (2, "string"), "extensions": (3, "[string]")},
+    "ModelRequest": {"name": (1, "string"), "version": (2, "string")},  # all that ask about a model
+    "ModelReadyResponse": {"ready": (1, "bool")},
+    "InferTensorContents": {
+        "int64_contents": (3, "[int64]"),
+        "fp32_contents": (6, "[float]"),
+        "bytes_contents": (8, "[bytes]"),
+    },
+    "InferOutputTensor": {
+        "name": (1, "string"),
+        "datatype": (2, "string"),
+        "shape": (3, "[int64]"),
+        "contents": (5, "InferTensorContents"),
+    },
+    "ModelInferResponse": {
+        "model_name": (1, "string"),
+        "model_version": (2, "string"),
+        "id": (3, "string"),
+        "outputs": (5, "[InferOutputTensor]"),
+        "raw_output_contents": (6, "[bytes]"),
+    },
+    "RepositoryModelRequest": {"model_name": (1, "string")},  # to load or to unload
+    "RepositoryModelLoadResponse": {"model_name": (1, "string"), "isLoaded": (2, "bool")},
+    "RepositoryModelUnloadResponse": {"model_name": (1, "string"), "isUnloaded": (2, "bool")},
     "TensorMetadata": {"name": (1, "string"), "datatype": (2, "string"), "shape": (3, "[int64]")},
     "Property": {"key": (1, "string"), "value": (2, "string")},
     "ModelMetadataResponse": {
@@ -37,7 +69,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
     "RepositoryIndexRequest": {"repository_name": (1, "string"), "ready": (2, "bool")},
     "ModelIndex": {"name": (1, "string"), "version": (2, "string"), "state": (3, "string"), "reason": (4, "string")},
     "RepositoryIndexResponse": {"models": (1, "[ModelIndex]")},
-    "Latest": {"num_versions": (1, "int32")},
+    "Latest": {"num_versions": (1, "uint32")},
     "VersionPolicy": {"latest": (1, "Latest")},
     "ModelInput": {"name": (1, "string"), "data_type": (2, "int32"), "dims": (4, "[int64]"), "optional": (8, "bool")},
     "ModelOutput": {"name": (1, "string"), "data_type": (2, "int32"), "dims": (3, "[int64]")},
@@ -82,7 +114,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
 
 
 def _build() -> dict[str, Any]:
-    file = descriptor_pb2.FileDescriptorProto(name="pyvimtrt_extensions.proto", package=_PACKAGE, syntax="proto3")
+    file = descriptor_pb2.FileDescriptorProto(name="pyvimtrt_messages.proto", package=_PACKAGE, syntax="proto3")
     for name, fields in _MESSAGES.items():
         message = file.message_type.add(name=name)
         for field, (number, kind) in fields.items():

@@ -17,8 +17,6 @@ from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from kserve.errors import ModelNotFound
-from kserve.protocol.rest import v2_datamodels as oip
 from prometheus_client import exposition
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
@@ -31,7 +29,7 @@ from pyvimtrt.serve.batcher import EngineFailedError, QueueFullError
 from pyvimtrt.serve.extensions import unsupported
 from pyvimtrt.serve.forget import forget
 from pyvimtrt.serve.http_body import CodingError, TooLargeError, coding_of, unpack
-from pyvimtrt.serve.model import Answered, BusyError, NotReadyError, VimModel
+from pyvimtrt.serve.model import Answered, BusyError, NotReadyError, UnknownModelError, VimModel
 from pyvimtrt.serve.openapi import (
     ERRORS,
     INDEX_BODY,
@@ -40,15 +38,20 @@ from pyvimtrt.serve.openapi import (
     Answer,
     Failure,
     IndexRequest,
+    ListModelsResponse,
     ModelMetadata,
+    ModelReadyResponse,
+    ServerLiveResponse,
+    ServerMetadataResponse,
+    ServerReadyResponse,
 )
 from pyvimtrt.serve.same_origin import host_name, is_foreign, is_loopback
 from pyvimtrt.serve.state import ServerState
 from pyvimtrt.serve.tensors import VERSION, Request, RequestError, answer_tensors, is_light
 from pyvimtrt.text import encodable
 
-# Key in a request's scope: the batcher that has a place for it, and what its `enter` gave at the door.
-ENTRY = "pyvimtrt.entry"
+# Key in a request's scope: the batcher that has a place for it, and the lease that admission control got of it.
+LEASE = "pyvimtrt.lease"
 RETRY_SECONDS = 1  # what a refused client is told to wait
 # These need no key: probes, and the page, which asks for one.
 OPEN_PATHS = frozenset({"/", "/v2/health/live", "/v2/health/ready"})
@@ -78,9 +81,8 @@ def as_status(error: Exception) -> StatusError:
     """Return the status of an error that a request ends with."""
     if isinstance(error, StatusError):
         return error
-    if isinstance(error, ModelNotFound):
-        return StatusError(404, str(error), "unknown_model")
     for kind, status, name in (
+        (UnknownModelError, 404, "unknown_model"),
         (CodingError, 415, "bad_request"),
         (TooLargeError, 413, "too_large"),
         (RequestError, 400, "bad_request"),
@@ -132,14 +134,14 @@ class Http:
                 response_model=Answer,
                 openapi_extra={"requestBody": INFER_BODY, "parameters": INFER_PARAMETERS},
             )
-            route("GET", f"{path}/ready", self.model_ready, response_model=oip.ModelReadyResponse)
+            route("GET", f"{path}/ready", self.model_ready, response_model=ModelReadyResponse)
             route("GET", path, self.model_metadata, response_model=ModelMetadata)
             route("GET", f"{path}/config", self.model_config)
             route("GET", f"{path}/stats", self.model_statistics)
-        route("GET", "/v2", self.metadata, response_model=oip.ServerMetadataResponse)
-        route("GET", "/v2/models", self.models, response_model=oip.ListModelsResponse)
-        route("GET", "/v2/health/live", self.live, response_model=oip.ServerLiveResponse)
-        route("GET", "/v2/health/ready", self.ready, response_model=oip.ServerReadyResponse)
+        route("GET", "/v2", self.metadata, response_model=ServerMetadataResponse)
+        route("GET", "/v2/models", self.models, response_model=ListModelsResponse)
+        route("GET", "/v2/health/live", self.live, response_model=ServerLiveResponse)
+        route("GET", "/v2/health/ready", self.ready, response_model=ServerReadyResponse)
         route("POST", "/v2/repository/index", self.index, openapi_extra={"requestBody": INDEX_BODY})
         if self.settings.model_control:
             route("POST", "/v2/repository/models/{model_name}/load", self.load)
@@ -163,7 +165,7 @@ class Http:
 
         app.add_exception_handler(HTTPException, on_http)
         app.add_exception_handler(RequestValidationError, on_validation)
-        for kind in (StatusError, VimTrtError, ModelNotFound):
+        for kind in (StatusError, VimTrtError):
             app.add_exception_handler(kind, on_error)
         return self._gate(app)
 
@@ -196,7 +198,7 @@ class Http:
             except ClientDisconnect as gone:
                 forget(gone)
             finally:
-                self._leave(scope)
+                self._release(scope)
 
         return gated
 
@@ -279,11 +281,11 @@ class Http:
         return response
 
     @staticmethod
-    def _leave(scope: dict[str, Any]) -> None:
-        """Give up the place that the door kept for a request, if it has not become one in the queue."""
-        if (entry := scope.pop(ENTRY, None)) is not None:
-            batcher, token = entry
-            batcher.leave(token)
+    def _release(scope: dict[str, Any]) -> None:
+        """Give up the lease of a request, if its place has not become one in the queue."""
+        if (found := scope.pop(LEASE, None)) is not None:
+            batcher, lease = found
+            batcher.release(lease)
 
     async def _infer(self, model: VimModel, request: HttpRequest) -> tuple[Response, Answered]:
         if self.state.draining:
@@ -306,7 +308,7 @@ class Http:
                 call = await loop.run_in_executor(self.state.threads.codec, http_codec.parse_body, *arguments)
             else:
                 call = http_codec.parse_body(*arguments)
-            answered = await _unless_gone(request, model.answer(call, partial(self._leave, request.scope)))
+            answered = await _unless_gone(request, model.answer(call, partial(self._release, request.scope)))
         finally:
             self._body_bytes -= len(body)
             self.state.trimmer.received(len(body))
@@ -362,7 +364,7 @@ class Http:
 
     async def metadata(self) -> dict[str, Any]:
         """The server's name, version and extensions."""
-        return self.state.dataplane.metadata()
+        return self.state.metadata()
 
     async def models(self) -> dict[str, Any]:
         """The names of all models."""

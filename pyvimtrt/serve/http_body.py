@@ -116,8 +116,8 @@ def read_form(body: bytes, content_type: str, most: int) -> tuple[list[bytes], s
 
 
 def _find(body: bytes, line: bytes, start: int) -> int:
-    """Return where a line begins, -1 where it does not; looking at a MiB at a time, between which others have their
-    turn.
+    """Return where a line begins, -1 where it does not; looking at a MiB at a time, between which other threads
+    run.
     """
     for at in range(start, len(body), _WINDOW):
         found = body.find(line, at, at + _WINDOW + len(line) - 1)

@@ -60,7 +60,7 @@ def _without_long_texts(text: bytes, long: list[bytes]) -> bytes:
 
 def _without_escapes(text: bytes) -> bytes | None:
     """Return a text whose escapes are those of line breaks and slashes without them, None where it has others. A MiB at
-    a time: others want their turn.
+    a time, so that other threads run in between.
     """
     if text.find(b"\\") < 0:
         return text

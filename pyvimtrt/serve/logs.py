@@ -38,8 +38,6 @@ def configure(level: str) -> None:
     warnings.simplefilter("ignore")
     for name, least in (
         ("pyvimtrt.serve", level),
-        ("kserve", "WARNING"),
-        ("uvicorn", "WARNING"),
         ("grpc", "WARNING"),
         ("asyncio", "WARNING"),
     ):
@@ -47,5 +45,3 @@ def configure(level: str) -> None:
         logger.handlers = [handler]
         logger.propagate = False
         logger.setLevel(least.upper())
-    logging.getLogger("uvicorn.access").handlers = []
-    logging.getLogger("uvicorn.access").propagate = False

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from kserve import Model
 
 from pyvimtrt.errors import BackendError, VimTrtError
 from pyvimtrt.families import ModelConfig
@@ -38,6 +37,13 @@ from pyvimtrt.serve.tensors import (
 
 PLATFORM = "pyvimtrt"
 log = logging.getLogger("pyvimtrt.serve")
+
+
+class UnknownModelError(VimTrtError):
+    """A model, or a version of it, that the server does not have."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"Model with name {name} does not exist.")
 
 
 class NotReadyError(VimTrtError):
@@ -69,7 +75,7 @@ class Answered:
     engine_seconds: float
 
 
-class VimModel(Model):
+class VimModel:
     """One engine under a name. ``changed()`` is called where its file has become another and a worker cannot be
     replaced: it is to be reloaded.
     """
@@ -83,8 +89,7 @@ class VimModel(Model):
         threads: Threads,
         changed: Callable[[], None],
     ) -> None:
-        super().__init__(name)
-        self.path = path
+        self.name, self.path = name, path
         self._settings, self._threads, self._changed = settings, threads, changed
         self._metrics = ModelMetrics(metrics, name)
         self.statistics = Statistics()
@@ -101,10 +106,6 @@ class VimModel(Model):
     def is_ready(self) -> bool:
         """Whether requests are answered."""
         return self.batcher is not None and self.batcher.ready
-
-    async def healthy(self) -> bool:
-        """The SDK's name for `is_ready`."""
-        return self.is_ready
 
     @property
     def config(self) -> ModelConfig:
@@ -145,7 +146,6 @@ class VimModel(Model):
                 raise BackendError(f"no process for an engine can be started: {error.strerror}") from error
             raise
         before, self.batcher = self.batcher, fresh
-        self.ready = True
         if before is not None:
             self._retire(before)
 
@@ -153,7 +153,6 @@ class VimModel(Model):
         """Take the model out of service; what was accepted is answered."""
         async with self._changing:
             before, self.batcher = self.batcher, None
-            self.ready = False
             if before is not None:
                 self._retire(before)
 
@@ -191,19 +190,19 @@ class VimModel(Model):
             )
         return self.batcher
 
-    async def answer(self, request: Request, leave: Callable[[], None] = lambda: None) -> Answered:
+    async def answer(self, request: Request, release: Callable[[], None] = lambda: None) -> Answered:
         """Return the logits for a request. Raises RequestError, QueueFullError, NotReadyError or EngineFailedError.
         Cancelled, it leaves the queue.
 
-        ``leave()`` gives up the place that was kept for the request, at the moment in which it takes one in the queue.
+        ``release()`` gives up the lease of the request, at the moment in which it takes a place in the queue.
         """
         batcher = self._service()
         config, info = batcher.config, batcher.info
         check_outputs(request.outputs, request.topk, config)
         tensor = request.tensor
         count = check_input(tensor, config, self._settings.request_images)
-        leave()
-        with batcher.admission(count) as admission:
+        release()
+        with batcher.reserve(count) as reservation:
             if tensor.name == "encoded":
                 images = await self._decode(tensor, config)
             elif is_cheap(tensor):
@@ -212,7 +211,7 @@ class VimModel(Model):
                 images = await asyncio.get_running_loop().run_in_executor(
                     self._threads.codec, read_pixels, tensor, info, config
                 )
-            answer = await batcher.run(admission, images)
+            answer = await batcher.run(reservation, images)
         return Answered(answer.logits, batcher.labels, answer.queue_seconds, answer.engine_seconds)
 
     async def _decode(self, tensor: Tensor, config: ModelConfig) -> npt.NDArray[np.uint8]:
@@ -267,11 +266,3 @@ class VimModel(Model):
             "input": [{**entry(tensor), "optional": True} for tensor in input_metadata(config)],
             "output": [entry(tensor) for tensor in output_metadata(config)],
         }
-
-    def get_input_types(self) -> list[dict[str, Any]]:
-        """The inputs, for the SDK's metadata."""
-        return input_metadata(self.config)
-
-    def get_output_types(self) -> list[dict[str, Any]]:
-        """The outputs, for the SDK's metadata."""
-        return output_metadata(self.config)

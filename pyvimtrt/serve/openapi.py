@@ -1,13 +1,13 @@
-"""The inference request as OpenAPI describes it: what the codec reads by hand, for people, generators of clients and
-testers.
+"""Requests and answers as OpenAPI describes them, for people, generators of clients and testers.
+
+Answers are the Open Inference Protocol's. The inference request, which the codec reads by hand, is a schema.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from kserve.protocol.rest.v2_datamodels import InferenceResponse, ModelMetadataResponse
-from pydantic import BaseModel, StrictBool
+from pydantic import BaseModel, ConfigDict, StrictBool, StrictFloat, StrictInt
 
 ERRORS = (400, 401, 403, 404, 408, 409, 413, 415, 503)
 
@@ -27,16 +27,92 @@ class IndexRequest(BaseModel):
 INDEX_BODY: dict[str, Any] = {"content": {"application/json": {"schema": IndexRequest.model_json_schema()}}}
 
 
-class Answer(InferenceResponse):
-    """The SDK's, whose ``id`` the protocol sends only where the request had one."""
+class ServerLiveResponse(BaseModel):
+    """Whether the server runs."""
 
-    id: str | None = None
+    live: bool
+
+    model_config = ConfigDict(json_schema_extra={"example": {"live": True}})
 
 
-class ModelMetadata(ModelMetadataResponse):
-    """The SDK's, with the protocol's optional ``parameters``: ``max_images``, how many images a request may hold."""
+class ServerReadyResponse(BaseModel):
+    """Whether all models answer."""
 
+    ready: bool
+
+    model_config = ConfigDict(json_schema_extra={"example": {"ready": True}})
+
+
+class ServerMetadataResponse(BaseModel):
+    """The server's name, version and extensions."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class ListModelsResponse(BaseModel):
+    """The names of all models."""
+
+    models: list[str]
+
+
+class ModelReadyResponse(BaseModel):
+    """Whether a model answers."""
+
+    name: str
+    ready: bool
+
+
+class MetadataTensor(BaseModel):
+    """An input or an output of a model."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelMetadata(BaseModel):
+    """Inputs and outputs of a model; ``parameters`` has ``max_images``, how many images a request may hold."""
+
+    name: str
+    versions: list[str] | None = None
+    platform: str
+    inputs: list[MetadataTensor]
+    outputs: list[MetadataTensor]
     parameters: dict[str, Any]
+
+
+class ResponseOutput(BaseModel):
+    """An output of an answer."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: dict[str, StrictFloat | StrictInt | StrictBool | str] | None = None
+    data: list[Any]
+
+
+class Answer(BaseModel):
+    """The answer to an inference request; it has an ``id`` where the request had one."""
+
+    model_name: str
+    model_version: str | None = None
+    id: str | None = None
+    parameters: dict[str, StrictFloat | StrictInt | StrictBool | str] | None = None
+    outputs: list[ResponseOutput]
+
+    model_config = ConfigDict(
+        protected_namespaces=(),
+        json_schema_extra={
+            "example": {
+                "id": "42",
+                "outputs": [
+                    {"name": "output0", "shape": [3, 2], "datatype": "FP32", "data": [1.0, 1.1, 2.0, 2.1, 3.0, 3.1]}
+                ],
+            }
+        },
+    )
 
 
 _NAME = {"type": "string"}

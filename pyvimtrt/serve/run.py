@@ -22,7 +22,9 @@ def serve(
     # Its log is not JSON, and what it tells is told by an exception too.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
+        from pyvimtrt.serve.http_reader import check_parser
         from pyvimtrt.serve.server import VimServer
     except ImportError as error:
-        raise missing_extra(error.name or "kserve", "serve", "the server") from error
+        raise missing_extra(error.name or "httptools", "serve", "the server") from error
+    check_parser()
     VimServer(files, settings).start(announce)

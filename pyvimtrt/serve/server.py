@@ -1,4 +1,4 @@
-"""The server: engines behind HTTP and gRPC on the KServe SDK's ModelServer, from start to drained end."""
+"""The server: engines behind HTTP and gRPC, from start to drained end."""
 
 from __future__ import annotations
 
@@ -9,63 +9,44 @@ import logging
 import resource
 import signal
 import socket
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-import uvicorn
 from uvloop import run
-
-with mock.patch.object(sys, "argv", sys.argv[:1]):  # the SDK parses the command line of whatever imports it
-    from kserve import ModelServer
-
-from kserve.model_repository import ModelRepository
-from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
 from pyvimtrt.errors import UsageError, VimTrtError
 from pyvimtrt.serve.grpc import GrpcServer
-from pyvimtrt.serve.http import ENTRY, INFER_PATH, RETRY_SECONDS, Http
-from pyvimtrt.serve.http_guard import guarded_protocol, refusal
+from pyvimtrt.serve.http import INFER_PATH, LEASE, RETRY_SECONDS, Http
+from pyvimtrt.serve.http_answer import refusal
+from pyvimtrt.serve.http_limits import Limits
+from pyvimtrt.serve.http_listener import HttpListener
 from pyvimtrt.serve.model import VimModel
 from pyvimtrt.serve.settings import ServeSettings
 from pyvimtrt.serve.state import ServerState
 
 GC_THRESHOLD = 20_000
-KEEP_ALIVE_SECONDS = 65  # longer than proxies keep idle connections, so that it is they who close
+STOP_SECONDS = 5.0  # in which answers to HTTP requests leave, once the engines have answered
 QUEUE_FULL = refusal(
     "503 Service Unavailable", "the queue is full; try again soon", retry_seconds=RETRY_SECONDS, close=False
 )
 log = logging.getLogger("pyvimtrt.serve")
 
 
-class VimServer(ModelServer):
-    """Serves engines.
-
-    Of the SDK it keeps the lifecycle, the model repository, the data plane, the metadata endpoints' types and the gRPC
-    service; the listeners, the routes and the codecs are its own, because the SDK's bind to every address, have no
-    limits and turn binary tensors into Python lists. What the protocols need of a server is in its `ServerState`.
-    """
+class VimServer:
+    """Serves engines. What the protocols need of a server is in its `ServerState`."""
 
     def __init__(self, engines: dict[str, Path], settings: ServeSettings) -> None:
-        repository = ModelRepository()
-        super().__init__(
-            http_port=settings.port,
-            grpc_port=settings.grpc_port,
-            registered_models=repository,
-            enable_latency_logging=False,
-        )
         self.settings = settings
-        self.state = ServerState(settings, repository)
-        self.dataplane = self.state.dataplane
-        self.model_repository_extension = ModelRepositoryExtension(self.registered_models)
+        self.state = ServerState(settings)
         self._engines = engines
         self._stopping: asyncio.Event
 
-    def door(self, method: str, target: bytes, scope: dict[str, Any]) -> bytes | None:
-        """Return the refusal of an HTTP request whose model has no room, before its body is read; None lets it in."""
+    def admit(self, method: str, target: bytes, scope: dict[str, Any]) -> bytes | None:
+        """Admission control: return the refusal of an HTTP request whose model has no room, before its body is read;
+        None admits it.
+        """
         found = INFER_PATH.fullmatch(target.partition(b"?")[0].decode("latin-1")) if method == "POST" else None
         state = self.state
         model = state.models.get(found[1]) if found else None
@@ -74,8 +55,8 @@ class VimServer(ModelServer):
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         if state.keys.needed and not state.keys.allow(headers):
             return None  # to be refused for another reason; how full the queue is is not its business
-        if (entry := model.batcher.enter()) is not None:
-            scope[ENTRY] = (model.batcher, entry)
+        if (lease := model.batcher.lease()) is not None:
+            scope[LEASE] = (model.batcher, lease)
             return None
         state.count(model.name, "http", 503, "queue_full", 0.0)
         return QUEUE_FULL
@@ -117,29 +98,17 @@ class VimServer(ModelServer):
             raise
         finally:
             stopping.cancel()
-        config = uvicorn.Config(
-            Http(self.state).app(),
-            http=guarded_protocol(settings.connections, settings.header_timeout, self.door),
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=5,
-        )
-        http_server = _HttpServer(config)
-        serving = asyncio.create_task(http_server.serve(sockets=[listener]))
-        await grpc_server.start()
-        while not http_server.started and not serving.done():
-            await asyncio.sleep(0.005)
-        if serving.done():  # between binding and listening another program may take the port
-            log.error("not listening", extra={"fields": {"error": str(serving.exception())}})
+        limits = Limits(settings.connections, settings.header_timeout)
+        http_server = HttpListener(Http(self.state).app(), limits, self.admit)
+        try:
+            await http_server.start(listener)
+        except OSError as error:  # between binding and listening another program may take the port
+            log.error("not listening", extra={"fields": {"error": str(error)}})
             await asyncio.gather(*(model.close() for model in self.state.models.values()), grpc_server.stop(0))
             raise UsageError(
                 f"cannot listen on {settings.host}:{settings.port}; another program may: choose with --port"
-            )
+            ) from None
+        await grpc_server.start()
         host, port = listener.getsockname()[:2]
         host = f"[{host}]" if ":" in host else host
         found = {
@@ -152,9 +121,8 @@ class VimServer(ModelServer):
         gc.freeze()  # what lives as long as the server is not looked through again and again
         gc.set_threshold(GC_THRESHOLD, 20, 100)
         announce(found)
-        serving.add_done_callback(lambda _: self._stopping.set())  # without its listener the server is of no use
         await self._stopping.wait()
-        await self._drain(http_server, grpc_server, serving)
+        await self._drain(http_server, grpc_server)
 
     async def _load_all(self) -> None:
         for name, path in self._engines.items():
@@ -172,9 +140,8 @@ class VimServer(ModelServer):
                 await asyncio.gather(*(loaded.close() for loaded in self.state.models.values()))
                 raise
             self.state.models[name] = model
-            self.register_model(model)
 
-    async def _drain(self, http_server: uvicorn.Server, grpc_server: GrpcServer, serving: asyncio.Task[None]) -> None:
+    async def _drain(self, http_server: HttpListener, grpc_server: GrpcServer) -> None:
         """Answer what was accepted, refuse the rest, then end."""
         log.info(
             "draining",
@@ -194,8 +161,7 @@ class VimServer(ModelServer):
         finally:
             for model in self.state.models.values():
                 model.kill()  # what hangs must not outlive the server
-        http_server.should_exit = True
-        await asyncio.gather(serving, grpc_server.stop(2.0))
+        await asyncio.gather(http_server.stop(STOP_SECONDS), grpc_server.stop(2.0))
         for executor in (self.state.threads.decode, self.state.threads.codec):
             executor.shutdown(wait=False, cancel_futures=True)
         log.info("stopped")
@@ -213,14 +179,6 @@ class VimServer(ModelServer):
         except VimTrtError as error:
             log.error("keys not read", extra={"fields": {"error": str(error)}})
         self.state.reload_soon(list(self.state.models))
-
-
-class _HttpServer(uvicorn.Server):
-    """uvicorn without its own handling of signals: the server drains first."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -10,17 +10,13 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from kserve.errors import ModelNotFound
-from kserve.model_repository import ModelRepository
-from kserve.protocol.dataplane import DataPlane
-
 from pyvimtrt import __version__
 from pyvimtrt.errors import VimTrtError
 from pyvimtrt.runtime.cpu import default_threads
 from pyvimtrt.serve.keys import Keys
 from pyvimtrt.serve.memory import Trimmer
 from pyvimtrt.serve.metrics import Metrics
-from pyvimtrt.serve.model import Answered, BusyError, NotReadyError, Threads, VimModel
+from pyvimtrt.serve.model import Answered, BusyError, NotReadyError, Threads, UnknownModelError, VimModel
 from pyvimtrt.serve.settings import ServeSettings
 from pyvimtrt.serve.tensors import VERSION, RequestError
 
@@ -28,19 +24,11 @@ EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "mo
 log = logging.getLogger("pyvimtrt.serve")
 
 
-class _DataPlane(DataPlane):
-    """The SDK's, with what this server is and knows of its models."""
-
-    def metadata(self) -> dict[str, Any]:
-        return {"name": "pyvimtrt", "version": __version__, "extensions": list(EXTENSIONS)}
-
-
 class ServerState:
     """The part of a server that its protocols know. ``draining``: it shuts down, and takes no requests."""
 
-    def __init__(self, settings: ServeSettings, repository: ModelRepository) -> None:
+    def __init__(self, settings: ServeSettings) -> None:
         self.settings = settings
-        self.dataplane = _DataPlane(repository)
         self.metrics = Metrics()
         self.keys = Keys(settings)
         self.threads = Threads(
@@ -52,10 +40,14 @@ class ServerState:
         self.draining = False
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def metadata(self) -> dict[str, Any]:
+        """Return what the protocol says of a server."""
+        return {"name": "pyvimtrt", "version": __version__, "extensions": list(EXTENSIONS)}
+
     def model(self, name: str) -> VimModel:
-        """Return a model. Raises ModelNotFound."""
+        """Return a model. Raises UnknownModelError."""
         if name not in self.models:
-            raise ModelNotFound(name[:100])
+            raise UnknownModelError(name[:100])
         return self.models[name]
 
     @property
@@ -79,7 +71,7 @@ class ServerState:
             "backend": batcher.backend.name,
             "batch": batcher.batch,
             "batch_ms": round(1000 * batcher.batch_seconds, 3),
-            "queue": batcher.crowded,
+            "queue": batcher.queue_limit,
             "images": self.settings.request_images,
             "workers": batcher.workers,
         }

@@ -349,7 +349,7 @@ def test_doctor(works: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> N
             "tensorrt-rtx",
             "cuda-python",
             "polygraphy",
-            "kserve",
+            "fastapi",
             "pyarrow",
             "ray",
         )

@@ -26,7 +26,6 @@ from pyvimtrt.export.triton import export_triton
 from pyvimtrt.runtime.plan import PlanInfo, sidecar, write_plan
 
 PLAN = b"a plan" * 100
-# The SDK's messages and Triton's cannot live in one process.
 RUN = [sys.executable, "-c", "import sys; from pyvimtrt.cli import main; sys.exit(main())"]
 TYPES = """
 import json, sys

@@ -108,8 +108,8 @@ class Bench:
         async def one() -> npt.NDArray[np.float32]:
             images = np.zeros((count, 1, 8, 8), np.uint8)
             images[:, 0, 0, 0] = range(first, first + count)
-            with self.batcher.admission(count) as admission:
-                answer = await self.batcher.run(admission, images)
+            with self.batcher.reserve(count) as reservation:
+                answer = await self.batcher.run(reservation, images)
             self.done.append(first)
             assert np.array_equal(
                 answer.logits, np.repeat(np.arange(first, first + count, dtype=np.float32)[:, None], 3, axis=1)
@@ -209,7 +209,7 @@ def test_the_queue_is_bounded_and_refuses_at_once(tiny_engine_file: Path, proces
             await bench.ask(9, 2)
         tasks.append(bench.ask(9, 1))
         await settle()
-        assert bench.batcher.full and bench.batcher.enter() is None
+        assert bench.batcher.full and bench.batcher.lease() is None
         with pytest.raises(QueueFullError):
             await bench.ask(20)
         processes[0].finish()
@@ -224,22 +224,22 @@ def test_the_queue_is_bounded_and_refuses_at_once(tiny_engine_file: Path, proces
     run(test)
 
 
-def test_the_door_counts_requests_whose_bodies_are_on_their_way_but_not_for_long(
+def test_leases_count_requests_whose_bodies_are_on_their_way_but_not_for_long(
     tiny_engine_file: Path, processes: list[PretendProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def test() -> None:
-        monkeypatch.setattr(module, "ENTER_SECONDS", 0.3)
+        monkeypatch.setattr(module, "LEASE_SECONDS", 0.3)
         bench = Bench(tiny_engine_file, queue=2)
         await bench.batcher.start()
-        first, second = bench.batcher.enter(), bench.batcher.enter()
-        assert first and second and bench.batcher.enter() is None
-        bench.batcher.leave(first)
-        with bench.batcher.admission(1):
-            assert bench.batcher.enter() is None, "the token has become a place"
-        assert bench.batcher.enter() is not None
-        assert bench.batcher.enter() is None
+        first, second = bench.batcher.lease(), bench.batcher.lease()
+        assert first and second and bench.batcher.lease() is None
+        bench.batcher.release(first)
+        with bench.batcher.reserve(1):
+            assert bench.batcher.lease() is None, "the lease has become a place"
+        assert bench.batcher.lease() is not None
+        assert bench.batcher.lease() is None
         await asyncio.sleep(0.4)
-        assert bench.batcher.enter() is not None, "who sends slowly keeps nobody out"
+        assert bench.batcher.lease() is not None, "who sends slowly keeps nobody out"
 
     run(test)
 
@@ -430,7 +430,7 @@ def test_defaults_follow_the_engine(tiny_engine_file: Path, processes: list[Pret
     async def test() -> None:
         bench = Bench(tiny_engine_file, batch=0, queue=0, workers=0, threads=2)
         await bench.batcher.start()
-        assert (bench.batcher.batch, bench.batcher.workers, bench.batcher.crowded) == (BATCH, 2, 8)
+        assert (bench.batcher.batch, bench.batcher.workers, bench.batcher.queue_limit) == (BATCH, 2, 8)
         assert [p.threads for p in processes] == [1, 1], "the best batch is measured with a worker's share of the cores"
 
     run(test)
@@ -446,7 +446,7 @@ def test_a_request_of_many_batches_is_taken_whatever_the_machine(
     async def test() -> None:
         bench = Bench(tiny_engine_file, queue=0, workers=1)
         await bench.batcher.start()
-        assert bench.batcher.crowded == BATCH
+        assert bench.batcher.queue_limit == BATCH
         first = bench.ask(0)
         await settle()
         large = bench.ask(1, MOST_IMAGES)

@@ -453,7 +453,7 @@ def test_refusals_and_answers_on_one_connection(tmp_path: Path, slow_engine_file
             wait_for(lambda: served.metric("pyvimtrt_queue_seconds_count", model="m") == 1)  # it is in the engine
             fillers[1].sendall(request)
             wait_for(lambda: served.metric("pyvimtrt_queue_images", model="m") == 1)
-            time.sleep(0.05)  # the places that the door keeps for bodies are free again
+            time.sleep(0.05)  # the leases of requests being read have run out
             with socket.create_connection((served.host, served.port), timeout=30) as connection:
                 connection.sendall(request * 3)
                 answers = b""
