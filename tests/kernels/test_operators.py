@@ -8,7 +8,9 @@ inputs.
 
 from __future__ import annotations
 
+import functools
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -82,7 +84,7 @@ def test_more_threads_than_work_divides_evenly_into(op: str, isa: str, threads: 
 RANGE = [
     f"{op} {name}"
     for op in BASES
-    for name in ("base", "saturation", "infinite", "fp32 state")
+    for name in ("base", "saturation", "infinite", "fp32 state", "int16 state")
     if f"{op} {name}" in CASES
 ]
 
@@ -138,7 +140,12 @@ def test_cancelling_directions_show_single_roundings(name: str) -> None:
 
 # The reference against loops that share nothing with it
 
-SMALL = {
+
+def integer_small(change: Callable[[dict[str, Array], np.random.Generator], None], seed: int) -> Operator:
+    return integer_scan(B=1, L=6, E=4, change=change, seed=seed)
+
+
+SMALL: dict[str, Callable[[int], Operator]] = {
     "linear": lambda seed: linear(B=2, L=3, C=9, O=7, x_offset=2, beside=1, seed=seed),
     "linear, tables": lambda seed: linear(B=1, L=3, C=9, O=9, tables_=3, seed=seed),
     "linear, float": lambda seed: linear(B=2, L=3, C=9, O=7, out_type="float32", seed=seed),
@@ -174,7 +181,7 @@ SMALL = {
     "scan, N=8, int16 state": lambda seed: integer_scan(B=2, L=4, E=3, N=8, seed=seed),
     "scan, saturation, int16 state": lambda seed: integer_scan(B=1, L=8, E=3, drive=1e3, seed=seed),
     **{
-        f"scan, {change.__name__}": lambda seed, change=change: integer_scan(B=1, L=6, E=4, change=change, seed=seed)
+        f"scan, {change.__name__}": functools.partial(integer_small, change)
         for change in (large_drives, drives_on_ties, decays_at_their_ends, states_at_their_ends)
     },
     "scan, directions cancel, int16 state": lambda seed: integer_scan(
@@ -227,7 +234,8 @@ def true_exp2(x: Array) -> Array:
 
 
 def towards_zero(x: Array, y: Array) -> Array:
-    return (x * y) // (1 << 15)
+    floors: Array = (x * y) // (1 << 15)
+    return floors
 
 
 def wrapped(x: Array) -> Array:
@@ -235,13 +243,15 @@ def wrapped(x: Array) -> Array:
 
 
 def half_away(x: Array) -> Array:
-    return np.clip(np.trunc(x + np.copysign(f32(0.5), x)), f32(-32767), f32(32767)).astype(np.int32)
+    away: Array = np.clip(np.trunc(x + np.copysign(f32(0.5), x)), f32(-32767), f32(32767)).astype(np.int32)
+    return away
 
 
 def without_squares(exponent: Array, largest: float) -> Array:
     """Powers of two themselves, in place of products."""
     powers = np.exp2(np.stack([exponent.astype(np.float64) * k for k in range(16)]) + 15)
-    return np.rint(np.minimum(powers, largest)).astype(np.int32)
+    rounded: Array = np.rint(np.minimum(powers, largest)).astype(np.int32)
+    return rounded
 
 
 WRONG = [

@@ -420,8 +420,8 @@ def integer_scan(
         states = inputs["a_log2"].shape[-1]
         inputs["input_scale"] *= f32(5e3)
         inputs["b_scale_state"][...] = 32766 / 128 * rng.uniform(0.2, 1, inputs["b_scale_state"].shape)
-        c = rng.uniform(0.2, 1, inputs["c_scale_state"].shape)
-        inputs["c_scale_state"][...] = 65500 / 128 * c / c.sum(axis=-1, keepdims=True)
+        inputs["c_scale_state"][...] = rng.uniform(0.2, 1, inputs["c_scale_state"].shape)
+        inputs["c_scale_state"] *= 65500 / 128 / inputs["c_scale_state"].sum(axis=-1, keepdims=True)
         inputs["y_scale"] *= f32(1e-5 * 16 / states)
         inputs["decay_tok"][...] = 1e30  # not read
         if change is not None:
@@ -451,7 +451,7 @@ def drives_on_ties(inputs: dict[str, Array], rng: np.random.Generator) -> None:
 
 def decays_at_their_ends(inputs: dict[str, Array], rng: np.random.Generator) -> None:
     """Decays of one, of nothing, and growth, which a table cannot hold."""
-    inputs["a_log2"][...] = rng.choice([0.0, -1e-9, -1e-6, -0.5, -1.0, -16.0, -1e30, 0.01, 1e3], inputs["a_log2"].shape)
+    inputs["a_log2"][...] = rng.choice([0.0, -1e-9, -1e-6, -0.5, -1.0, -16.0, -1e30, 0.01], inputs["a_log2"].shape)
 
 
 def states_at_their_ends(inputs: dict[str, Array], rng: np.random.Generator) -> None:
@@ -465,7 +465,8 @@ def states_at_their_ends(inputs: dict[str, Array], rng: np.random.Generator) -> 
 
 
 def scales_beyond_16_bits(inputs: dict[str, Array], rng: np.random.Generator) -> None:
-    """What a hostile file may hold: B, C and drives overflow, some of them fp32."""
+    """What a hostile file may hold: B, C, drives and decays overflow, some of them fp32."""
+    inputs["a_log2"][..., ::3] = rng.choice([1.0, 1e3, 1e38], inputs["a_log2"][..., ::3].shape)
     inputs["b_scale_state"][...] = rng.choice([1e3, 1e37, -1e37], inputs["b_scale_state"].shape)
     inputs["c_scale_state"][...] = rng.choice([1e3, 1e37, -1e37], inputs["c_scale_state"].shape)
     inputs["input_scale"][...] = rng.choice([1.0, 1e37], inputs["input_scale"].shape)
@@ -477,7 +478,7 @@ INTEGER_SCAN: dict[str, Make] = {
     "N=8, int16 state": lambda: integer_scan(N=8),
     "all -128, int16 state": lambda: integer_scan(fill=-128),
     "all 127, int16 state": lambda: integer_scan(fill=127),
-    "saturation, int16 state": lambda: integer_scan(drive=1e3, L=30),
+    "saturation, int16 state": lambda: integer_scan(drive=1e5, L=30),
     "tiny drive, int16 state": lambda: integer_scan(drive=1e-3),
     **{f"{L} tokens, int16 state": functools.partial(integer_scan, L=L) for L in (1, 2, 3, 60)},
     **{f"E={E}, int16 state": functools.partial(integer_scan, E=E) for E in (1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33)},
@@ -497,13 +498,16 @@ INTEGER_SCAN: dict[str, Make] = {
             "scales beyond 16 bits": scales_beyond_16_bits,
         }.items()
     },
-    "directions cancel, int16 state": lambda: integer_scan(change=integer_directions_cancel, B=3, L=3, E=33),
+    "directions cancel, int16 state": lambda: integer_scan(change=integer_directions_cancel, B=6, L=3, E=130),
 }
 
 
 def integer_directions_cancel(inputs: dict[str, Array], rng: np.random.Generator) -> None:
+    """As directions_cancel, far enough apart for integer drives and decays to be others here and there."""
     directions_cancel(inputs, rng)
-    inputs["out_inv_scale_tok"][...] = 1e2
+    inputs["input_scale"][1] *= f32(1 + 1e-3)
+    inputs["a_log2"][1] *= 1 + f32(2e-6) * rng.normal(size=inputs["a_log2"].shape[1:]).astype(np.float32)
+    inputs["out_inv_scale_tok"][...] = 3e3
 
 
 SCAN: dict[str, Make] = {

@@ -156,7 +156,9 @@ def _table(exponent: F32, largest: float) -> npt.NDArray[np.int32]:
     with np.errstate(over="ignore"):
         for _ in range(14):
             powers.append(powers[-2] * (base * base))
-        return np.rint(np.fmin(np.stack(powers) * np.float32(32768), np.float32(largest))).astype(np.int32)
+        scaled = np.fmin(np.stack(powers) * np.float32(32768), np.float32(largest))
+    whole: npt.NDArray[np.int32] = np.rint(scaled).astype(np.int32)
+    return whole
 
 
 def _to_int(x: F32) -> npt.NDArray[np.int32]:
@@ -166,7 +168,8 @@ def _to_int(x: F32) -> npt.NDArray[np.int32]:
 
 def _multiply(x: npt.NDArray[np.int32], y: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     """Return the product of two numbers of 16 bits over 2^15, rounded half up."""
-    return (x * y + (1 << 14)) >> 15
+    product: npt.NDArray[np.int32] = (x * y + (1 << 14)) >> 15
+    return product
 
 
 def _sat16(x: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
