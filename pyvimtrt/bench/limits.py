@@ -14,13 +14,15 @@ from pyvimtrt.runtime.cpu import CpuEngine
 
 # Vector operations of one state update that no kernel of the contract can do without: fma of the exponent, floor (two
 # where the processor splits it), subtract, five fma, scale (AVX2: convert, shift, add), g B, fma; for an int8 state
-# maximum, minimum and rounding (two again); fma of y.
-SCAN_OPERATIONS = {
+# maximum, minimum and rounding (two again); fma of y. For an int16 state three products, subtract and the product with
+# C, of twice the lanes.
+SCAN_OPERATIONS: dict[tuple[str, str], float] = {
     ("amx", "int8"): 17,
     ("avx512", "int8"): 17,
     ("amx", "fp32"): 13,
     ("avx512", "fp32"): 13,
     **{(isa, state): count for isa in ("avxvnni", "avx2") for state, count in (("int8", 19), ("fp32", 15))},
+    **{(isa, "int16"): 2.5 for isa in ("amx", "avx512", "avxvnni", "avx2")},
 }
 RUNS = 15
 

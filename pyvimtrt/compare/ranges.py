@@ -12,10 +12,9 @@ from pyvimtrt.families import ModelConfig, describe
 from pyvimtrt.families.description import Activation, Table
 from pyvimtrt.quantization.cache import Cache, TableScales
 from pyvimtrt.quantization.reparameterize import floored
-from pyvimtrt.quantization.rounding import LEVELS
+from pyvimtrt.quantization.rounding import INT16_LEVELS, LEVELS
 
 UNSIGNED_LEVELS = 255.0  # of a table without negative entries
-STATE_BITS = 7.0  # of a magnitude, beside the sign
 
 
 class RangeRecord:
@@ -23,6 +22,7 @@ class RangeRecord:
 
     def __init__(self, config: ModelConfig, cache: Cache) -> None:
         self._layers, self._cache = describe(config).layers, cache.tensors
+        self._state_levels = INT16_LEVELS if cache.info.state == "int16" else LEVELS
         self._tensors = [layer.activations() for layer in self._layers]
         self._largest: dict[tuple[int, str], Tensor] = {}  # [L, C]
         self._states: dict[tuple[int, bool], Tensor] = {}  # [L, E, N]
@@ -85,10 +85,11 @@ class RangeRecord:
             tok, chan, state = (
                 self._cache[f"{name}.scale_{axis}"].astype(np.float64) for axis in ("tok", "chan", "state")
             )
-            after = before / (tok[:, None, None] * chan[:, None] * state) / LEVELS
+            after = before / (tok[:, None, None] * chan[:, None] * state) / self._state_levels
             one_step = before / before.max()
             profiles = _profiles(one_step), _profiles(after / after.max())
-            found.append(StateRange(layer, part.direction, *profiles, _used_bits(one_step), _used_bits(after)))
+            used = [_used_bits(x, self._state_levels) for x in (one_step, after)]
+            found.append(StateRange(layer, part.direction, *profiles, *used))
         return tuple(found)
 
 
@@ -113,6 +114,6 @@ def _profiles(x: npt.NDArray[np.float64]) -> dict[str, F32]:
     return {name: x.max(axis=axis).astype(np.float32) for name, axis in axes.items()}
 
 
-def _used_bits(x: npt.NDArray[np.float64]) -> float:
-    """Return the mean bits of a magnitude that int8 gives entries, x in units of the largest that it reaches."""
-    return float(np.clip(np.log2(np.maximum(x, 1e-30) * LEVELS), 0.0, STATE_BITS).mean())
+def _used_bits(x: npt.NDArray[np.float64], levels: float) -> float:
+    """Return the mean bits of a magnitude that entries get, x in units of the largest that ``levels`` reach."""
+    return float(np.clip(np.log2(np.maximum(x, 1e-30) * levels), 0.0, np.log2(levels)).mean())

@@ -214,7 +214,7 @@ def _states(found: Attribution) -> View:
     )
     text = (
         "The hidden state's ranges differ along tokens, channels and states; dividing by one factor for each levels "
-        "them, so that int8 has "
+        "them, so that it has "
         f"{after:.1f} bits for a magnitude on average instead of {before:.1f}. Level lines and an even map are what "
         "reparameterization is for."
     )

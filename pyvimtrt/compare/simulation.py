@@ -54,7 +54,7 @@ class Simulation:
         self._weights: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         # By the layer's output: the correction of its bias, with the quantizers of weight and input.
         self._corrections: dict[str, tuple[Tensor, str, str]] = {}
-        self._rounds_state = cache.info.state == "int8"
+        self._state = cache.info.state
         blocks = [self._add_block(block, cache) for block in self.description.blocks]
         # The quantizers of the weights.
         self.stem, self._layer_weights, self._head_weights = blocks[0], blocks[1:-1], blocks[-1]
@@ -142,7 +142,7 @@ class Simulation:
                     block.prefix + part.argument, name, cache, *((0.0, 255.0) if part.is_unsigned else (-128.0, 127.0))
                 )
             elif isinstance(part, State):
-                if self._rounds_state:
+                if self._state != "fp32":
                     self._roundings[name] = _by_the_scan
             else:
                 self._add_weight(
@@ -195,9 +195,11 @@ class Simulation:
         tok = self._cache[f"{quantizer}.scale_tok"]
         factors = self._cache[f"{quantizer}.scale_chan"][:, None] * self._cache[f"{quantizer}.scale_state"]
 
+        low, high = (-128.0, 127.0) if self._state == "int8" else (-32768.0, 32767.0)
+
         def round_state(t: int, h: Tensor) -> Tensor:
             step = factors * tok[t]
-            return h.div_(step).round_().clamp_(-128.0, 127.0).mul_(step)
+            return h.div_(step).round_().clamp_(low, high).mul_(step)
 
         return round_state
 

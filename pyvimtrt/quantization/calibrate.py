@@ -32,7 +32,7 @@ from pyvimtrt.quantization.kscale import F64, I64, cluster, group_max, power_of_
 from pyvimtrt.quantization.observe import LayerRecord, StateStatistics, Statistics
 from pyvimtrt.quantization.recipes import Recipe
 from pyvimtrt.quantization.reparameterize import floored, log_rank1_factors, published_factors, unit_factors
-from pyvimtrt.quantization.rounding import LEVELS, SMALLEST_STEP, array, fake_quantize, tensor
+from pyvimtrt.quantization.rounding import INT16_LEVELS, LEVELS, SMALLEST_STEP, array, fake_quantize, tensor
 
 BATCH_ELEMENTS = 1 << 21  # of [B, L, E]: bounds the memory of one batch's activations
 SAMPLE_ROWS = 4096  # images times tokens that steps are searched on
@@ -40,6 +40,9 @@ STATE_SAMPLE_ELEMENTS = 1 << 23  # of the states kept for their clipping, at lea
 TABLE_ROWS = 1024  # rows that table scales are searched on
 SMOOTHING_STRENGTH = 0.5  # share of a channel's range that moves from activations into weights
 MAX_IMAGES = 65536
+# The int16 state has one unit for all tokens: what the largest state of the calibration leaves unused for larger ones
+# costs nothing that can be measured (docs/method.md).
+INT16_ROOM = 2.0
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
 Tensors = dict[str, npt.NDArray[Any]]
@@ -444,9 +447,8 @@ class _Calibrator:
         scaled = floored(largest) / (r_L[:, None, None] * r_C[:, None] * r_D)
         per_token = scaled.max(axis=(1, 2))
         if self.recipe.state == "int16":
-            unit = STATE_ROOM * (per_token * r_L).max() / STATE_LEVELS
-            for suffix, values in (("tok", np.full(len(r_L), unit)), ("chan", r_C), ("state", r_D)):
-                self._store(f"{name}.scale_{suffix}", values)
+            unit = INT16_ROOM * float((per_token * r_L).max()) / INT16_LEVELS
+            self._store_state(name, np.full(len(r_L), unit), r_C, r_D)
             return
         groups = (
             np.arange(len(per_token)) if part.role in self.recipe.token_wise else np.zeros(len(per_token), np.int64)
@@ -457,7 +459,10 @@ class _Calibrator:
         elif self.recipe.search == "cosine":
             count = min(len(state.samples), len(c))
             steps = cosine.state_steps(state.samples[:count], c[:count], r_C, r_D, steps)
-        for suffix, values in (("tok", steps), ("chan", r_C), ("state", r_D)):
+        self._store_state(name, steps, r_C, r_D)
+
+    def _store_state(self, name: str, tok: F64, chan: F64, state: F64) -> None:
+        for suffix, values in (("tok", tok), ("chan", chan), ("state", state)):
             self._store(f"{name}.scale_{suffix}", values)
 
 
@@ -465,10 +470,6 @@ def _inverse_softplus(y: Tensor) -> Tensor:
     return y + torch.log(-torch.expm1(-y))
 
 
-import os
-
-STATE_ROOM = float(os.environ.get("ROOM", "2"))
-STATE_LEVELS = 32767.0
 _FUNCTIONS: dict[str, tuple[search.Function, search.Function | None]] = {
     "silu": (F.silu, None),
     "softplus": (F.softplus, _inverse_softplus),
