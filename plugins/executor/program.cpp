@@ -90,6 +90,7 @@ void Program::set_threads(int threads) {
     fail("", "threads is " + number(threads) + ", expected 1 to " + number(kMaxThreads));
   const std::lock_guard<std::mutex> lock(mutex_);
   threads_ = threads;
+  thread_choice_.forget();
 }
 
 int Program::add_value(int64_t bytes_per_sample) {
@@ -414,7 +415,7 @@ void Program::run(int64_t batch, const std::vector<const void*>& inputs, const s
 }
 
 void Program::run_steps(int64_t batch, std::vector<uint8_t*> pointers, std::vector<double>* seconds) {
-  const int threads = threads_;
+  const int threads = seconds == nullptr ? thread_choice_.choose(batch, threads_) : threads_.load();
   // A helper may still be on its way through steps that are done when this function has returned, and touches nothing
   // but what it holds itself and the program.
   const auto team = threads > 1 ? std::make_shared<Team>(threads) : nullptr;
@@ -429,7 +430,10 @@ void Program::run_steps(int64_t batch, std::vector<uint8_t*> pointers, std::vect
         (*seconds)[i] = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     }
   };
+  const auto start = Clock::now();
   helpers_.run(threads, std::make_shared<const Helpers::Work>(run_all));
+  if (threads_ > 1 && seconds == nullptr)
+    thread_choice_.record(batch, threads, std::chrono::duration<double>(Clock::now() - start).count());
 }
 
 std::vector<std::string> Program::step_names() const {

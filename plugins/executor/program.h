@@ -24,6 +24,7 @@
 #include "plugins/common/isa.h"
 #include "plugins/common/op.h"
 #include "plugins/common/threads.h"
+#include "plugins/executor/thread_choice.h"
 
 namespace vimtrt {
 
@@ -151,6 +152,7 @@ class Program {
   int64_t arena_bytes_ = 0;
   AlignedBuffer arena_;
   AlignedBuffer scratch_;
+  ThreadChoice thread_choice_;
   mutable std::mutex mutex_;
   Helpers helpers_;  // last: destroyed first, when its threads have left the steps
 };

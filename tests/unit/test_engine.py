@@ -130,6 +130,17 @@ def test_threads_change_between_runs(tiny_engine_file: Path, tiny_images: npt.ND
         assert engine.threads == threads and np.array_equal(engine.run(tiny_images), expected)
 
 
+def test_runs_that_try_other_numbers_of_threads_give_the_same_bits(
+    tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]
+) -> None:
+    """Short runs take all threads or one, whichever was quicker, and try the other now and then."""
+    engine = pyvimtrt.load_engine(tiny_engine_file, threads=3)
+    expected = engine.run(tiny_images)
+    for _ in range(300):
+        for count in (1, len(tiny_images)):
+            assert np.array_equal(engine.run(tiny_images[:count]), expected[:count])
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
