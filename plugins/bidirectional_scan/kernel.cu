@@ -60,20 +60,24 @@
 #include <cstdint>
 
 #include "plugins/bidirectional_scan/kernel.h"
-#include "plugins/common/cuda.h"
-#include "plugins/common/numerics.h"
+#include "plugins/common/cuda_copies.h"
+#include "plugins/common/cuda_launch.h"
+#include "plugins/common/cuda_numerics.h"
+#include "plugins/common/cuda_warp.h"
 
 namespace vimtrt {
 namespace {
 
-constexpr int kWarpThreads = 32;
+using cuda::kWarpThreads;
+using cuda::kWhole;
+using cuda::limited;
+
 constexpr int kDirections = 2;
 constexpr int kDirectionWarps = 2;                                 // of a crew
 constexpr int kDirectionThreads = kDirectionWarps * kWarpThreads;  // of a crew
 constexpr int kCrewWarps = kDirections * kDirectionWarps;
 constexpr int kGroup = 4;  // steps whose operands are read at once
 constexpr size_t kMaxSharedBytes = 48 * 1024;
-constexpr int64_t kMaxGridX = 2147483647;
 constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
 
 // From this many blocks on narrow is faster: four blocks of wide do the work of one of narrow, a processor holds two at
@@ -99,7 +103,7 @@ using Wide = Layout<States, States, States, 2>;
 template <int States>
 using Narrow = Layout<States, kGroup, 16, 1>;
 
-// What the launcher adds to the operator's arguments. Widths are the bytes that can be copied at once: 16, 8, 4, or 1.
+// What the launcher adds to the operator's arguments; widths as in cuda_copies.h.
 struct Launch {
   BidirectionalScanParams p;
   int64_t first_image = 0;
@@ -250,20 +254,12 @@ VIMTRT_DEVICE void write(float* to, const float (&v)[Count]) {
   }
 }
 
-VIMTRT_DEVICE int limited(int count, int limit) { return count < 0 ? 0 : count < limit ? count : limit; }
-
-// Adding 1.5 * 2^23 leaves no bits behind the point: the sum is rounded to the nearest even whole number, which its low
-// bits hold.
-constexpr float kWhole = 12582912.0f;
-
-VIMTRT_DEVICE float clamped_s8(float x) { return fminf(fmaxf(x, -128.0f), 127.0f); }
-
 // float(sat8(rne(x))). One instruction of the conversion unit, which is slow and otherwise idle half of the time, or
 // two additions, which make the chain shorter. rintf may give -0 for 0; that changes no more than signs of zeros, and
 // an output of int8 has none.
 template <bool WithAdditions>
 VIMTRT_DEVICE float rounded_s8(float x) {
-  return WithAdditions ? (clamped_s8(x) + kWhole) - kWhole : rintf(clamped_s8(x));
+  return WithAdditions ? (cuda::clamped_s8(x) + kWhole) - kWhole : rintf(cuda::clamped_s8(x));
 }
 
 // exp2c of numerics.h with the exponent taken from the low bits of a sum: those of kWhole itself leave in the shift.
@@ -284,7 +280,7 @@ VIMTRT_DEVICE float exp2c_without_conversion(float x) {
 
 // Tiles: copies, and Bf and Cf
 
-// The first `bytes` bytes of `Size` and zeros behind them. Whole: at once; otherwise `width` bytes at once.
+// The first `bytes` bytes of `Size` and zeros behind them. Whole: at once; otherwise in units of four.
 template <int Size, bool Whole>
 VIMTRT_DEVICE void copy_unit(int8_t* shared, const int8_t* global, int bytes, int width) {
   if constexpr (Whole) {
@@ -297,11 +293,7 @@ VIMTRT_DEVICE void copy_unit(int8_t* shared, const int8_t* global, int bytes, in
         cuda::copy_async<4>(shared + byte, global + byte, left);
         continue;
       }
-      uint32_t word = 0;
-      for (int i = 0; i < 4; ++i) {
-        if (i < left) word |= static_cast<uint32_t>(static_cast<uint8_t>(cuda::load(global + byte + i))) << (8 * i);
-      }
-      *reinterpret_cast<uint32_t*>(shared + byte) = word;
+      *reinterpret_cast<uint32_t*>(shared + byte) = cuda::load_bytes(global + byte, left);
     }
   }
 }
@@ -535,7 +527,7 @@ VIMTRT_DEVICE void park(const Merge& merge, const Arrival& arrival) {
 VIMTRT_DEVICE void finish(const Merge& merge, const Arrival& arrival, const Operands& operands) {
   if (!arrival.exists || arrival.parks) return;
   const float o = (*parked_at(merge, arrival.token) + arrival.y) * operands.gate;
-  const uint32_t q = to_bits(clamped_s8(o * operands.out_inv) + kWhole);
+  const uint32_t q = cuda::quantized_s8(o * operands.out_inv);
   merge.y[static_cast<int64_t>(arrival.token) * merge.y_step] = static_cast<int8_t>(q);
 }
 
@@ -658,7 +650,7 @@ VIMTRT_DEVICE Place make_place(const Launch& launch) {
   place.d = thread / kDirectionThreads % kDirections;
   place.warp = thread / kWarpThreads % kDirectionWarps;
   place.thread = thread % kDirectionThreads;
-  place.lane = thread % kWarpThreads;
+  place.lane = cuda::lane();
   return place;
 }
 
@@ -691,9 +683,7 @@ VIMTRT_DEVICE Decay<Shape> make_decay(const BidirectionalScanParams& p, const Pl
       decay.a_log2[j] = cuda::load(p.a_log2 + row * Shape::kStates + place.lane % Shape::kLanes * Shape::kPerLane + j);
     decay.reach = fmaxf(decay.reach, kMaxDelta * fabsf(decay.a_log2[j]));
   }
-#pragma unroll
-  for (int mask = kWarpThreads / 2; mask > 0; mask /= 2)
-    decay.reach = fmaxf(decay.reach, cuda::shuffle_xor(decay.reach, mask));
+  decay.reach = cuda::max_of_warp(decay.reach);
   return decay;
 }
 
@@ -739,13 +729,15 @@ VIMTRT_KERNEL void bidirectional_scan_kernel(Launch launch) {
 
 // The launch
 
-int64_t groups_of(const BidirectionalScanParams& p, int channels) {
-  return (static_cast<int64_t>(p.channels) - 1) / channels + 1;
-}
+using cuda::address;
+using cuda::ceil_div;
+using cuda::width_of;
+
+int64_t groups_of(const BidirectionalScanParams& p, int channels) { return ceil_div(p.channels, channels); }
 
 template <int States>
 bool is_narrow(const BidirectionalScanParams& p) {
-  return p.batch >= (kManyBlocks - 1) / groups_of(p, Narrow<States>::kChannels) + 1;
+  return p.batch >= ceil_div(kManyBlocks, groups_of(p, Narrow<States>::kChannels));
 }
 
 template <class Shape>
@@ -757,11 +749,6 @@ template <class Shape>
 size_t workspace_bytes(const BidirectionalScanParams& p) {
   return shared_bytes<Shape>(p, false) <= kMaxSharedBytes ? 0 : sizeof(float) * p.batch * p.tokens * p.channels;
 }
-
-uint64_t address(const void* p) { return reinterpret_cast<uintptr_t>(p); }
-
-// The largest of 16, 8, 4 that divides everything that is or-ed into `bits`; otherwise 1.
-int width_of(uint64_t bits) { return bits % 16 == 0 ? 16 : bits % 8 == 0 ? 8 : bits % 4 == 0 ? 4 : 1; }
 
 template <class Shape>
 int launch_layout(const BidirectionalScanParams& p, cuda::Stream stream, void* workspace) {
@@ -781,15 +768,13 @@ int launch_layout(const BidirectionalScanParams& p, cuda::Stream stream, void* w
   launch.bc_width = width_of(bc);
 
   const auto kernel = p.state_int8 ? bidirectional_scan_kernel<Shape, true> : bidirectional_scan_kernel<Shape, false>;
-  const int64_t images_at_once = kMaxGridX / launch.groups;
-  for (; launch.first_image < p.batch; launch.first_image += images_at_once) {
-    const int64_t left = p.batch - launch.first_image, images = left < images_at_once ? left : images_at_once;
-    const cuda::Grid grid{static_cast<unsigned>(images * launch.groups)};
-    const int status =
-        cuda::launch(kernel, grid, Shape::kThreads, shared_bytes<Shape>(p, with_workspace), stream, launch);
-    if (status != 0) return status;
-  }
-  return 0;
+  const size_t shared = shared_bytes<Shape>(p, with_workspace);
+  cuda::Grid grid;
+  return cuda::launch_in_parts(p.batch, cuda::kMaxGridX / launch.groups, [&](int64_t first_image, int64_t images) {
+    launch.first_image = first_image;
+    grid.x = static_cast<unsigned>(images * launch.groups);
+    return cuda::launch(kernel, grid, Shape::kThreads, shared, stream, launch);
+  });
 }
 
 }  // namespace
