@@ -4,8 +4,8 @@
 // Grid:   x = rows (images times tokens), kWarps in a block; further rows in steps of the grid.
 // Block:  kWarps warps, each one row at a time. Shared: none.
 //
-// A row of up to kGroups groups of 128 features stays in registers between the sum and the scaling: memory is passed
-// once.
+// A row of up to kGroups groups of 128 features stays in registers between the sum and the scaling:
+// memory is passed once.
 #include <cmath>
 
 #include "plugins/add_rms_norm_quant/kernel.h"

@@ -1,5 +1,5 @@
-// BidirectionalScan, 8 channels in the lanes of a ymm register; 16 registers do not hold 16 states, which stay in the
-// first-level cache.
+// BidirectionalScan, 8 channels in the lanes of a ymm register; 16 registers do not hold 16 states, which stay
+// in the first-level cache.
 #include <immintrin.h>
 
 #include "plugins/bidirectional_scan/cpu_driver.h"

@@ -1,5 +1,5 @@
-// BidirectionalScan with NEON, 4 channels in the lanes of a register; the states of a block stay in the first-level
-// cache.
+// BidirectionalScan with NEON, 4 channels in the lanes of a register; the states of a block stay
+// in the first-level cache.
 #include <arm_neon.h>
 
 #include <cstring>

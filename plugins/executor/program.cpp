@@ -415,8 +415,8 @@ void Program::run(int64_t batch, const std::vector<const void*>& inputs, const s
 
 void Program::run_steps(int64_t batch, std::vector<uint8_t*> pointers, std::vector<double>* seconds) {
   const int threads = threads_;
-  // A helper may still be on its way through steps that are done when this function has returned, and touches nothing
-  // but what it holds itself and the program.
+  // A thread of the pool may still be on its way through steps that are done when this function has returned, and
+  // touches nothing but what it holds itself and the program.
   const auto team = threads > 1 ? std::make_shared<Team>(threads) : nullptr;
   const auto run_all = [this, batch, threads, team, scratch = scratch_.data(), values = std::move(pointers),
                         seconds](int worker) {
@@ -429,7 +429,7 @@ void Program::run_steps(int64_t batch, std::vector<uint8_t*> pointers, std::vect
         (*seconds)[i] = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     }
   };
-  helpers_.run(threads, std::make_shared<const Helpers::Work>(run_all));
+  pool_.run(threads, std::make_shared<const ThreadPool::Work>(run_all));
 }
 
 std::vector<std::string> Program::step_names() const {

@@ -2,30 +2,29 @@
 // file has the numbers.
 //
 // Grid:   x = tiles of rows (images times tokens), y = tiles of output channels; shapes beyond a grid's limits take
-// several launches. Block:  4 warps as 2 x 2, each one quarter of the tile; 8 as 2 x 4 for 128 x 128 with an int8
-// output, whose epilogue needs the registers. Shared: kStages * (kRows + kColumns) * kDepth bytes: 48 KiB (128 x 128),
-// 36 KiB (128 x 64, 32 x 64), 32 KiB (64 x 64, 32 x 32).
+//         several launches.
+// Block:  4 warps as 2 x 2, each one quarter of the tile; 8 as 2 x 4 for 128 x 128 with an int8 output, whose epilogue
+//         needs the registers.
+// Shared: kStages * (kRows + kColumns) * kDepth bytes: 48 KiB (128 x 128), 36 KiB (128 x 64, 32 x 64), 32 KiB (64 x 64,
+//         32 x 32).
 //
-//                kColumns output channels                   a stage holds kDepth input channels of every row and column
-//                of the tile:
-//            .-----------------------------.
-//            |    warp 0    |    warp 1    |                  x: kRows x kDepth | weight: kColumns x kDepth
-//   kRows    |--------------+--------------|
-//   of x     |    warp 2    |    warp 3    |                copies of stages k + 1 .. k + kStages - 1 run while stage k
-//   is multiplied;
-//            '-----------------------------'                the constants of the epilogue and its tables travel as one
-//            more stage.
+//             kColumns output channels        a stage holds kDepth input channels of every row and column of the tile:
+//          .-----------------------------.
+//          |    warp 0    |    warp 1    |        x: kRows x kDepth | weight: kColumns x kDepth
+//   kRows  |--------------+--------------|
+//   of x   |    warp 2    |    warp 3    |    copies of stages k + 1 .. k + kStages - 1 run while stage k is
+//   multiplied;
+//          '-----------------------------'    the epilogue's constants and its tables travel as one more stage.
 //
 // Shared memory, in units of 16 bytes ("chunks", here c0 ..). ldmatrix reads one chunk of 8 rows that follow each
-// other, and these must lie in 8 different groups of 4 banks. A row's chunks are therefore stored in the order chunk ^
-// phase(row):
+// other, and these must lie in 8 different groups of 4 banks. A row's chunks are therefore stored in the order
+// chunk ^ phase(row):
 //
-//   kDepth = 64     banks 0-3  4-7  8-11 12-15 16-19 20-23 24-27 28-31        kDepth = 128   banks 0-3 4-7 8-11  ...
-//   28-31
-//     rows 0, 1         c0   c1   c2   c3  |  c0    c1    c2    c3              row 0            c0  c1  c2  c3  c4  c5
-//     c6  c7 rows 2, 3         c1   c0   c3   c2  |  c1    c0    c3    c2              row 1            c1  c0  c3  c2
-//     c5  c4  c7  c6 rows 4, 5         c2   c3   c0   c1  |  c2    c3    c0    c1              row 2            c2  c3
-//     c0  c1  c6  c7  c4  c5 rows 6, 7         c3   c2   c1   c0  |  c3    c2    c1    c0              ...
+//   kDepth = 64   banks 0-3  4-7  8-11 12-15 16-19 20-23 24-27 28-31   kDepth = 128   banks 0-3 4-7  ..          28-31
+//     rows 0, 1       c0   c1   c2   c3  |  c0    c1    c2    c3         row 0          c0  c1  c2  c3  c4  c5  c6  c7
+//     rows 2, 3       c1   c0   c3   c2  |  c1    c0    c3    c2         row 1          c1  c0  c3  c2  c5  c4  c7  c6
+//     rows 4, 5       c2   c3   c0   c1  |  c2    c3    c0    c1         row 2          c2  c3  c0  c1  c6  c7  c4  c5
+//     rows 6, 7       c3   c2   c1   c0  |  c3    c2    c1    c0         ..
 //
 // Copies write whole rows side by side and fill all banks too; only the last 32 channels of a depth that ends there,
 // copied in small units, meet two or four in a bank.
@@ -34,12 +33,11 @@
 // a warp's part is free, so the weights are laid into shared memory such that those are kRun channels side by side, and
 // a result goes out in words of up to 16 bytes without a detour:
 //
-//   int8, 64 x 64 per warp   shared rows  0..7   8..15   ...   56..63       thread t = 0 holds channels  0..15, stored
-//   as one uint4
-//                            channels     0 1    2 3           14 15        thread t = 1 holds channels 16..31
-//                                        16 17  18 19          30 31        ...
-//                                        32 33  34 35          46 47
-//                                        48 49  50 51          62 63
+//   int8, 64 x 64 per warp   shared rows  0..7   8..15   ..   56..63
+//                            channels     0 1    2 3          14 15     thread t = 0 holds channels  0..15, one uint4
+//                                        16 17  18 19         30 31     thread t = 1 holds channels 16..31
+//                                        32 33  34 35         46 47     ..
+//                                        48 49  50 51         62 63
 //
 // fp32: the same over 16 shared rows, 4 channels of a thread, one float4.
 #include <algorithm>
@@ -236,7 +234,8 @@ VIMTRT_DEVICE uint32_t tables_of_lane(const KScaledLinearParams& p, const Part& 
 #pragma unroll 1
   for (int c = cuda::lane(); c < part.columns; c += kWarpThreads) {
     const int32_t id = cuda::load(p.table_id + part.first_column + c);
-    if (id >= 0) used |= cuda::table_bit(id);
+    // table_bit(id) written out: with the call, nvcc 13.0 loads the scales in the epilogue in other widths.
+    if (id >= 0) used |= id < kSharedTables ? 1u << id : kFarTables;
   }
   return used;
 }

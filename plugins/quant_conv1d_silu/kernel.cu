@@ -1,18 +1,17 @@
 // QuantConv1dSiLU on a GPU (docs/numerics.md). README.md beside this file has the numbers.
 //
 // Grid:   x = an image's tiles of 128 channels times 4 * run tokens, y = images, in several launches beyond a grid's
-// limit. Block:  128 threads. A lane has 4 channels side by side, a warp all of the tile's channels and `run` tokens (1
-// to 16) that follow each
-//         other; the launcher chooses `run`.
+//         limit.
+// Block:  128 threads. A lane has 4 channels side by side, a warp all of the tile's channels and `run` tokens (1 to 16)
+//         that follow each other; the launcher chooses `run`.
 // Shared: the tile's rows of x, 128 bytes each, with three more on both sides, and 4 KiB of tables: 5.25 to 12.75 KiB.
 //
-// A register holds one channel's tokens t-3 .. t, a byte each. These are the forward window of token t and the backward
-// window of token t-3, whose weights are mirrored, so a byte permutation makes the window of both, and one dp4a each
-// the sum:
+// A register holds one channel's tokens t-3 .. t, a byte each. These are the forward window of token t and the
+// backward window of token t-3, whose weights are mirrored, so a byte permutation makes the window of both, and one
+// dp4a each the sum:
 //
-//   row of x, token t        window of channel c                            u_forward[t]    from dp4a(window,
-//   weight[0]) | c | c+1 | c+2 | c+3 |  | t-4 | t-3 | t-2 | t-1 |                      u_backward[t-3] from
-//   dp4a(window, weight[1] mirrored)
+//   row of x, token t        window of channel c            u_forward[t]    from dp4a(window, weight[0])
+//   | c | c+1 | c+2 | c+3 |  | t-4 | t-3 | t-2 | t-1 |      u_backward[t-3] from dp4a(window, weight[1] mirrored)
 //     '----------.             .-----'     |     |
 //                |             |     .-----'     |
 //                |             |     |     .-----'
@@ -24,9 +23,8 @@
 //   newest token   first-3 .. first-1 | first  first+1  first+2 | first+3 .. first+run-1 |  ..  first+run+2
 //                  only shifted in    | forward                 | forward and backward   |  backward
 //
-// Nothing needs the conversion unit, which is slow. Floats from 2^23 to 2^24 are whole numbers, their bits go up by one
-// from each to the next. So an integer sum (below 2^17) that starts at the bits of 1.5 * 2^23 has the bits of 1.5 *
-// 2^23 plus the sum; and adding 1.5 * 2^23 to a float rounds it to the nearest even.
+// Nothing needs the conversion unit, which is slow: an integer sum (below 2^17) that starts at the bits of kWhole
+// (cuda_numerics.h) has the bits of kWhole plus the sum, and adding kWhole to a float rounds it.
 //
 // Entry i of table k lies at byte 256 k + (i ^ 16 (k % 8)): the lanes' channels use different tables, and their indices
 // are mostly close to each other; without that, every table's entries of the same index would lie in the same bank.
@@ -89,8 +87,8 @@ VIMTRT_DEVICE void copy_rows(int8_t* shared, const Launch& launch, const Tile& t
   const int at = static_cast<int>(cuda::thread_x()) * unit, first = at / kTileChannels, byte = at % kTileChannels;
   const int rows_at_once = kThreads * unit / kTileChannels;
   const int bytes = limited(tile.channels - byte, unit);
-  const int64_t column =
-      bytes > 0 ? tile.first_channel + byte : 0;  // addresses stay inside of x even where no byte is read
+  // Addresses stay inside of x even where no byte is read.
+  const int64_t column = bytes > 0 ? tile.first_channel + byte : 0;
 #pragma unroll 1
   for (int row = first; row < tile.tokens + 2 * kHalo; row += rows_at_once) {
     const int token = row - kHalo;  // within the tile
@@ -122,8 +120,8 @@ VIMTRT_DEVICE void copy_tables(int8_t* shared, const Launch& launch, uint32_t us
       [&](int byte) { return shared + (table_at(byte / kTableBytes) ^ byte % kTableBytes); });
 }
 
-// The first `exist` of four numbers and zeros behind them. `at_once`: they are aligned to their sum, and all exist or
-// none.
+// The first `exist` of four numbers and zeros behind them. `at_once`: they are aligned to their sum, and
+// all exist or none.
 template <class Four, class T>
 VIMTRT_DEVICE void load_four(T (&to)[4], const T* from, int exist, bool at_once) {
   if (at_once) {
