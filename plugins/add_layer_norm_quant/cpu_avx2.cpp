@@ -49,8 +49,8 @@ void normalize_row(const AddLayerNormQuantParams& p, int64_t row) {
   const __m256 mean = _mm256_set1_ps(tree_sum(sums) / features);
   for (__m256& sum : sums) sum = _mm256_setzero_ps();
   each(count, [&](int32_t i, int j, const auto& eight) VIMTRT_ALWAYS_INLINE {
-    const __m256 d =
-        eight.keep(_mm256_sub_ps(eight.load(out + i), mean));  // 0 where there is no feature, and fma(0, 0, p) is p
+    // 0 where there is no feature, and fma(0, 0, p) is p.
+    const __m256 d = eight.keep(_mm256_sub_ps(eight.load(out + i), mean));
     sums[j] = _mm256_fmadd_ps(d, d, sums[j]);
   });
   const __m256 k = _mm256_set1_ps(inverse_root(tree_sum(sums), features, p.epsilon));

@@ -18,7 +18,7 @@ void normalize_row(const AddLayerNormQuantParams& p, int64_t row) {
   const float* residual = p.residual + (p.residual_is_shared ? token : row) * p.features;
   float* out = p.residual_out + row * p.features;
   int8_t* y = p.y + row * p.features;
-  const int32_t whole = p.features / kPartialSums * kPartialSums;  // features in whole turns of the partial sums
+  const int32_t whole = p.features / kPartialSums * kPartialSums;  // features in whole rows of the partial sums
 
   float32x4_t sums[kVectors];
   float partial[kPartialSums];

@@ -44,8 +44,7 @@ VIMTRT_DEVICE void store(const AddLayerNormQuantParams& p, const Row& row, int f
 // Groups = 0: a row of any length.
 template <int Groups>
 VIMTRT_KERNEL void add_layer_norm_quant_kernel(AddLayerNormQuantParams p, bool words) {
-  const int warp = static_cast<int>(cuda::thread_x()) / kWarpThreads,
-            lane = static_cast<int>(cuda::thread_x()) % kWarpThreads;
+  const int warp = cuda::warp(), lane = cuda::lane();
   const int64_t rows_at_once = static_cast<int64_t>(cuda::grid_x()) * kWarps;
   const float features = static_cast<float>(p.features);
   for (int64_t at = static_cast<int64_t>(cuda::block_x()) * kWarps + warp; at < p.rows; at += rows_at_once) {
@@ -61,11 +60,11 @@ VIMTRT_KERNEL void add_layer_norm_quant_kernel(AddLayerNormQuantParams p, bool w
       for (int g = 0; g < Groups; ++g) sum = add_features(r[g], sum);
 #pragma unroll
       for (int g = 0; g < Groups; ++g) write_group(row, g * kGroupFeatures + lane, p.features, r[g]);
-      const float mean = sum_of_warp(sum) / features;
+      const float mean = cuda::sum_of_warp(sum) / features;
 #pragma unroll
       for (int g = 0; g < Groups; ++g)
         squares = add_squares(r[g], g * kGroupFeatures + lane, p.features, mean, squares);
-      const float k = 1.0f / sqrtf(sum_of_warp(squares) / features + p.epsilon);
+      const float k = 1.0f / sqrtf(cuda::sum_of_warp(squares) / features + p.epsilon);
 #pragma unroll
       for (int g = 0; g < Groups; ++g) store(p, row, g * kGroupFeatures, r[g], mean, k, inv_scale, words);
     } else {
@@ -74,12 +73,12 @@ VIMTRT_KERNEL void add_layer_norm_quant_kernel(AddLayerNormQuantParams p, bool w
         sum = add_features(r[0], sum);
         write_group(row, first, p.features, r[0]);
       }
-      const float mean = sum_of_warp(sum) / features;
+      const float mean = cuda::sum_of_warp(sum) / features;
       for (int first = lane; first < p.features; first += kGroupFeatures) {
         read_written(row, first, p.features, r[0]);
         squares = add_squares(r[0], first, p.features, mean, squares);
       }
-      const float k = 1.0f / sqrtf(sum_of_warp(squares) / features + p.epsilon);
+      const float k = 1.0f / sqrtf(cuda::sum_of_warp(squares) / features + p.epsilon);
       for (int first = 0; first < p.features; first += kGroupFeatures) {
         read_written(row, first + lane, p.features, r[0]);
         store(p, row, first, r[0], mean, k, inv_scale, words);
@@ -88,19 +87,13 @@ VIMTRT_KERNEL void add_layer_norm_quant_kernel(AddLayerNormQuantParams p, bool w
   }
 }
 
-template <int Groups>
-int launch_groups(const AddLayerNormQuantParams& p, cuda::Stream stream) {
-  return cuda::launch(add_layer_norm_quant_kernel<Groups>, grid_of(p.rows), kThreads, 0, stream, p, stores_words(p));
-}
-
 }  // namespace
 
 int add_layer_norm_quant_launch(const AddLayerNormQuantParams& params, cuda::Stream stream) {
-  if (params.rows == 0) return 0;
-  if (params.features <= 2 * kGroupFeatures) return launch_groups<2>(params, stream);
-  if (params.features <= 4 * kGroupFeatures) return launch_groups<4>(params, stream);
-  if (params.features <= 6 * kGroupFeatures) return launch_groups<6>(params, stream);
-  return launch_groups<0>(params, stream);
+  static constexpr Kernels<AddLayerNormQuantParams> kernels = {
+      add_layer_norm_quant_kernel<2>, add_layer_norm_quant_kernel<4>, add_layer_norm_quant_kernel<6>,
+      add_layer_norm_quant_kernel<0>};
+  return norm::launch(kernels, params, stream);
 }
 
 }  // namespace vimtrt

@@ -1,20 +1,11 @@
 #include "plugins/add_layer_norm_quant/op.h"
 
+#include "plugins/common/norm_op.h"
+
 namespace vimtrt {
 namespace {
 
-enum Attribute { kEpsilon };
-enum Input { kHidden, kResidual, kGain, kShift, kInvScaleTok };
-enum Output { kResidualOut, kY };
-
-void check(const Arguments& a) {
-  if (a.size('R') != 1 && a.size('R') != a.size('B')) {
-    throw OpError("residual must have one row of tokens for each image, or one for all");
-  }
-  if (!(a.real(kEpsilon) > 0.0f && a.real(kEpsilon) < 1.0f)) {
-    throw OpError("epsilon must lie between 0 and 1, got " + std::to_string(a.real(kEpsilon)));
-  }
-}
+enum Input { kShift = norm::kGain + 1, kInvScaleTok };  // behind those of norm_op.h
 
 }  // namespace
 
@@ -28,25 +19,15 @@ const OpDef& add_layer_norm_quant_op() {
       {output("residual_out", Type::kFloat32, "B L D"), output("y", Type::kInt8, "B L D")},
       {real_attribute("epsilon", 1e-5f)},
       0,
-      check,
+      norm::check,
   };
   return op;
 }
 
 AddLayerNormQuantParams add_layer_norm_quant_bind(const Arguments& a) {
-  AddLayerNormQuantParams p;
-  p.rows = a.size('B') * a.size('L');
-  p.tokens = a.narrow('L');
-  p.features = a.narrow('D');
-  p.residual_is_shared = a.size('R') == 1;
-  p.epsilon = a.real(kEpsilon);
-  p.hidden = a.input<float>(kHidden);
-  p.residual = a.input<float>(kResidual);
-  p.gain = a.input<float>(kGain);
+  AddLayerNormQuantParams p = norm::bind<AddLayerNormQuantParams>(a);
   p.shift = a.input<float>(kShift);
   p.inv_scale_tok = a.input<float>(kInvScaleTok);
-  p.residual_out = a.output<float>(kResidualOut);
-  p.y = a.output<int8_t>(kY);
   return p;
 }
 

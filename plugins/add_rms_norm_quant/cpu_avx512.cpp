@@ -6,8 +6,8 @@
 namespace vimtrt {
 namespace {
 
-// Adds 16 features, stores the sum and returns their partial sums. Lanes outside the mask hold 0, and fma(0, 0, p) is
-// p.
+// Adds 16 features, stores the sum and returns their partial sums. Lanes outside the mask hold 0, and
+// fma(0, 0, p) is p.
 __m512 add_square(const float* residual, const float* hidden, float* out, __mmask16 mask, __m512 sum) {
   const __m512 r = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, residual), _mm512_maskz_loadu_ps(mask, hidden));
   _mm512_mask_storeu_ps(out, mask, r);

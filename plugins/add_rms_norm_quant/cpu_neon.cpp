@@ -41,8 +41,8 @@ void normalize_row(const AddRmsNormQuantParams& p, int64_t row) {
     int32x4_t q[2];
     for (int v = 0; v < 2; ++v) {
       const float32x4_t scaled = vmulq_f32(vmulq_n_f32(vld1q_f32(out + i + 4 * v), k), vld1q_f32(p.gain + i + 4 * v));
-      q[v] =
-          vcvtnq_s32_f32(vmaxnmq_f32(vmulq_n_f32(scaled, inv_scale), vdupq_n_f32(-128.0f)));  // the maximum is for NaN
+      // The maximum is for NaN.
+      q[v] = vcvtnq_s32_f32(vmaxnmq_f32(vmulq_n_f32(scaled, inv_scale), vdupq_n_f32(-128.0f)));
     }
     vst1_s8(y + i, vqmovn_s16(vcombine_s16(vqmovn_s32(q[0]), vqmovn_s32(q[1]))));
   }

@@ -4,8 +4,8 @@
 // Grid:   x = rows (images times tokens), kWarps in a block; further rows in steps of the grid.
 // Block:  kWarps warps, each one row at a time. Shared: none.
 //
-// A row of up to kGroups groups of 128 features stays in registers between the sum and the scaling: memory is passed
-// once.
+// A row of up to kGroups groups of 128 features stays in registers between the sum and the scaling:
+// memory is passed once.
 #include <cmath>
 
 #include "plugins/add_rms_norm_quant/kernel.h"
@@ -34,8 +34,7 @@ VIMTRT_DEVICE void store(const AddRmsNormQuantParams& p, const Row& row, int fir
 // Groups = 0: a row of any length.
 template <int Groups>
 VIMTRT_KERNEL void add_rms_norm_quant_kernel(AddRmsNormQuantParams p, bool words) {
-  const int warp = static_cast<int>(cuda::thread_x()) / kWarpThreads,
-            lane = static_cast<int>(cuda::thread_x()) % kWarpThreads;
+  const int warp = cuda::warp(), lane = cuda::lane();
   const int64_t rows_at_once = static_cast<int64_t>(cuda::grid_x()) * kWarps;
   for (int64_t at = static_cast<int64_t>(cuda::block_x()) * kWarps + warp; at < p.rows; at += rows_at_once) {
     const int64_t token = at % p.tokens;
@@ -57,7 +56,7 @@ VIMTRT_KERNEL void add_rms_norm_quant_kernel(AddRmsNormQuantParams p, bool words
         write_group(row, first, p.features, r[0]);
       }
     }
-    const float k = 1.0f / sqrtf(sum_of_warp(sum) / static_cast<float>(p.features) + p.epsilon);
+    const float k = 1.0f / sqrtf(cuda::sum_of_warp(sum) / static_cast<float>(p.features) + p.epsilon);
     const float inv_scale = cuda::load(p.inv_scale_tok + token);
     if constexpr (Groups > 0) {
 #pragma unroll
@@ -71,19 +70,13 @@ VIMTRT_KERNEL void add_rms_norm_quant_kernel(AddRmsNormQuantParams p, bool words
   }
 }
 
-template <int Groups>
-int launch_groups(const AddRmsNormQuantParams& p, cuda::Stream stream) {
-  return cuda::launch(add_rms_norm_quant_kernel<Groups>, grid_of(p.rows), kThreads, 0, stream, p, stores_words(p));
-}
-
 }  // namespace
 
 int add_rms_norm_quant_launch(const AddRmsNormQuantParams& params, cuda::Stream stream) {
-  if (params.rows == 0) return 0;
-  if (params.features <= 2 * kGroupFeatures) return launch_groups<2>(params, stream);
-  if (params.features <= 4 * kGroupFeatures) return launch_groups<4>(params, stream);
-  if (params.features <= 6 * kGroupFeatures) return launch_groups<6>(params, stream);
-  return launch_groups<0>(params, stream);
+  static constexpr Kernels<AddRmsNormQuantParams> kernels = {add_rms_norm_quant_kernel<2>, add_rms_norm_quant_kernel<4>,
+                                                             add_rms_norm_quant_kernel<6>,
+                                                             add_rms_norm_quant_kernel<0>};
+  return norm::launch(kernels, params, stream);
 }
 
 }  // namespace vimtrt

@@ -1,20 +1,11 @@
 #include "plugins/add_rms_norm_quant/op.h"
 
+#include "plugins/common/norm_op.h"
+
 namespace vimtrt {
 namespace {
 
-enum Attribute { kEpsilon };
-enum Input { kHidden, kResidual, kGain, kInvScaleTok };
-enum Output { kResidualOut, kY };
-
-void check(const Arguments& a) {
-  if (a.size('R') != 1 && a.size('R') != a.size('B')) {
-    throw OpError("residual must have one row of tokens for each image, or one for all");
-  }
-  if (!(a.real(kEpsilon) > 0.0f && a.real(kEpsilon) < 1.0f)) {
-    throw OpError("epsilon must lie between 0 and 1, got " + std::to_string(a.real(kEpsilon)));
-  }
-}
+enum Input { kInvScaleTok = norm::kGain + 1 };  // behind those of norm_op.h
 
 }  // namespace
 
@@ -27,24 +18,14 @@ const OpDef& add_rms_norm_quant_op() {
       {output("residual_out", Type::kFloat32, "B L D"), output("y", Type::kInt8, "B L D")},
       {real_attribute("epsilon", 1e-5f)},
       0,
-      check,
+      norm::check,
   };
   return op;
 }
 
 AddRmsNormQuantParams add_rms_norm_quant_bind(const Arguments& a) {
-  AddRmsNormQuantParams p;
-  p.rows = a.size('B') * a.size('L');
-  p.tokens = a.narrow('L');
-  p.features = a.narrow('D');
-  p.residual_is_shared = a.size('R') == 1;
-  p.epsilon = a.real(kEpsilon);
-  p.hidden = a.input<float>(kHidden);
-  p.residual = a.input<float>(kResidual);
-  p.gain = a.input<float>(kGain);
+  AddRmsNormQuantParams p = norm::bind<AddRmsNormQuantParams>(a);
   p.inv_scale_tok = a.input<float>(kInvScaleTok);
-  p.residual_out = a.output<float>(kResidualOut);
-  p.y = a.output<int8_t>(kY);
   return p;
 }
 

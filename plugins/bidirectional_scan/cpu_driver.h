@@ -1,13 +1,15 @@
 // What the vector kernels of BidirectionalScan share: the order of work. `Vectors` is an instruction set's, in an
 // unnamed namespace of its file:
 //
-//   kLanes, Vector, Lanes (what says which lanes there are)      lanes(left)
-//   load(source), store(target, v), broadcast(x), add(a, b), multiply(a, b)     `kLanes` floats
+//   kLanes, Vector, Lanes (what says which lanes there are)
+//   lanes(left)
+//   load(source), store(target, v), broadcast(x), add(a, b), multiply(a, b)
 //   load_s8(source, lanes), store_quantized(target, lanes, v), prefetch(address)
-//   scale_bc<N>(p, image, bcf)      Bf and Cf of one image
-//   scan_tokens<N, kStateInt8, kBounded>(p, d, image, first_channel, lanes, packed, bcf, sink)      one direction of a
-//   block of channels
-//   Int16Vectors      what cpu_int16.h takes for the int16 state
+//   scale_bc<N>(p, image, bcf)                     Bf and Cf of one image: bcf[d][t] = Bf[t, 0..N-1], Cf[t, 0..N-1]
+//   scan_tokens<N, kStateInt8, kBounded>(p, d, image, first_channel, lanes, packed, bcf, sink)
+//                                                  one direction of a block of channels; calls sink(t, y) once per
+//                                                  token, in the direction's order
+//   load_delta(source, lanes), fma(a, b, c), Int16 what the int16 state takes besides (cpu_int16.h)
 //
 // Internal linkage, as in threads.h.
 #pragma once
@@ -18,6 +20,22 @@
 
 namespace vimtrt {
 namespace {
+
+// scale_bc in plain C++, for a `Vectors` to inherit. Not inlined: it runs once an image.
+struct PlainScaleBc {
+  template <int N>
+  [[gnu::noinline]] static void scale_bc(const BidirectionalScanParams& p, int64_t image, float* bcf) {
+    for (int d = 0; d < 2; ++d) {
+      for (int t = 0; t < p.tokens; ++t, bcf += 2 * N) {
+        const int8_t* bc = p.bc[d] + (image * p.tokens + t) * p.bc_stride;
+        const float b_tok = p.b_scale_tok[static_cast<int64_t>(d) * p.tokens + t];
+        const float c_tok = p.c_scale_tok[static_cast<int64_t>(d) * p.tokens + t];
+        for (int n = 0; n < N; ++n) bcf[n] = (static_cast<float>(bc[n]) * p.b_scale_state[d * N + n]) * b_tok;
+        for (int n = 0; n < N; ++n) bcf[N + n] = (static_cast<float>(bc[N + n]) * p.c_scale_state[d * N + n]) * c_tok;
+      }
+    }
+  }
+};
 
 // The scan of states "int8" and "fp32".
 template <class Instructions, int kStates, bool kStateInt8>

@@ -1,5 +1,5 @@
-// BidirectionalScan as docs/numerics.md writes it, one channel at a time; also the layout that the vector kernels
-// share.
+// BidirectionalScan as docs/numerics.md writes it, one channel at a time; also the layout that
+// the vector kernels share.
 #include <algorithm>
 #include <cmath>
 

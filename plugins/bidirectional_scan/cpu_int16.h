@@ -45,7 +45,7 @@ struct TokenDrive {
 
 template <class Instructions, int kStates>
 struct Int16Scan {
-  using Vectors = typename Instructions::Int16Vectors;
+  using Vectors = Instructions;
   using Int16 = typename Vectors::Int16;
   using Vector = typename Vectors::Vector;
   static constexpr int N = kStates, kLanes = Vectors::kLanes;

@@ -1,5 +1,5 @@
-// BidirectionalScan with NEON, 4 channels in the lanes of a register; the states of a block stay in the first-level
-// cache.
+// BidirectionalScan with NEON, 4 channels in the lanes of a register; the states of a block stay
+// in the first-level cache.
 #include <arm_neon.h>
 
 #include <cstring>
@@ -11,8 +11,6 @@
 
 namespace vimtrt {
 namespace {
-
-constexpr int kLanes = 4;
 
 // Where x is NaN the lower bound is taken, as the contract's clamp does.
 inline float32x4_t clamped(float32x4_t x, float low, float high) {
@@ -38,71 +36,7 @@ inline float32x4_t exp2c_lanes(float32x4_t x) {
   return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(p), vshlq_n_s32(vcvtq_s32_f32(whole), 23)));
 }
 
-// The first `lanes` of 4 bytes; nothing behind them is read.
-inline int32x4_t load_bytes(const int8_t* source, size_t lanes) {
-  int8_t bytes[8] = {};
-  std::memcpy(bytes, source, lanes);
-  return vmovl_s16(vget_low_s16(vmovl_s8(vld1_s8(bytes))));
-}
-
-inline float32x4_t load_s8(const int8_t* source, size_t lanes) { return vcvtq_f32_s32(load_bytes(source, lanes)); }
-
-inline float32x4_t load_delta(const int8_t* source, size_t lanes) {
-  return vcvtq_f32_s32(vaddq_s32(load_bytes(source, lanes), vdupq_n_s32(128)));
-}
-
-inline void store_s8(int8_t* target, size_t lanes, float32x4_t q) {
-  const int16x4_t words = vqmovn_s32(vcvtnq_s32_f32(q));
-  int8_t bytes[8];
-  vst1_s8(bytes, vqmovn_s16(vcombine_s16(words, words)));
-  std::memcpy(target, bytes, lanes);
-}
-
-// bcf[d][t] = Bf[t, 0..N-1], Cf[t, 0..N-1] of one image.
-template <int N>
-void scale_bc(const BidirectionalScanParams& p, int64_t image, float* bcf) {
-  for (int d = 0; d < 2; ++d) {
-    for (int t = 0; t < p.tokens; ++t, bcf += 2 * N) {
-      const int8_t* bc = p.bc[d] + (image * p.tokens + t) * p.bc_stride;
-      const float b_tok = p.b_scale_tok[static_cast<int64_t>(d) * p.tokens + t];
-      const float c_tok = p.c_scale_tok[static_cast<int64_t>(d) * p.tokens + t];
-      for (int n = 0; n < N; ++n) bcf[n] = (static_cast<float>(bc[n]) * p.b_scale_state[d * N + n]) * b_tok;
-      for (int n = 0; n < N; ++n) bcf[N + n] = (static_cast<float>(bc[N + n]) * p.c_scale_state[d * N + n]) * c_tok;
-    }
-  }
-}
-
-// One direction of one block of channels. sink(t, y) is called once per token, in the direction's order.
-template <int N, bool kStateInt8, bool kBounded, class Sink>
-inline void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, size_t lanes,
-                        const float* packed, const float* bcf, const Sink& sink) {
-  const int L = p.tokens;
-  const int64_t E = p.channels;
-  const int8_t* u_base = p.u[d] + image * L * E + first_channel;
-  const int8_t* delta_base = p.delta[d] + image * L * E + first_channel;
-  const float* decay_tok = p.decay_tok + static_cast<int64_t>(d) * L;
-
-  float32x4_t state[N];  // h, or hq as a float
-  for (float32x4_t& h : state) h = vdupq_n_f32(0.0f);
-  for (int step = 0; step < L; ++step) {
-    const int t = d == 0 ? step : L - 1 - step;
-    const float32x4_t u = load_s8(u_base + t * E, lanes), delta = load_delta(delta_base + t * E, lanes);
-    const float32x4_t g = vmulq_f32(vmulq_f32(delta, u), vld1q_f32(packed + N * kLanes));
-    const float32x4_t decay = vdupq_n_f32(decay_tok[t]);
-    const float* bf = bcf + static_cast<int64_t>(t) * (2 * N);
-    float32x4_t chain[N / 4];
-    unroll<N>([&](auto n) VIMTRT_ALWAYS_INLINE {
-      const float32x4_t a = exp2c_lanes<kBounded>(vfmaq_f32(decay, delta, vld1q_f32(packed + n * kLanes)));
-      const float32x4_t h = vfmaq_f32(vmulq_n_f32(g, bf[n]), a, state[n]);
-      state[n] = kStateInt8 ? quantized(h) : h;
-      chain[n / 4] = n % 4 == 0 ? vmulq_n_f32(h, bf[N + n]) : vfmaq_n_f32(chain[n / 4], h, bf[N + n]);
-    });
-    float32x4_t y_sum = vaddq_f32(chain[0], chain[1]);
-    if constexpr (N == 16) y_sum = vaddq_f32(y_sum, vaddq_f32(chain[2], chain[3]));
-    const float32x4_t y = vmulq_f32(y_sum, vld1q_f32(packed + (N + 1) * kLanes));
-    sink(t, vfmaq_f32(y, u, vld1q_f32(packed + (N + 2) * kLanes)));
-  }
-}
+constexpr int kNeonLanes = 4;
 
 // Where x is NaN the lower bound is taken.
 inline int16x4_t int16_lanes(float32x4_t x) { return vmovn_s32(vcvtnq_s32_f32(clamped(x, -32767.0f, 32767.0f))); }
@@ -114,6 +48,11 @@ struct NeonRow {
 };
 
 struct NeonInt16 {
+  static float32x4_t loaded_s8(const int8_t* source) {
+    const int32x4_t numbers = {source[0], source[1], source[2], source[3]};
+    return vcvtq_f32_s32(numbers);
+  }
+
   template <int N>
   using Row = NeonRow<N>;
   template <int N>
@@ -181,7 +120,7 @@ struct NeonInt16 {
   template <int N>
   static void scaled(const int8_t* source, const float* scales, int16_t* target) {
     for (int n = 0; n < N; n += 4) {
-      const float32x4_t product = vmulq_f32(load_s8(source + n, 4), vld1q_f32(scales + n));
+      const float32x4_t product = vmulq_f32(loaded_s8(source + n), vld1q_f32(scales + n));
       vst1_s16(target + n, int16_lanes(product));
     }
   }
@@ -207,7 +146,7 @@ struct NeonInt16 {
 
   template <int N>
   static void drive(float32x4_t u, float32x4_t delta, float32x4_t input_scale, float32x4_t b_tok,
-                    const uint16_t* first_rows, TokenDrive<kLanes>& drive) {
+                    const uint16_t* first_rows, TokenDrive<kNeonLanes>& drive) {
     const float32x4_t g = vmulq_f32(vmulq_f32(vmulq_f32(delta, u), input_scale), b_tok);
     const uint32x4_t is_large = vmvnq_u32(vcltq_f32(vabsq_f32(g), vdupq_n_f32(kInt16LargeDrive)));
     const uint32x4_t bits = {1, 2, 4, 8};
@@ -221,10 +160,9 @@ struct NeonInt16 {
   }
 };
 
-struct Neon {
+struct Neon : PlainScaleBc {
+  static constexpr int kLanes = kNeonLanes;
   using Int16 = NeonInt16;
-  using Int16Vectors = Neon;
-  static constexpr int kLanes = vimtrt::kLanes;
   using Vector = float32x4_t;
   using Lanes = size_t;
   static Lanes lanes(int64_t left) { return static_cast<size_t>(left < kLanes ? left : kLanes); }
@@ -234,19 +172,53 @@ struct Neon {
   static Vector add(Vector a, Vector b) { return vaddq_f32(a, b); }
   static Vector multiply(Vector a, Vector b) { return vmulq_f32(a, b); }
   static Vector fma(Vector a, Vector b, Vector c) { return vfmaq_f32(c, a, b); }
-  static Vector load_s8(const int8_t* source, Lanes lanes) { return vimtrt::load_s8(source, lanes); }
-  static Vector load_delta(const int8_t* source, Lanes lanes) { return vimtrt::load_delta(source, lanes); }
-  static void store_quantized(int8_t* target, Lanes lanes, Vector v) { store_s8(target, lanes, quantized(v)); }
-  static void prefetch(const int8_t* address) { (void)address; }
-
-  template <int N>
-  static void scale_bc(const BidirectionalScanParams& p, int64_t image, float* bcf) {
-    vimtrt::scale_bc<N>(p, image, bcf);
+  // The first `lanes` of 4 bytes; nothing behind them is read.
+  static int32x4_t load_bytes(const int8_t* source, Lanes lanes) {
+    int8_t bytes[8] = {};
+    std::memcpy(bytes, source, lanes);
+    return vmovl_s16(vget_low_s16(vmovl_s8(vld1_s8(bytes))));
   }
+  static Vector load_s8(const int8_t* source, Lanes lanes) { return vcvtq_f32_s32(load_bytes(source, lanes)); }
+  static Vector load_delta(const int8_t* source, Lanes lanes) {
+    return vcvtq_f32_s32(vaddq_s32(load_bytes(source, lanes), vdupq_n_s32(128)));
+  }
+  static void store_quantized(int8_t* target, Lanes lanes, Vector v) {
+    const int16x4_t words = vqmovn_s32(vcvtnq_s32_f32(quantized(v)));
+    int8_t bytes[8];
+    vst1_s8(bytes, vqmovn_s16(vcombine_s16(words, words)));
+    std::memcpy(target, bytes, lanes);
+  }
+  static void prefetch(const int8_t*) {}
+
   template <int N, bool kStateInt8, bool kBounded, class Sink>
-  static void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, Lanes lanes,
-                          const float* packed, const float* bcf, const Sink& sink) {
-    vimtrt::scan_tokens<N, kStateInt8, kBounded>(p, d, image, first_channel, lanes, packed, bcf, sink);
+  static inline void scan_tokens(const BidirectionalScanParams& p, int d, int64_t image, int first_channel, Lanes lanes,
+                                 const float* packed, const float* bcf, const Sink& sink) {
+    const int L = p.tokens;
+    const int64_t E = p.channels;
+    const int8_t* u_base = p.u[d] + image * L * E + first_channel;
+    const int8_t* delta_base = p.delta[d] + image * L * E + first_channel;
+    const float* decay_tok = p.decay_tok + static_cast<int64_t>(d) * L;
+
+    float32x4_t state[N];  // h, or hq as a float
+    for (float32x4_t& h : state) h = vdupq_n_f32(0.0f);
+    for (int step = 0; step < L; ++step) {
+      const int t = d == 0 ? step : L - 1 - step;
+      const float32x4_t u = load_s8(u_base + t * E, lanes), delta = load_delta(delta_base + t * E, lanes);
+      const float32x4_t g = vmulq_f32(vmulq_f32(delta, u), vld1q_f32(packed + N * kLanes));
+      const float32x4_t decay = vdupq_n_f32(decay_tok[t]);
+      const float* bf = bcf + static_cast<int64_t>(t) * (2 * N);
+      float32x4_t chain[N / 4];
+      unroll<N>([&](auto n) VIMTRT_ALWAYS_INLINE {
+        const float32x4_t a = exp2c_lanes<kBounded>(vfmaq_f32(decay, delta, vld1q_f32(packed + n * kLanes)));
+        const float32x4_t h = vfmaq_f32(vmulq_n_f32(g, bf[n]), a, state[n]);
+        state[n] = kStateInt8 ? quantized(h) : h;
+        chain[n / 4] = n % 4 == 0 ? vmulq_n_f32(h, bf[N + n]) : vfmaq_n_f32(chain[n / 4], h, bf[N + n]);
+      });
+      float32x4_t y_sum = vaddq_f32(chain[0], chain[1]);
+      if constexpr (N == 16) y_sum = vaddq_f32(y_sum, vaddq_f32(chain[2], chain[3]));
+      const float32x4_t y = vmulq_f32(y_sum, vld1q_f32(packed + (N + 1) * kLanes));
+      sink(t, vfmaq_f32(y, u, vld1q_f32(packed + (N + 2) * kLanes)));
+    }
   }
 };
 

@@ -1,12 +1,10 @@
 // BidirectionalScan on a GPU (docs/numerics.md). README.md beside this file has the numbers.
 //
 // Grid:   x = images times groups of channels, a group's channels lying side by side.
-// Block:  a crew has two warps for the forward direction of the group and two for the backward one. "Wide" has two
-// crews, 256 threads;
-//         "narrow" has one, 128 threads.
-// Shared: 15 to 40 KiB, and 4 bytes per token and channel of the group for the merge; where the two are more than 48
-// KiB, the latter lie
-//         in the workspace.
+// Block:  a warpgroup has two warps for the forward direction of the group and two for the backward one. "Wide" has two
+//         warpgroups, 256 threads; "narrow" has one, 128 threads.
+// Shared: 15 to 40 KiB, and 4 bytes per token and channel of the group for the merge; where the two are more than
+//         48 KiB, the latter lie in the workspace.
 //
 // A recurrence is a chain over the tokens, so only channels, states and directions are parallel. A channel's N states
 // lie in kLanes lanes, N / kLanes states in each, and a warp holds 32 / kLanes channels. It takes kLanes tokens at a
@@ -22,37 +20,40 @@
 // recurrence and leaves every h in shared memory; as a pair again it adds up its y: all chains of the contract in one
 // thread and in order, whatever lanes held the states.
 //
-// Wide has N / 4 times the lanes of narrow for the same work, and its two crews take turns: while one runs the
-// recurrence of a tile, a chain of instructions that wait for each other, the other fills the gaps with what comes
-// before and after the recurrence of the tiles beside it. That is for few images, where a processor has no other block
-// to fill the gaps; for many images narrow needs fewer instructions and less shared memory traffic for each update. The
-// launcher chooses.
+// Wide has N / 4 times the lanes of narrow for the same work, and its two warpgroups play ping-pong: while one runs
+// the recurrence of a tile, a chain of instructions that wait for each other, the other fills the gaps with what
+// comes before and after the recurrence of the tiles beside it. That is for few images, where a processor has no
+// other block to fill the gaps; for many images narrow needs fewer instructions and less shared memory traffic for
+// each update. The launcher chooses.
 //
-//   wide         turn k - 1                   turn k                           turn k + 1
-//   crew k % 2   y of tile k - 2, merge       recurrence of tile k, its Cf     y of tile k, merge
+//   wide         phase k - 1                  phase k                          phase k + 1
+//   group k % 2  y of tile k - 2, merge       recurrence of tile k, its Cf     y of tile k, merge
 //                pairs and a, b of tile k     Bf of k + 2, copies of k + 3     pairs and a, b of tile k + 2
 //   the other    recurrence of tile k - 1 ..  y of tile k - 1, merge           recurrence of tile k + 1 ..
 //                                             pairs and a, b of tile k + 1
 //
-//   narrow       for every tile: copies of the next one, Bf, Cf; for each of its parts: pairs, a and b, recurrence, y,
-//   merge
+//   narrow       for every tile: copies of the next one, Bf, Cf;
+//                for each of its parts: pairs, a and b, recurrence, y, merge
 //
 // Time. Both directions count steps: step s is token s forward, L - 1 - s backward. A tile is kTile steps of either:
 //
-//   step           0        kTile        2 kTile                                   L
-//   forward        | tile 0 |   tile 1   | .. ------->  |  <----------- ..         |       first at a token: parks its
-//   y backward       |        ..  <----------  |  -------> ..     | tile 1  | tile 0 |       second: adds the parked y,
-//   gates, rounds, stores token          0                           (L-1)/2                          L - 1
+//   step       0        kTile        2 kTile                                   L
+//   forward    | tile 0 |   tile 1   | .. ------->  |  <----------- ..         |       first at a token: keeps its y
+//   backward   |        ..  <----------  |  -------> ..     | tile 1  | tile 0 |       second: adds the kept y, gates,
+//   token      0                           (L-1)/2                          L - 1      rounds, stores
 //
-// Before the middle every y is parked, behind it every token is finished, by both directions, so nothing waits. In the
-// tile of the middle they meet: there one more barrier stands between the two, and of a pair that arrives together the
-// forward direction parks.
+// Before the middle every y is kept, behind it every token is finished, by both directions, so nothing waits. In the
+// tile of the middle they meet: there one more barrier stands between the two, and of a pair that both directions reach
+// together the forward direction keeps its y.
 //
 // Shared memory of a direction (float4 wherever the recurrence reads, a group being 4 steps):
 //
-//   Stage   scalars [4][kTile]: decay, b_tok, c_tok, out_inv | rows [3][kTile][kChannels]: u, delta, gate | bc
-//   [kTile][2 N], as they come b       [group][state][step % 4]       Bf: a lane reads a state's four steps at once c
-//   [step][N + 4]                  Cf: a lane reads a step's four states at once states  [warp][32] from crew to crew
+//   Stage   scalars [4][kTile]             decay, b_tok, c_tok, out_inv
+//           rows    [3][kTile][kChannels]  u, delta, gate
+//           bc      [kTile][2 N]           as they come
+//   b       [group][state][step % 4]       Bf: a lane reads a state's four steps at once
+//   c       [step][N + 4]                  Cf: a lane reads a step's four states at once
+//   states  [warp][32]                     from warpgroup to warpgroup
 // and of a warp:
 //   delta, g [32], lane as pair            so that a channel's four steps lie side by side
 //   h        [32][N + 4], row = lane as pair
@@ -60,20 +61,24 @@
 #include <cstdint>
 
 #include "plugins/bidirectional_scan/kernel.h"
-#include "plugins/common/cuda.h"
-#include "plugins/common/numerics.h"
+#include "plugins/common/cuda_copies.h"
+#include "plugins/common/cuda_launch.h"
+#include "plugins/common/cuda_numerics.h"
+#include "plugins/common/cuda_warp.h"
 
 namespace vimtrt {
 namespace {
 
-constexpr int kWarpThreads = 32;
+using cuda::kWarpThreads;
+using cuda::kWhole;
+using cuda::limited;
+
 constexpr int kDirections = 2;
-constexpr int kDirectionWarps = 2;                                 // of a crew
-constexpr int kDirectionThreads = kDirectionWarps * kWarpThreads;  // of a crew
-constexpr int kCrewWarps = kDirections * kDirectionWarps;
+constexpr int kDirectionWarps = 2;                                 // of a warpgroup
+constexpr int kDirectionThreads = kDirectionWarps * kWarpThreads;  // of a warpgroup
+constexpr int kWarpgroupWarps = kDirections * kDirectionWarps;
 constexpr int kGroup = 4;  // steps whose operands are read at once
 constexpr size_t kMaxSharedBytes = 48 * 1024;
-constexpr int64_t kMaxGridX = 2147483647;
 constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
 
 // From this many blocks on narrow is faster: four blocks of wide do the work of one of narrow, a processor holds two at
@@ -81,16 +86,16 @@ constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
 // README.md has the times. A constant, because the workspace depends on it, which is planned before the GPU is known.
 constexpr int64_t kManyBlocks = 133;
 
-template <int States, int Lanes, int Tile, int Crews>
+template <int States, int Lanes, int Tile, int Warpgroups>
 struct Layout {
-  static constexpr int kStates = States, kLanes = Lanes, kTile = Tile, kCrews = Crews;
-  static constexpr int kThreads = Crews * kCrewWarps * kWarpThreads;
+  static constexpr int kStates = States, kLanes = Lanes, kTile = Tile, kWarpgroups = Warpgroups;
+  static constexpr int kThreads = Warpgroups * kWarpgroupWarps * kWarpThreads;
   static constexpr int kPerLane = States / Lanes;                    // states of a lane
   static constexpr int kWarpChannels = kWarpThreads / Lanes;         // channels of a warp
   static constexpr int kChannels = kDirectionWarps * kWarpChannels;  // of a block
   static constexpr int kPart = Lanes;                                // steps that a warp takes at a time
-  static constexpr int kPitch = States + 4;  // floats from row to row: eight rows' float4 lie in different banks
-  static constexpr int kStages = 2 * Crews;  // tiles that are copied or in use
+  static constexpr int kPitch = States + 4;       // floats from row to row: eight rows' float4 lie in different banks
+  static constexpr int kStages = 2 * Warpgroups;  // tiles that are copied or in use
   static_assert(kPart % kGroup == 0 && Tile % kPart == 0, "parts are whole groups, tiles whole parts");
 };
 
@@ -99,7 +104,7 @@ using Wide = Layout<States, States, States, 2>;
 template <int States>
 using Narrow = Layout<States, kGroup, 16, 1>;
 
-// What the launcher adds to the operator's arguments. Widths are the bytes that can be copied at once: 16, 8, 4, or 1.
+// What the launcher adds to the operator's arguments; widths as in cuda_copies.h.
 struct Launch {
   BidirectionalScanParams p;
   int64_t first_image = 0;
@@ -130,7 +135,7 @@ struct alignas(16) Scaled {
 template <class Shape>
 struct alignas(16) Direction {
   Stage<Shape> stages[Shape::kStages];
-  Scaled<Shape> scaled[Shape::kCrews];
+  Scaled<Shape> scaled[Shape::kWarpgroups];
   float state_scales[2][Shape::kStates];  // of B, of C
   float states[kDirectionWarps][kWarpThreads];
 };
@@ -145,33 +150,33 @@ struct alignas(16) Warp {
 template <class Shape>
 struct alignas(16) Shared {
   Direction<Shape> directions[kDirections];
-  Warp<Shape> warps[Shape::kCrews * kCrewWarps];
+  Warp<Shape> warps[Shape::kWarpgroups * kWarpgroupWarps];
 };
 
 // Which part of the work is a thread's.
 struct Place {
   int64_t image = 0;
   int first_channel = 0;
-  int crew = 0;
+  int warpgroup = 0;
   int d = 0;       // direction
-  int warp = 0;    // of the crew's direction
-  int thread = 0;  // of the crew's direction
+  int warp = 0;    // of the warpgroup's direction
+  int thread = 0;  // of the warpgroup's direction
   int lane = 0;
 };
 
-// What a thread copies of every tile: a row, a word of B and C in kBcTurns steps, and a scalar. Sources are those in
-// the crew's next tile.
+// What a thread copies of every tile: a row, a word of B and C in kBcPasses steps, and a scalar. Sources are those in
+// the warpgroup's next tile.
 template <class Shape>
 struct Copies {
   static constexpr int kRowUnits = kRows * Shape::kTile, kScalarUnits = kScalars * Shape::kTile;
   static constexpr int kBcWords = 2 * Shape::kStates / 4, kBcUnits = Shape::kTile * kBcWords;
-  static constexpr int kBcTurns = (kBcUnits + kDirectionThreads - 1) / kDirectionThreads;
-  static constexpr int kBcTurnSteps = kDirectionThreads / kBcWords;
+  static constexpr int kBcPasses = (kBcUnits + kDirectionThreads - 1) / kDirectionThreads;
+  static constexpr int kBcPassSteps = kDirectionThreads / kBcWords;
   static_assert(kRowUnits <= kDirectionThreads && kScalarUnits <= kDirectionThreads, "one for each thread");
   const int8_t* row;
   const int8_t* bc;
   const float* scalar;
-  int64_t row_advance, bc_advance, bc_turn;
+  int64_t row_advance, bc_advance, bc_pass;
   int scalar_advance;
 };
 
@@ -185,9 +190,9 @@ struct Pair {
 
 // Where y[d] of the direction that comes first waits, and where the sum goes.
 struct Merge {
-  float* parked;  // of the image's first token and the pair's channel
+  float* kept;  // of the image's first token and the pair's channel
   int8_t* y;
-  int parked_step, y_step;  // elements from token to token
+  int kept_step, y_step;  // elements from token to token
 };
 
 // What a lane, as (channel, states), keeps of its states: A2, and a bound of |delta * A2| over the whole warp.
@@ -216,7 +221,7 @@ VIMTRT_DEVICE Stage<Shape>& stage_of(const Thread<Shape>& self, int tile) {
 
 template <class Shape>
 VIMTRT_DEVICE Scaled<Shape>& scaled_of(const Thread<Shape>& self, int tile) {
-  return self.direction->scaled[static_cast<unsigned>(tile) % Shape::kCrews];
+  return self.direction->scaled[static_cast<unsigned>(tile) % Shape::kWarpgroups];
 }
 
 // What a pair needs to the end.
@@ -250,20 +255,12 @@ VIMTRT_DEVICE void write(float* to, const float (&v)[Count]) {
   }
 }
 
-VIMTRT_DEVICE int limited(int count, int limit) { return count < 0 ? 0 : count < limit ? count : limit; }
-
-// Adding 1.5 * 2^23 leaves no bits behind the point: the sum is rounded to the nearest even whole number, which its low
-// bits hold.
-constexpr float kWhole = 12582912.0f;
-
-VIMTRT_DEVICE float clamped_s8(float x) { return fminf(fmaxf(x, -128.0f), 127.0f); }
-
 // float(sat8(rne(x))). One instruction of the conversion unit, which is slow and otherwise idle half of the time, or
 // two additions, which make the chain shorter. rintf may give -0 for 0; that changes no more than signs of zeros, and
 // an output of int8 has none.
 template <bool WithAdditions>
 VIMTRT_DEVICE float rounded_s8(float x) {
-  return WithAdditions ? (clamped_s8(x) + kWhole) - kWhole : rintf(clamped_s8(x));
+  return WithAdditions ? (cuda::clamped_s8(x) + kWhole) - kWhole : rintf(cuda::clamped_s8(x));
 }
 
 // exp2c of numerics.h with the exponent taken from the low bits of a sum: those of kWhole itself leave in the shift.
@@ -284,7 +281,7 @@ VIMTRT_DEVICE float exp2c_without_conversion(float x) {
 
 // Tiles: copies, and Bf and Cf
 
-// The first `bytes` bytes of `Size` and zeros behind them. Whole: at once; otherwise `width` bytes at once.
+// The first `bytes` bytes of `Size` and zeros behind them. Whole: at once; otherwise in units of four.
 template <int Size, bool Whole>
 VIMTRT_DEVICE void copy_unit(int8_t* shared, const int8_t* global, int bytes, int width) {
   if constexpr (Whole) {
@@ -297,22 +294,18 @@ VIMTRT_DEVICE void copy_unit(int8_t* shared, const int8_t* global, int bytes, in
         cuda::copy_async<4>(shared + byte, global + byte, left);
         continue;
       }
-      uint32_t word = 0;
-      for (int i = 0; i < 4; ++i) {
-        if (i < left) word |= static_cast<uint32_t>(static_cast<uint8_t>(cuda::load(global + byte + i))) << (8 * i);
-      }
-      *reinterpret_cast<uint32_t*>(shared + byte) = word;
+      *reinterpret_cast<uint32_t*>(shared + byte) = cuda::load_bytes(global + byte, left);
     }
   }
 }
 
-// The sources of tile `first_tile`; the crew goes on to the kCrews-th tile behind it, and so on.
+// The sources of tile `first_tile`; the warpgroup goes on to the kWarpgroups-th tile behind it, and so on.
 template <class Shape>
 VIMTRT_DEVICE Copies<Shape> make_copies(const BidirectionalScanParams& p, const Place& place, int first_tile) {
   using All = Copies<Shape>;
   All copies;
   const int d = place.d, sign = d == 0 ? 1 : -1, start = d == 0 ? 0 : p.tokens - 1;  // step s is token start + sign * s
-  const int first_step = first_tile * Shape::kTile, advance = sign * Shape::kCrews * Shape::kTile;
+  const int first_step = first_tile * Shape::kTile, advance = sign * Shape::kWarpgroups * Shape::kTile;
   const int64_t image_row = place.image * p.tokens + start;
 
   const int row = place.thread / Shape::kTile, scalar = row, step = first_step + place.thread % Shape::kTile;
@@ -332,7 +325,7 @@ VIMTRT_DEVICE Copies<Shape> make_copies(const BidirectionalScanParams& p, const 
 
   const int bc_step = first_step + place.thread / All::kBcWords, bc_word = place.thread % All::kBcWords;
   copies.bc = (d == 0 ? p.bc[0] : p.bc[1]) + (image_row + sign * bc_step) * p.bc_stride + bc_word * 4;
-  copies.bc_turn = sign * All::kBcTurnSteps * p.bc_stride;
+  copies.bc_pass = sign * All::kBcPassSteps * p.bc_stride;
   copies.bc_advance = advance * p.bc_stride;
   return copies;
 }
@@ -352,15 +345,15 @@ VIMTRT_DEVICE void copy_units(Stage<Shape>& to, const Copies<Shape>& from, const
     cuda::copy_async<4>(&to.scalars[0][0] + thread, from.scalar, exists ? 4 : 0);
   }
 #pragma unroll
-  for (int j = 0; j < All::kBcTurns; ++j) {
+  for (int j = 0; j < All::kBcPasses; ++j) {
     const int unit = thread + j * kDirectionThreads;
     if (All::kBcUnits % kDirectionThreads != 0 && unit >= All::kBcUnits) continue;
-    copy_unit<4, Whole>(&to.bc[0][0] + unit * 4, from.bc + j * from.bc_turn, unit / All::kBcWords < steps ? 4 : 0,
+    copy_unit<4, Whole>(&to.bc[0][0] + unit * 4, from.bc + j * from.bc_pass, unit / All::kBcWords < steps ? 4 : 0,
                         launch.bc_width);
   }
 }
 
-// Starts the thread's copies of the crew's next tile, which is `tile`.
+// Starts the thread's copies of the warpgroup's next tile, which is `tile`.
 template <class Shape>
 VIMTRT_DEVICE void copy_tile(Copies<Shape>& copies, const Thread<Shape>& self, const Launch& launch, int tile) {
   Stage<Shape>& to = stage_of(self, tile);
@@ -452,7 +445,7 @@ VIMTRT_DEVICE void advance(float (&state)[Shape::kPerLane], const Coefficients<S
 #pragma unroll
     for (int j = 0; j < Shape::kPerLane; ++j) {
       h[j] = fmaf(with.a[group][i][j], state[j], with.b[group][i][j]);
-      state[j] = Int8State ? rounded_s8<(Shape::kCrews > 1)>(h[j]) : h[j];
+      state[j] = Int8State ? rounded_s8<(Shape::kWarpgroups > 1)>(h[j]) : h[j];
     }
     write(&self.warp->h[pair + i][self.place.lane % Shape::kLanes * Shape::kPerLane], h);
   }
@@ -500,46 +493,47 @@ VIMTRT_DEVICE float sum_of_states(const float* h_row, const float* c_row) {
   }
 }
 
-// A pair's token, once its y is known. Steps behind the last one left h as it was; nothing of theirs is kept.
-struct Arrival {
-  bool exists, parks;
+// A pair's token, once its y is known. Steps behind the last one left h as it was; nothing of theirs is stored.
+struct Output {
+  bool exists;
+  bool is_first;  // of the directions at this token: keeps its y for the other
   int token;
   float y;
 };
 
 template <class Shape>
-VIMTRT_DEVICE Arrival arrive(const Thread<Shape>& self, const Operands& operands, int tile, int first) {
+VIMTRT_DEVICE Output make_output(const Thread<Shape>& self, const Operands& operands, int tile, int first) {
   const Pair& pair = self.pair;
   const float* const c_row = scaled_of(self, tile).c[first + pair.step];
   const float sum = sum_of_states<Shape::kStates>(self.warp->h[self.place.lane], c_row);
-  const int step = tile * Shape::kTile + first + pair.step,
-            mirrored = self.tokens - 1 - step;  // the other direction's step at this token
+  const int step = tile * Shape::kTile + first + pair.step;
+  const int mirrored = self.tokens - 1 - step;  // the other direction's step at this token
   const unsigned part = static_cast<unsigned>(step) / Shape::kPart,
                  other_part = static_cast<unsigned>(mirrored) / Shape::kPart;
-  Arrival arrival;
-  arrival.exists = pair.exists && mirrored >= 0;
-  arrival.parks = other_part > part || (other_part == part && self.place.d == 0);
-  arrival.token = self.place.d == 0 ? step : mirrored;
-  arrival.y = fmaf(operands.u, pair.skip_scale, sum * pair.y_scale);
-  return arrival;
+  Output output;
+  output.exists = pair.exists && mirrored >= 0;
+  output.is_first = other_part > part || (other_part == part && self.place.d == 0);
+  output.token = self.place.d == 0 ? step : mirrored;
+  output.y = fmaf(operands.u, pair.skip_scale, sum * pair.y_scale);
+  return output;
 }
 
-VIMTRT_DEVICE float* parked_at(const Merge& merge, int token) {
-  return merge.parked + static_cast<int64_t>(token) * merge.parked_step;
+VIMTRT_DEVICE float* kept_at(const Merge& merge, int token) {
+  return merge.kept + static_cast<int64_t>(token) * merge.kept_step;
 }
 
-VIMTRT_DEVICE void park(const Merge& merge, const Arrival& arrival) {
-  if (arrival.exists && arrival.parks) *parked_at(merge, arrival.token) = arrival.y;
+VIMTRT_DEVICE void keep(const Merge& merge, const Output& output) {
+  if (output.exists && output.is_first) *kept_at(merge, output.token) = output.y;
 }
 
-VIMTRT_DEVICE void finish(const Merge& merge, const Arrival& arrival, const Operands& operands) {
-  if (!arrival.exists || arrival.parks) return;
-  const float o = (*parked_at(merge, arrival.token) + arrival.y) * operands.gate;
-  const uint32_t q = to_bits(clamped_s8(o * operands.out_inv) + kWhole);
-  merge.y[static_cast<int64_t>(arrival.token) * merge.y_step] = static_cast<int8_t>(q);
+VIMTRT_DEVICE void finish(const Merge& merge, const Output& output, const Operands& operands) {
+  if (!output.exists || output.is_first) return;
+  const float o = (*kept_at(merge, output.token) + output.y) * operands.gate;
+  const uint32_t q = cuda::quantized_s8(o * operands.out_inv);
+  merge.y[static_cast<int64_t>(output.token) * merge.y_step] = static_cast<int8_t>(q);
 }
 
-// Narrow: one crew, all in turn
+// Narrow: one warpgroup, all in order
 
 // Where no exponent of the warp can come near the limits of exp2c, its clamps are left out.
 template <bool Int8State, class Shape>
@@ -559,7 +553,7 @@ VIMTRT_DEVICE void scan_group(float (&state)[Shape::kPerLane], const Thread<Shap
 }
 
 template <bool Int8State, class Shape>
-VIMTRT_DEVICE void scan_in_turn(const Thread<Shape>& self, const Launch& launch) {
+VIMTRT_DEVICE void scan_in_order(const Thread<Shape>& self, const Launch& launch) {
   float state[Shape::kPerLane] = {};
   Copies<Shape> copies = make_copies<Shape>(launch.p, self.place, 0);
   copy_tile(copies, self, launch, 0);
@@ -577,38 +571,38 @@ VIMTRT_DEVICE void scan_in_turn(const Thread<Shape>& self, const Launch& launch)
       cuda::sync_warp();
       scan_group<Int8State>(state, self, tile, first);
       cuda::sync_warp();
-      const Arrival arrival = arrive(self, operands, tile, first);
-      park(self.merge, arrival);
+      const Output output = make_output(self, operands, tile, first);
+      keep(self.merge, output);
       if (tile == self.middle) cuda::sync_block();
-      finish(self.merge, arrival, operands);
+      finish(self.merge, output, operands);
     }
   }
 }
 
-// Wide: two crews, a tile is one part
+// Wide: two warpgroups, a tile is one part
 
 template <bool Int8State, class Shape>
-VIMTRT_DEVICE void scan_in_crews(const Thread<Shape>& self, const Launch& launch) {
+VIMTRT_DEVICE void scan_ping_pong(const Thread<Shape>& self, const Launch& launch) {
   constexpr int kGroups = Shape::kPart / kGroup;
-  const int crew = self.place.crew, tiles = self.tiles;
+  const int warpgroup = self.place.warpgroup, tiles = self.tiles;
   float* const handed = self.direction->states[self.place.warp] + self.place.lane;
   Coefficients<Shape, kGroups> coefficients;
   Operands operands;
 
-  // A crew copies the tiles of the other, three turns ahead. Turn -1 makes the pairs and a, b of tile 0.
-  Copies<Shape> copies = make_copies<Shape>(launch.p, self.place, 1 - crew);
-  if (1 - crew < tiles) copy_tile(copies, self, launch, 1 - crew);
+  // A warpgroup copies the tiles of the other, three phases ahead. Phase -1 makes the pairs and a, b of tile 0.
+  Copies<Shape> copies = make_copies<Shape>(launch.p, self.place, 1 - warpgroup);
+  if (1 - warpgroup < tiles) copy_tile(copies, self, launch, 1 - warpgroup);
   cuda::wait_copies<0>();
   cuda::sync_block();
-  if (crew == 0) scale<kB>(self, 0);
+  if (warpgroup == 0) scale<kB>(self, 0);
 
 #pragma unroll 1
   for (int tile = -1; tile <= tiles; ++tile) {
-    const bool runs = (tile & 1) == crew;
+    const bool runs = (tile & 1) == warpgroup;
     Operands next;
-    Arrival arrival = {};
+    Output output = {};
     cuda::wait_copies<0>();
-    cuda::sync_block();  // what the other crew made is there, and what it has read may go
+    cuda::sync_block();  // what the other warpgroup made is there, and what it has read may go
     if (runs) {
       if (tile + 3 < tiles) copy_tile(copies, self, launch, tile + 3);
       if (tile >= 0 && tile < tiles) {
@@ -624,13 +618,13 @@ VIMTRT_DEVICE void scan_in_crews(const Thread<Shape>& self, const Launch& launch
     } else {
       next = begin_part(self, tile + 1, 0);  // behind the last tile, of what the stage holds; it is not used
       if (tile > 0) {
-        arrival = arrive(self, operands, tile - 1, 0);
-        park(self.merge, arrival);
+        output = make_output(self, operands, tile - 1, 0);
+        keep(self.merge, output);
       }
     }
     if (tile - 1 == self.middle) cuda::sync_block();
     if (!runs) {
-      finish(self.merge, arrival, operands);
+      finish(self.merge, output, operands);
       operands = next;
       cuda::sync_warp();
       if (tile + 1 < tiles) {
@@ -654,11 +648,11 @@ VIMTRT_DEVICE Place make_place(const Launch& launch) {
   Place place;
   place.image = launch.first_image + cuda::block_x() / groups;
   place.first_channel = static_cast<int>(cuda::block_x() % groups) * Shape::kChannels;
-  place.crew = thread / (kCrewWarps * kWarpThreads);
+  place.warpgroup = thread / (kWarpgroupWarps * kWarpThreads);
   place.d = thread / kDirectionThreads % kDirections;
   place.warp = thread / kWarpThreads % kDirectionWarps;
   place.thread = thread % kDirectionThreads;
-  place.lane = thread % kWarpThreads;
+  place.lane = cuda::lane();
   return place;
 }
 
@@ -691,9 +685,7 @@ VIMTRT_DEVICE Decay<Shape> make_decay(const BidirectionalScanParams& p, const Pl
       decay.a_log2[j] = cuda::load(p.a_log2 + row * Shape::kStates + place.lane % Shape::kLanes * Shape::kPerLane + j);
     decay.reach = fmaxf(decay.reach, kMaxDelta * fabsf(decay.a_log2[j]));
   }
-#pragma unroll
-  for (int mask = kWarpThreads / 2; mask > 0; mask /= 2)
-    decay.reach = fmaxf(decay.reach, cuda::shuffle_xor(decay.reach, mask));
+  decay.reach = cuda::max_of_warp(decay.reach);
   return decay;
 }
 
@@ -701,8 +693,8 @@ template <class Shape>
 VIMTRT_DEVICE Merge make_merge(const Launch& launch, float* shared, const Place& place, const Pair& pair) {
   const int64_t first = place.image * launch.p.tokens * launch.p.channels + place.first_channel + pair.channel;
   Merge m;
-  m.parked = launch.workspace != nullptr ? launch.workspace + first : shared + pair.channel;
-  m.parked_step = launch.workspace != nullptr ? launch.p.channels : Shape::kChannels;
+  m.kept = launch.workspace != nullptr ? launch.workspace + first : shared + pair.channel;
+  m.kept_step = launch.workspace != nullptr ? launch.p.channels : Shape::kChannels;
   m.y = launch.p.y + first;
   m.y_step = launch.p.channels;
   return m;
@@ -716,7 +708,7 @@ VIMTRT_KERNEL void bidirectional_scan_kernel(Launch launch) {
   self.place = make_place<Shape>(launch);
   const Place& place = self.place;
   self.direction = &shared->directions[place.d];
-  self.warp = &shared->warps[(place.crew * kDirections + place.d) * kDirectionWarps + place.warp];
+  self.warp = &shared->warps[(place.warpgroup * kDirections + place.d) * kDirectionWarps + place.warp];
   self.pair = make_pair<Shape>(p, place);
   self.merge = make_merge<Shape>(launch, reinterpret_cast<float*>(shared + 1), place, self.pair);
   self.decay = make_decay<Shape>(p, place);
@@ -725,27 +717,29 @@ VIMTRT_KERNEL void bidirectional_scan_kernel(Launch launch) {
   self.middle = (p.tokens - 1) / (2 * Shape::kTile);
   self.row_bytes = limited(p.channels - place.first_channel, Shape::kChannels);
 
-  if (place.crew == 0 && place.thread < 2 * Shape::kStates) {
+  if (place.warpgroup == 0 && place.thread < 2 * Shape::kStates) {
     const float* from = place.thread < Shape::kStates ? p.b_scale_state : p.c_scale_state;
     (&self.direction->state_scales[0][0])[place.thread] =
         cuda::load(from + place.d * Shape::kStates + place.thread % Shape::kStates);
   }
-  if constexpr (Shape::kCrews == 1) {
-    scan_in_turn<Int8State>(self, launch);
+  if constexpr (Shape::kWarpgroups == 1) {
+    scan_in_order<Int8State>(self, launch);
   } else {
-    scan_in_crews<Int8State>(self, launch);
+    scan_ping_pong<Int8State>(self, launch);
   }
 }
 
 // The launch
 
-int64_t groups_of(const BidirectionalScanParams& p, int channels) {
-  return (static_cast<int64_t>(p.channels) - 1) / channels + 1;
-}
+using cuda::address;
+using cuda::ceil_div;
+using cuda::width_of;
+
+int64_t groups_of(const BidirectionalScanParams& p, int channels) { return ceil_div(p.channels, channels); }
 
 template <int States>
 bool is_narrow(const BidirectionalScanParams& p) {
-  return p.batch >= (kManyBlocks - 1) / groups_of(p, Narrow<States>::kChannels) + 1;
+  return p.batch >= ceil_div(kManyBlocks, groups_of(p, Narrow<States>::kChannels));
 }
 
 template <class Shape>
@@ -757,11 +751,6 @@ template <class Shape>
 size_t workspace_bytes(const BidirectionalScanParams& p) {
   return shared_bytes<Shape>(p, false) <= kMaxSharedBytes ? 0 : sizeof(float) * p.batch * p.tokens * p.channels;
 }
-
-uint64_t address(const void* p) { return reinterpret_cast<uintptr_t>(p); }
-
-// The largest of 16, 8, 4 that divides everything that is or-ed into `bits`; otherwise 1.
-int width_of(uint64_t bits) { return bits % 16 == 0 ? 16 : bits % 8 == 0 ? 8 : bits % 4 == 0 ? 4 : 1; }
 
 template <class Shape>
 int launch_layout(const BidirectionalScanParams& p, cuda::Stream stream, void* workspace) {
@@ -780,16 +769,15 @@ int launch_layout(const BidirectionalScanParams& p, cuda::Stream stream, void* w
   launch.row_width = width_of(rows);
   launch.bc_width = width_of(bc);
 
-  const auto kernel = p.state == ScanState::kInt8 ? bidirectional_scan_kernel<Shape, true> : bidirectional_scan_kernel<Shape, false>;
-  const int64_t images_at_once = kMaxGridX / launch.groups;
-  for (; launch.first_image < p.batch; launch.first_image += images_at_once) {
-    const int64_t left = p.batch - launch.first_image, images = left < images_at_once ? left : images_at_once;
-    const cuda::Grid grid{static_cast<unsigned>(images * launch.groups)};
-    const int status =
-        cuda::launch(kernel, grid, Shape::kThreads, shared_bytes<Shape>(p, with_workspace), stream, launch);
-    if (status != 0) return status;
-  }
-  return 0;
+  const auto kernel =
+      p.state == ScanState::kInt8 ? bidirectional_scan_kernel<Shape, true> : bidirectional_scan_kernel<Shape, false>;
+  const size_t shared = shared_bytes<Shape>(p, with_workspace);
+  cuda::Grid grid;
+  return cuda::launch_in_parts(p.batch, cuda::kMaxGridX / launch.groups, [&](int64_t first_image, int64_t images) {
+    launch.first_image = first_image;
+    grid.x = static_cast<unsigned>(images * launch.groups);
+    return cuda::launch(kernel, grid, Shape::kThreads, shared, stream, launch);
+  });
 }
 
 }  // namespace

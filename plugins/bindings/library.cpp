@@ -1,5 +1,5 @@
-// libvimtrt_plugins.so: what TensorRT looks up in a plugin library (IPluginRegistry::loadLibrary), and two functions
-// for builders.
+// libvimtrt_plugins.so: what TensorRT looks up in a plugin library (IPluginRegistry::loadLibrary), and
+// two functions for builders.
 #include <memory>
 
 #include "plugins/bindings/plugin.h"

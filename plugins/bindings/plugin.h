@@ -1,5 +1,5 @@
-// The TensorRT plugin of any operator: all of IPluginV3 follows from the operator's definition (op.h) and its launch
-// (cuda_operator.h).
+// The TensorRT plugin of any operator: all of IPluginV3 follows from the operator's definition (op.h)
+// and its launch (cuda_operator.h).
 //
 // Weights and tables are inputs, so a plugin owns no device memory and a copy of it is a copy of its attributes. Every
 // method that TensorRT calls catches what is thrown and answers with a null plugin, false or a status other than 0;

@@ -11,8 +11,8 @@
 namespace vimtrt {
 namespace {
 
-// The best of some short runs: what disturbs a run makes it slower, never faster. body(turns) does `work` times
-// `turns`.
+// The best of some short runs: what disturbs a run makes it slower, never faster. body(iterations)
+// does `work` times `iterations`.
 template <class Body>
 double best_rate(double work, const Body& body) {
   constexpr int kRuns = 15;
@@ -33,38 +33,38 @@ double best_rate(double work, const Body& body) {
 #define VIMTRT_TEN(instruction)                                                                         \
   instruction "0\n" instruction "1\n" instruction "2\n" instruction "3\n" instruction "4\n" instruction \
               "5\n" instruction "6\n" instruction "7\n" instruction "8\n" instruction "9\n"
-#define VIMTRT_LOOP(before, instructions)                                                                              \
-  asm volatile(before "1:\n" instructions "dec %0\n jnz 1b\n"                                                          \
-               : "+r"(turns)::"xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm14", \
-                 "xmm15", "cc")
+#define VIMTRT_LOOP(before, instructions)                                                                          \
+  asm volatile(before "1:\n" instructions "dec %0\n jnz 1b\n"                                                      \
+               : "+r"(iterations)::"xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", \
+                 "xmm14", "xmm15", "cc")
 
 // The scan's mix: nine of its operations are products, eight are not, and some processors run those beside the
 // products, in other units.
 constexpr double kMixed = 18;
 #define VIMTRT_FOUR(instruction) instruction "\n" instruction "\n" instruction "\n" instruction "\n"
 
-__attribute__((target("avx512f"))) void zmm_mixed(int64_t turns) {
+__attribute__((target("avx512f"))) void zmm_mixed(int64_t iterations) {
   VIMTRT_LOOP("vpxorq %%zmm15, %%zmm15, %%zmm15\n",
               VIMTRT_TEN("vfmadd231ps %%zmm15, %%zmm15, %%zmm") VIMTRT_FOUR("vaddps %%zmm15, %%zmm15, %%zmm14")
                   VIMTRT_FOUR("vmaxps %%zmm15, %%zmm15, %%zmm14"));
 }
 
-__attribute__((target("avx512f,avx512vnni"))) void zmm_dot(int64_t turns) {
+__attribute__((target("avx512f,avx512vnni"))) void zmm_dot(int64_t iterations) {
   VIMTRT_LOOP("vpxorq %%zmm15, %%zmm15, %%zmm15\n", VIMTRT_TEN("vpdpbusd %%zmm15, %%zmm15, %%zmm"));
 }
 
-__attribute__((target("avx2,fma"))) void ymm_mixed(int64_t turns) {
+__attribute__((target("avx2,fma"))) void ymm_mixed(int64_t iterations) {
   VIMTRT_LOOP("vpxor %%ymm15, %%ymm15, %%ymm15\n",
               VIMTRT_TEN("vfmadd231ps %%ymm15, %%ymm15, %%ymm") VIMTRT_FOUR("vaddps %%ymm15, %%ymm15, %%ymm14")
                   VIMTRT_FOUR("vmaxps %%ymm15, %%ymm15, %%ymm14"));
 }
 
-__attribute__((target("avx2,avxvnni"))) void ymm_dpbusd(int64_t turns) {
+__attribute__((target("avx2,avxvnni"))) void ymm_dpbusd(int64_t iterations) {
   VIMTRT_LOOP("vpxor %%ymm15, %%ymm15, %%ymm15\n", VIMTRT_TEN("%{vex%} vpdpbusd %%ymm15, %%ymm15, %%ymm"));
 }
 
 // A product into ymm14 and its sum, five times.
-__attribute__((target("avx2"))) void ymm_dot(int64_t turns) {
+__attribute__((target("avx2"))) void ymm_dot(int64_t iterations) {
   VIMTRT_LOOP("vpxor %%ymm15, %%ymm15, %%ymm15\n",
               "vpmaddwd %%ymm15, %%ymm15, %%ymm5\n vpaddd %%ymm5, %%ymm0, %%ymm0\n vpmaddwd %%ymm15, %%ymm15, %%ymm6\n "
               "vpaddd %%ymm6, "
@@ -83,7 +83,7 @@ struct TileConfig {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-__attribute__((target("amx-tile,amx-int8"))) void tile_dot(int64_t turns) {
+__attribute__((target("amx-tile,amx-int8"))) void tile_dot(int64_t iterations) {
   static const TileConfig config;  // in memory: GCC 12 believes that the instruction reads eight bytes of it
   _tile_loadconfig(&config);
   asm volatile(
@@ -92,7 +92,7 @@ __attribute__((target("amx-tile,amx-int8"))) void tile_dot(int64_t turns) {
       "%%tmm5, %%tmm4, "
       "%%tmm3\n"
       "dec %0\n jnz 1b\n"
-      : "+r"(turns)::"cc");
+      : "+r"(iterations)::"cc");
   _tile_release();
 }
 

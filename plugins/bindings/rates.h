@@ -7,10 +7,10 @@ namespace vimtrt {
 
 // Of one thread, with all operands in registers. 0 where the instruction set has no such instruction.
 struct Rates {
-  double int8_multiply_adds =
-      0;  // a second, by the instruction set's dot product: AMX tiles, vpdpbusd, vpmaddwd with vpaddd
-  double fp32_operations = 0;  // lanes times vector instructions a second, of the scan's mix: ten fused multiply-adds
-                               // to eight additions and maxima
+  // By the instruction set's dot product: AMX tiles, vpdpbusd, vpmaddwd with vpaddd.
+  double int8_multiply_adds = 0;
+  // Lanes times vector instructions, of the scan's mix: ten fused multiply-adds to eight additions and maxima.
+  double fp32_operations = 0;
 };
 
 Rates measure_rates(Isa isa);

@@ -39,8 +39,8 @@ VIMTRT_INLINE void store(float* p, const Lanes& x, int64_t valid) {
 VIMTRT_INLINE Lanes exp2_lanes(Lanes x) {
   const Lanes lowest = VIMTRT_SPLAT(-126.0f);
   x = x > lowest ? x : lowest;
-  const IntLanes whole =
-      __builtin_convertvector(x - lowest, IntLanes) - 126;  // floor, since the argument is not negative
+  // Floor, since the argument is not negative.
+  const IntLanes whole = __builtin_convertvector(x - lowest, IntLanes) - 126;
   const Lanes f = x - __builtin_convertvector(whole, Lanes);
   const Lanes c0 = VIMTRT_SPLAT(1.0f), c1 = VIMTRT_SPLAT(0.6931531f), c2 = VIMTRT_SPLAT(0.24016444f),
               c3 = VIMTRT_SPLAT(0.05579994f), c4 = VIMTRT_SPLAT(0.00901703f), c5 = VIMTRT_SPLAT(0.00186713f);
@@ -89,8 +89,8 @@ struct alignas(sizeof(Lanes)) Slot {
   Lanes v;
 };
 
-// Per-thread memory of the backward pass: the block's states and decays, and sums that are reduced over lanes once per
-// image.
+// Per-thread memory of the backward pass: the block's states and decays, and sums that are reduced over
+// lanes once per image.
 struct Workspace {
   std::vector<Slot> h, decay, db, dc;
   std::vector<float> da, dd;

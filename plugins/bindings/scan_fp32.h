@@ -39,8 +39,8 @@ bool scan_fp32_supports(int32_t states);
 // Writes y [B, L, E].
 void scan_fp32_forward(const ScanFp32Shape& shape, const ScanFp32Inputs& in, float* y, int threads);
 
-// Given dy = d loss / d y [B, L, E], writes every gradient. The states are recomputed, not stored: memory is O(L * N)
-// per thread.
+// Given dy = d loss / d y [B, L, E], writes every gradient. The states are recomputed, not stored: memory is
+// O(L * N) per thread.
 void scan_fp32_backward(const ScanFp32Shape& shape, const ScanFp32Inputs& in, const float* dy,
                         const ScanFp32Gradients& out, int threads);
 

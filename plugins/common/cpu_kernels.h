@@ -1,7 +1,7 @@
 // The kernels of an operator for each instruction set, all with the same bits.
 //
-// This header is compiled into files of different instruction sets: functions here have internal linkage, as in
-// threads.h.
+// This header is compiled into files of different instruction sets: functions here have internal
+// linkage, as in threads.h.
 #pragma once
 
 #include <cstddef>

@@ -8,8 +8,8 @@
 //     ...
 //     cuda::sync_block();
 //   }
-//   const int status = cuda::launch(scale_kernel, cuda::Grid{blocks}, threads, shared_bytes, stream, x, y, n);   // 0,
-//   or a cudaError_t
+//   // 0, or a cudaError_t
+//   const int status = cuda::launch(scale_kernel, cuda::Grid{blocks}, threads, shared_bytes, stream, x, y, n);
 //
 // Rules for kernels: shared memory is dynamic only (the double guards and poisons it); blocks are one-dimensional, up
 // to 1024 threads; warps are 32 threads and warp-wide calls (shuffles, mma, ldmatrix, sync_warp) are made by all 32;
@@ -76,14 +76,17 @@ VIMTRT_DEVICE T load(const T* p) {
 // c plus the sum of the products of a's and b's bytes, signed, byte by byte.
 VIMTRT_DEVICE int32_t dp4a(int32_t a, int32_t b, int32_t c) { return __dp4a(a, b, c); }
 
-// Byte i of the result is the one that the low three bits of hexadecimal digit i of `selector` name: 0..3 from a, 4..7
-// from b.
+// Byte i of the result is the one that the low three bits of hexadecimal digit i of `selector` name: 0..3 from
+// a, 4..7 from b.
 VIMTRT_DEVICE uint32_t byte_permute(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
 
 // d += a * b, int8 with int32 sums, one warp: m16n8k32, a row-major, b column-major (PTX
-// mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32). With g = lane / 4, t = lane % 4: a[0] holds row g, columns 4 t .. 4
-// t + 3; a[1] row g + 8; a[2] row g, columns 16 + 4 t ..; a[3] row g + 8 of those; b[0] rows 4 t .. 4 t + 3 of column
-// g; b[1] rows 16 + 4 t ..; d[0], d[1] row g, columns 2 t, 2 t + 1; d[2], d[3] row g + 8.
+// mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32). With g = lane / 4, t = lane % 4:
+//
+//   a[0]  row g,     columns 4 t .. 4 t + 3               b[0]        column g, rows 4 t .. 4 t + 3
+//   a[1]  row g + 8, the same columns                     b[1]        column g, rows 16 + 4 t .. 16 + 4 t + 3
+//   a[2]  row g,     columns 16 + 4 t .. 16 + 4 t + 3     d[0], d[1]  row g,     columns 2 t, 2 t + 1
+//   a[3]  row g + 8, the same columns                     d[2], d[3]  row g + 8, the same columns
 VIMTRT_DEVICE void mma_s8_m16n8k32(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile(
       "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -91,9 +94,9 @@ VIMTRT_DEVICE void mma_s8_m16n8k32(int32_t (&d)[4], const uint32_t (&a)[4], cons
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Loads four 8 x 8 matrices of 16-bit elements (rows of 16 bytes) from shared memory: lane i gives the address of row i
-// % 8 of matrix i / 8, 16-byte aligned; r[m] receives row lane / 4, elements 2 (lane % 4) and 2 (lane % 4) + 1 of
-// matrix m, that is bytes 4 (lane % 4) .. + 3 of that row.
+// Loads four 8 x 8 matrices of 16-bit elements (rows of 16 bytes) from shared memory: lane i gives the address, aligned
+// to 16, of row i % 8 of matrix i / 8. r[m] receives elements 2 (lane % 4) and 2 (lane % 4) + 1 of row lane / 4 of
+// matrix m, which are its bytes 4 (lane % 4) .. + 3.
 VIMTRT_DEVICE void ldmatrix_x4(uint32_t (&r)[4], const void* shared_row) {
   const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared_row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -132,8 +135,8 @@ inline int processors() {
   return known ? count : 108;
 }
 
-// Starts a kernel; asynchronous. Returns 0 or a cudaError_t. Asks for more than 48 KiB of shared memory where that is
-// needed.
+// Starts a kernel; asynchronous. Returns 0 or a cudaError_t. Asks for more than 48 KiB of shared memory
+// where that is needed.
 template <class... Parameters, class... Arguments>
 int launch(void (*kernel)(Parameters...), Grid grid, unsigned threads, size_t shared_bytes, Stream stream,
            Arguments... arguments) {

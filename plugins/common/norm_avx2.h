@@ -1,5 +1,5 @@
-// What the norms share with AVX2: the contract's 32 partial sums are the lanes of four registers. Internal linkage, as
-// in threads.h.
+// What the norms share with AVX2: the contract's 32 partial sums are the lanes of four registers. Internal
+// linkage, as in threads.h.
 #pragma once
 
 #include <immintrin.h>

@@ -19,18 +19,19 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "plugins/common/cuda.h"
+#include "plugins/common/cuda_copies.h"
+#include "plugins/common/cuda_launch.h"
+#include "plugins/common/cuda_warp.h"
 #include "plugins/common/numerics.h"
 
 namespace vimtrt {
 namespace norm {
 
-constexpr int kWarpThreads = 32;
+using cuda::kWarpThreads;
 constexpr int kWarps = 2;  // of a block
 constexpr int kThreads = kWarps * kWarpThreads;
 constexpr int kGroupSteps = 4;  // features of a lane in a group: the bytes of a word
 constexpr int kGroupFeatures = kGroupSteps * kWarpThreads;
-constexpr int64_t kMaxGridX = 2147483647;
 
 // One row as a lane sees it.
 struct Row {
@@ -75,18 +76,11 @@ VIMTRT_DEVICE void write_group(const Row& row, int first, int features, const fl
   }
 }
 
-// The contract's tree: p[j] += p[j + s] for j < s. All lanes get what lane 0 has, since a + b is b + a.
-VIMTRT_DEVICE float sum_of_warp(float sum) {
-#pragma unroll
-  for (int s = kWarpThreads / 2; s > 0; s /= 2) sum += cuda::shuffle_xor(sum, s);
-  return sum;
-}
-
 // Quantizes a lane's features of one group, value(step, i) being that of feature i, and stores the warp's 128 bytes.
 template <class Value>
 VIMTRT_DEVICE void store_group(const Row& row, int features, int first_of_group, bool stores_words,
                                const Value& value) {
-  const int lane = static_cast<int>(cuda::thread_x()) % kWarpThreads;
+  const int lane = cuda::lane();
   uint32_t mine = 0;
 #pragma unroll
   for (int step = 0; step < kGroupSteps; ++step) {
@@ -111,15 +105,23 @@ VIMTRT_DEVICE void store_group(const Row& row, int features, int first_of_group,
   }
 }
 
-inline cuda::Grid grid_of(int64_t rows) {
-  cuda::Grid grid;
-  grid.x = static_cast<unsigned>(std::min((rows + kWarps - 1) / kWarps, kMaxGridX));
-  return grid;
-}
+// A kernel for rows of up to 2, 4 and 6 groups, and one for rows of any length.
+template <class Params>
+struct Kernels {
+  using Kernel = void (*)(Params params, bool stores_words);
+  Kernel groups2, groups4, groups6, any;
+};
 
 template <class Params>
-bool stores_words(const Params& p) {
-  return (reinterpret_cast<uintptr_t>(p.y) | static_cast<uint32_t>(p.features)) % sizeof(uint32_t) == 0;
+int launch(const Kernels<Params>& kernels, const Params& p, cuda::Stream stream) {
+  if (p.rows == 0) return 0;
+  const auto kernel = p.features <= 2 * kGroupFeatures   ? kernels.groups2
+                      : p.features <= 4 * kGroupFeatures ? kernels.groups4
+                      : p.features <= 6 * kGroupFeatures ? kernels.groups6
+                                                         : kernels.any;
+  const cuda::Grid grid{static_cast<unsigned>(std::min(cuda::ceil_div(p.rows, kWarps), cuda::kMaxGridX))};
+  const bool stores_words = cuda::width_of(cuda::address(p.y) | static_cast<uint64_t>(p.features)) >= 4;
+  return cuda::launch(kernel, grid, kThreads, 0, stream, p, stores_words);
 }
 
 }  // namespace norm

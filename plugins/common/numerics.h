@@ -1,5 +1,5 @@
-// The numeric contract (docs/numerics.md) in code: scalar forms, for host and device. Vector kernels must give the same
-// bits.
+// The numeric contract (docs/numerics.md) in code: scalar forms, for host and device. Vector kernels must
+// give the same bits.
 #pragma once
 
 #include <cmath>

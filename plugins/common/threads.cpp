@@ -19,9 +19,9 @@ namespace {
 constexpr int kPieceBits = 40;
 constexpr uint64_t kPieceMask = (uint64_t{1} << kPieceBits) - 1;
 
-// How long a thread waits for the last pieces before it sleeps: longer than a piece takes, so that with a processor for
-// each thread none sleeps. Sleeping leaves the processor to a thread that has begun a piece and waits behind another
-// process.
+// How long a thread waits for the last pieces before it sleeps: longer than a piece takes, so that with a
+// processor for each thread none sleeps. Sleeping leaves the processor to a thread that has begun a piece and
+// waits behind another process.
 constexpr std::chrono::microseconds kSpin{50};
 
 // How long a thread leaves a share alone whose owner has not come yet: what the owner wrote lies in the owner's cache.
@@ -31,10 +31,10 @@ constexpr std::chrono::microseconds kGrace{2};
 // How long a thread computes before it gives way: a little less than a time slice of a Linux whose clock ticks 250
 // times a second. Of 0.7, 1.3, 2 and 3 ms it is the best beside a busy process
 // (docs/measurements/2026-11-28-busy-machine.md). With a processor of its own a thread goes on at once.
-constexpr std::chrono::microseconds kTurn{2000};
+constexpr std::chrono::microseconds kTimeSlice{2000};
 
 // A piece never takes so long: the thread has been without a processor, and has just got one.
-constexpr std::chrono::microseconds kAway{1000};
+constexpr std::chrono::microseconds kPreempted{1000};
 
 // Time between two looks at the clock, about.
 constexpr std::chrono::microseconds kLook{100};
@@ -121,18 +121,18 @@ bool TeamMember::is_untouched(int share) const {
 }
 
 // Called between two pieces. Small ones are not worth a look at the clock each.
-void TeamMember::give_way() {
+void TeamMember::yield_if_due() {
   if (--pieces_to_look_ > 0) return;
   const Clock::time_point now = Clock::now();
   const Clock::duration passed = now - looked_;
   looked_ = now;
   pieces_to_look_ = passed < kLook ? 8 : 1;
-  if (passed > kAway) {
-    turn_ = now;
-  } else if (now - turn_ > kTurn) {
+  if (passed > kPreempted) {
+    slice_start_ = now;
+  } else if (now - slice_start_ > kTimeSlice) {
     report();
     std::this_thread::yield();
-    turn_ = looked_ = Clock::now();
+    slice_start_ = looked_ = Clock::now();
   }
 }
 
@@ -149,7 +149,7 @@ bool TeamMember::next(Piece& piece) {
   if (holds_piece_) {
     holds_piece_ = false;
     ++finished_;
-    give_way();
+    yield_if_due();
   }
   if (worker_ < work_.shares && take(worker_, piece)) return holds_piece_ = true;
   report();  // not after each piece: all threads write to one counter
@@ -180,8 +180,8 @@ void TeamMember::wait() {
   team_.sleepers_.fetch_sub(1);
 }
 
-// What the helpers have in common. A fork copies none of them: the child starts others.
-struct Helpers::Shared {
+// What the threads of a pool have in common. A fork copies none of them: the child starts others.
+struct ThreadPool::Shared {
   const pid_t process = getpid();
   std::mutex mutex;
   std::condition_variable changed;
@@ -189,9 +189,9 @@ struct Helpers::Shared {
   std::shared_ptr<const Work> work;  // the last one
   int threads = 1;                   // that it is for
   bool ends = false;
-  std::vector<std::thread> helpers;
+  std::vector<std::thread> workers;
 
-  void help(int worker) {
+  void run_worker(int worker) {
     uint64_t done = 0;
     for (;;) {
       const Clock::time_point end = Clock::now() + kSpin;
@@ -209,16 +209,16 @@ struct Helpers::Shared {
   }
 };
 
-void Helpers::run(int threads, const std::shared_ptr<const Work>& work) {
+void ThreadPool::run(int threads, const std::shared_ptr<const Work>& work) {
   if (threads > 1) {
     if (shared_ != nullptr && shared_->process != getpid())
       (void)shared_.release();  // its threads are the parent's, none to be joined here
     if (shared_ == nullptr) shared_ = std::make_unique<Shared>();
     Shared& shared = *shared_;
-    while (static_cast<int>(shared.helpers.size()) < threads - 1) {
-      const int worker = static_cast<int>(shared.helpers.size()) + 1;
+    while (static_cast<int>(shared.workers.size()) < threads - 1) {
+      const int worker = static_cast<int>(shared.workers.size()) + 1;
       try {
-        shared.helpers.emplace_back([&shared, worker] { shared.help(worker); });
+        shared.workers.emplace_back([&shared, worker] { shared.run_worker(worker); });
       } catch (const std::system_error&) {  // no more threads for this process: the others do their work too
         break;
       }
@@ -234,9 +234,9 @@ void Helpers::run(int threads, const std::shared_ptr<const Work>& work) {
   (*work)(0);
 }
 
-Helpers::Helpers() = default;
+ThreadPool::ThreadPool() = default;
 
-Helpers::~Helpers() {
+ThreadPool::~ThreadPool() {
   if (shared_ == nullptr) return;
   if (shared_->process != getpid()) {
     (void)shared_.release();
@@ -247,7 +247,7 @@ Helpers::~Helpers() {
     shared_->ends = true;
   }
   shared_->changed.notify_all();
-  for (std::thread& helper : shared_->helpers) helper.join();
+  for (std::thread& worker : shared_->workers) worker.join();
 }
 
 }  // namespace vimtrt

@@ -91,7 +91,7 @@ class TeamMember {
   bool take(int share, Piece& piece);
   bool is_untouched(int share) const;
   bool is_done() const;
-  void give_way();
+  void yield_if_due();
   void report();
 
   Team& team_;
@@ -104,20 +104,20 @@ class TeamMember {
   bool holds_piece_ = false;
   int pieces_to_look_ = 1;                   // at the clock
   Clock::time_point looked_ = Clock::now();  // at the clock, last
-  Clock::time_point turn_ = looked_;         // since when this thread has had its processor, as far as it knows
+  Clock::time_point slice_start_ = looked_;  // since when this thread has had its processor, as far as it knows
 };
 
 // Threads that wait for work and call it beside the thread that brings it.
-class Helpers {
+class ThreadPool {
  public:
-  Helpers();
-  ~Helpers();  // waits for what helpers still do
-  Helpers(const Helpers&) = delete;
-  Helpers& operator=(const Helpers&) = delete;
+  ThreadPool();
+  ~ThreadPool();  // waits for what its threads still do
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
 
-  // Calls work(0) here, and work(1) to work(threads - 1) on helpers. Returns when work(0) has: a helper that another
-  // process keeps from its processor may still be on its way through `work`, or come too late for it, so work(0) must
-  // not end before all that counts is done.
+  // Calls work(0) here, and work(1) to work(threads - 1) on the pool's threads. Returns when work(0) has: a thread that
+  // another process keeps from its processor may still be on its way through `work`, or come too late for it, so
+  // work(0) must not end before all that counts is done.
   using Work = std::function<void(int worker)>;
   void run(int threads, const std::shared_ptr<const Work>& work);
 
@@ -281,7 +281,7 @@ class TileCut {
     for (int cuts = 1; cuts <= threads; ++cuts) {
       if (threads % cuts != 0) continue;
       const int64_t work = pieces_in(row_blocks, cuts) * pieces_in(column_blocks, threads / cuts);
-      if (best_work == 0 || work * 100 < best_work * (100 + kRowsAreWorth)) {  // more cuts by rows with every turn
+      if (best_work == 0 || work * 100 < best_work * (100 + kRowsAreWorth)) {  // more cuts by rows each time
         best_work = work;
         row_cuts_ = cuts;
       }

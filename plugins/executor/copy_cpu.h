@@ -13,8 +13,8 @@ struct StridedCopy {
   int64_t src_offset = 0;            // in elements
 };
 
-// The same copy with as few dimensions as possible and at least one; where the last dimension is contiguous, it becomes
-// the element.
+// The same copy with as few dimensions as possible and at least one; where the last dimension is contiguous,
+// it becomes the element.
 StridedCopy simplify(const StridedCopy& copy);
 
 // `copy` is simplified. A sample of x has src_sample_bytes.

@@ -416,8 +416,8 @@ void Program::run(int64_t batch, const std::vector<const void*>& inputs, const s
 
 void Program::run_steps(int64_t batch, std::vector<uint8_t*> pointers, std::vector<double>* seconds) {
   const int threads = seconds == nullptr ? thread_choice_.choose(batch, threads_) : threads_.load();
-  // A helper may still be on its way through steps that are done when this function has returned, and touches nothing
-  // but what it holds itself and the program.
+  // A thread of the pool may still be on its way through steps that are done when this function has returned, and
+  // touches nothing but what it holds itself and the program.
   const auto team = threads > 1 ? std::make_shared<Team>(threads) : nullptr;
   const auto run_all = [this, batch, threads, team, scratch = scratch_.data(), values = std::move(pointers),
                         seconds](int worker) {
@@ -431,7 +431,7 @@ void Program::run_steps(int64_t batch, std::vector<uint8_t*> pointers, std::vect
     }
   };
   const auto start = Clock::now();
-  helpers_.run(threads, std::make_shared<const Helpers::Work>(run_all));
+  pool_.run(threads, std::make_shared<const ThreadPool::Work>(run_all));
   if (threads_ > 1 && seconds == nullptr)
     thread_choice_.record(batch, threads, std::chrono::duration<double>(Clock::now() - start).count());
 }

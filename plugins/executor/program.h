@@ -3,7 +3,7 @@
 //
 //   Program program(available_isas().front(), threads);
 //   const int x = program.add_value(bytes), y = program.add_value(bytes);
-//   program.add(operator_named("KScaledLinear"), "in_proj", {{x, Type::kInt8, {tokens, features}}, ...}, {y},
+//   program.add(operator_named("KScaledLinear"), "in_proj", {{x, Type::kInt8, {tokens, features}}, ..}, {y},
 //   attributes); program.finalize({x}, {y}); program.run(batch, {x_pointer}, {y_pointer});
 //
 // A value is a batch of activations, dense, dimension 0 being B; its size is given for one sample. Every value is
@@ -35,8 +35,8 @@ struct Array {
   size_t size = 0;
 };
 
-// An input of a node: an activation (a value and its shape of one sample) or a constant (its whole shape and its
-// values).
+// An input of a node: an activation (a value and its shape of one sample) or a constant (its whole
+// shape and its values).
 struct Source {
   int value = -1;
   Type type;
@@ -44,8 +44,8 @@ struct Source {
   const void* data = nullptr;
 };
 
-// y, dense of `shape`, takes x's element src_offset + sum(index[d] * src_strides[d]): a Transpose, a Slice, a Flip, a
-// broadcast.
+// y, dense of `shape`, takes x's element src_offset + sum(index[d] * src_strides[d]): a Transpose, a Slice,
+// a Flip, a broadcast.
 struct CopySpec {
   std::string name;
   int x = -1;
@@ -105,8 +105,8 @@ class Program {
   void finalize(const std::vector<int>& inputs, const std::vector<int>& outputs);
 
   // Pointers in finalize's order, each to `batch` samples; outputs may overlap nothing. Allocates only when a batch
-  // needs more memory than every one before it. Calls from several threads take turns. `seconds`, where given, receives
-  // the time of each operator, in order.
+  // needs more memory than every one before it. Calls from several threads run one after the other. `seconds`, where
+  // given, receives the time of each operator, in order.
   void run(int64_t batch, const std::vector<const void*>& inputs, const std::vector<void*>& outputs,
            std::vector<double>* seconds = nullptr);
 
@@ -154,7 +154,7 @@ class Program {
   AlignedBuffer scratch_;
   ThreadChoice thread_choice_;
   mutable std::mutex mutex_;
-  Helpers helpers_;  // last: destroyed first, when its threads have left the steps
+  ThreadPool pool_;  // last: destroyed first, when its threads have left the steps
 };
 
 }  // namespace vimtrt

@@ -1,5 +1,5 @@
-// KScaledLinear with AVX2: 6 rows by 16 outputs in 12 accumulators. vpmaddwd on int16 copies is exact; vpmaddubsw would
-// saturate.
+// KScaledLinear with AVX2: 6 rows by 16 outputs in 12 accumulators. vpmaddwd on int16 copies is
+// exact; vpmaddubsw would saturate.
 #include "plugins/kscaled_linear/cpu_avx2.h"
 
 namespace vimtrt {

@@ -1,5 +1,5 @@
-// What the AVX2 and the AVX-VNNI kernel of KScaledLinear share: everything but the products. Internal linkage, as in
-// threads.h.
+// What the AVX2 and the AVX-VNNI kernel of KScaledLinear share: everything but the products. Internal
+// linkage, as in threads.h.
 //
 // Products is one of them: 4 bytes of a row of x by 4 bytes of each of 8 outputs' weights into 8 sums; kColumns columns
 // of x take these 4 bytes.
@@ -31,7 +31,7 @@ struct Packed {
   const float* bias;
 };
 
-int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 template <class Products>
 Packed layout(const KScaledLinearParams& p, const void* memory) {
@@ -84,7 +84,8 @@ size_t scratch_bytes(const KScaledLinearParams& p, int threads) {
   return panel_bytes<Products>(p) * static_cast<size_t>(threads);
 }
 
-// Keeps an accumulator in one register through a loop: without it GCC 12 copies each of them once a turn, and spills.
+// Keeps an accumulator in one register through a loop: without it GCC 12 copies each of them once
+// an iteration, and spills.
 VIMTRT_ALWAYS_INLINE inline void pin(__m256i& acc) { asm("" : "+x"(acc)); }
 
 // Eight outputs of one row.

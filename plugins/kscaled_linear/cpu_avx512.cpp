@@ -5,8 +5,8 @@ namespace vimtrt {
 namespace {
 
 constexpr int kRows = 6;
-// Rows between two changes of the block of outputs: their x stays in the second-level cache while every block passes
-// over it.
+// Rows between two changes of the block of outputs: their x stays in the second-level cache while every
+// block passes over it.
 constexpr int64_t kPanelRows = 16 * kRows;
 constexpr int64_t kColumns = 4;  // that C is rounded up to
 

@@ -29,7 +29,7 @@ struct Packed {
   const int32_t* in_range;    // one number; not 0: whatever x is, no step of the epilogue leaves int32's range
 };
 
-int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // `columns`: what C is rounded up to, a multiple of 4.
 Packed layout(const KScaledLinearParams& p, const void* memory, int64_t columns) {

@@ -1,5 +1,5 @@
-// KScaledLinear with AVX-VNNI, the 256-bit vpdpbusd of processors without AVX-512: 6 rows by 16 outputs in 12
-// accumulators.
+// KScaledLinear with AVX-VNNI, the 256-bit vpdpbusd of processors without AVX-512: 6 rows by 16
+// outputs in 12 accumulators.
 #include "plugins/kscaled_linear/cpu_avx2.h"
 
 namespace vimtrt {

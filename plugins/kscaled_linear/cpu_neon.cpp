@@ -13,8 +13,8 @@ namespace {
 
 constexpr int kRows = 4;
 constexpr int kOutputs = 16;
-// Rows between two changes of the block of outputs: their x stays in the second-level cache while every block passes
-// over it.
+// Rows between two changes of the block of outputs: their x stays in the second-level cache while every
+// block passes over it.
 constexpr int64_t kPanelRows = 24 * kRows;
 
 struct Packed {
@@ -25,7 +25,7 @@ struct Packed {
   const float* bias;
 };
 
-int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 Packed layout(const KScaledLinearParams& p, const void* memory) {
   Packed packed;

@@ -2,30 +2,29 @@
 // file has the numbers.
 //
 // Grid:   x = tiles of rows (images times tokens), y = tiles of output channels; shapes beyond a grid's limits take
-// several launches. Block:  4 warps as 2 x 2, each one quarter of the tile; 8 as 2 x 4 for 128 x 128 with an int8
-// output, whose epilogue needs the registers. Shared: kStages * (kRows + kColumns) * kDepth bytes: 48 KiB (128 x 128),
-// 36 KiB (128 x 64, 32 x 64), 32 KiB (64 x 64, 32 x 32).
+//         several launches.
+// Block:  4 warps as 2 x 2, each one quarter of the tile; 8 as 2 x 4 for 128 x 128 with an int8 output, whose epilogue
+//         needs the registers.
+// Shared: kStages * (kRows + kColumns) * kDepth bytes: 48 KiB (128 x 128), 36 KiB (128 x 64, 32 x 64), 32 KiB (64 x 64,
+//         32 x 32).
 //
-//                kColumns output channels                   a stage holds kDepth input channels of every row and column
-//                of the tile:
-//            .-----------------------------.
-//            |    warp 0    |    warp 1    |                  x: kRows x kDepth | weight: kColumns x kDepth
-//   kRows    |--------------+--------------|
-//   of x     |    warp 2    |    warp 3    |                copies of stages k + 1 .. k + kStages - 1 run while stage k
-//   is multiplied;
-//            '-----------------------------'                the constants of the epilogue and its tables travel as one
-//            more stage.
+//             kColumns output channels        a stage holds kDepth input channels of every row and column of the tile:
+//          .-----------------------------.
+//          |    warp 0    |    warp 1    |        x: kRows x kDepth | weight: kColumns x kDepth
+//   kRows  |--------------+--------------|
+//   of x   |    warp 2    |    warp 3    |    copies of stages k + 1 .. k + kStages - 1 run while stage k is
+//   multiplied;
+//          '-----------------------------'    the epilogue's constants and its tables travel as one more stage.
 //
 // Shared memory, in units of 16 bytes ("chunks", here c0 ..). ldmatrix reads one chunk of 8 rows that follow each
-// other, and these must lie in 8 different groups of 4 banks. A row's chunks are therefore stored in the order chunk ^
-// phase(row):
+// other, and these must lie in 8 different groups of 4 banks. A row's chunks are therefore stored in the order
+// chunk ^ phase(row):
 //
-//   kDepth = 64     banks 0-3  4-7  8-11 12-15 16-19 20-23 24-27 28-31        kDepth = 128   banks 0-3 4-7 8-11  ...
-//   28-31
-//     rows 0, 1         c0   c1   c2   c3  |  c0    c1    c2    c3              row 0            c0  c1  c2  c3  c4  c5
-//     c6  c7 rows 2, 3         c1   c0   c3   c2  |  c1    c0    c3    c2              row 1            c1  c0  c3  c2
-//     c5  c4  c7  c6 rows 4, 5         c2   c3   c0   c1  |  c2    c3    c0    c1              row 2            c2  c3
-//     c0  c1  c6  c7  c4  c5 rows 6, 7         c3   c2   c1   c0  |  c3    c2    c1    c0              ...
+//   kDepth = 64   banks 0-3  4-7  8-11 12-15 16-19 20-23 24-27 28-31   kDepth = 128   banks 0-3 4-7  ..          28-31
+//     rows 0, 1       c0   c1   c2   c3  |  c0    c1    c2    c3         row 0          c0  c1  c2  c3  c4  c5  c6  c7
+//     rows 2, 3       c1   c0   c3   c2  |  c1    c0    c3    c2         row 1          c1  c0  c3  c2  c5  c4  c7  c6
+//     rows 4, 5       c2   c3   c0   c1  |  c2    c3    c0    c1         row 2          c2  c3  c0  c1  c6  c7  c4  c5
+//     rows 6, 7       c3   c2   c1   c0  |  c3    c2    c1    c0         ..
 //
 // Copies write whole rows side by side and fill all banks too; only the last 32 channels of a depth that ends there,
 // copied in small units, meet two or four in a bank.
@@ -34,12 +33,11 @@
 // a warp's part is free, so the weights are laid into shared memory such that those are kRun channels side by side, and
 // a result goes out in words of up to 16 bytes without a detour:
 //
-//   int8, 64 x 64 per warp   shared rows  0..7   8..15   ...   56..63       thread t = 0 holds channels  0..15, stored
-//   as one uint4
-//                            channels     0 1    2 3           14 15        thread t = 1 holds channels 16..31
-//                                        16 17  18 19          30 31        ...
-//                                        32 33  34 35          46 47
-//                                        48 49  50 51          62 63
+//   int8, 64 x 64 per warp   shared rows  0..7   8..15   ..   56..63
+//                            channels     0 1    2 3          14 15     thread t = 0 holds channels  0..15, one uint4
+//                                        16 17  18 19         30 31     thread t = 1 holds channels 16..31
+//                                        32 33  34 35         46 47     ..
+//                                        48 49  50 51         62 63
 //
 // fp32: the same over 16 shared rows, 4 channels of a thread, one float4.
 #include <algorithm>
@@ -47,22 +45,23 @@
 #include <cstdint>
 #include <iterator>
 
-#include "plugins/common/cuda.h"
-#include "plugins/common/numerics.h"
+#include "plugins/common/cuda_copies.h"
+#include "plugins/common/cuda_launch.h"
+#include "plugins/common/cuda_numerics.h"
+#include "plugins/common/cuda_tables.h"
+#include "plugins/common/cuda_warp.h"
 #include "plugins/kscaled_linear/kernel.h"
 
 namespace vimtrt {
 namespace {
 
-constexpr int kWarpThreads = 32;
+using cuda::kFarTables;
+using cuda::kSharedTables;
+using cuda::kTableBytes;
+using cuda::kWarpThreads;
+
 constexpr int kChunkBytes = 16;
 constexpr int kStepDepth = 32;  // input channels of one mma
-constexpr int kTableBytes = 256;
-constexpr int kSharedTables =
-    16;  // tables 0..15 are looked up in shared memory, further ones through the first-level cache
-constexpr uint32_t kFarTables = 1u << 31;
-constexpr int64_t kMaxGridX = 2147483647;
-constexpr int kMaxGridY = 65535;
 
 // How many blocks the compiler makes room for. From compute capability 10.0 on it takes some registers more, and three
 // large ones would spill.
@@ -121,7 +120,7 @@ struct Choices<float> {
 template <class Shape, class Output>
 constexpr int kRun = sizeof(Output) == 1 ? 2 * Shape::kAcross : 4;
 
-// What the launcher adds to the operator's arguments. Widths are the bytes that can be moved at once: 16, 8, 4, or 1.
+// What the launcher adds to the operator's arguments; widths as in cuda_copies.h.
 struct Launch {
   KScaledLinearParams p;
   int64_t first_row_tile = 0;
@@ -176,21 +175,6 @@ VIMTRT_DEVICE constexpr unsigned shared_row(unsigned channel) {
   return group * 4 * Run + pair * 8 + thread * 2 + channel % 2;
 }
 
-// `bytes` bytes and zeros behind them, `width` in all; width 1: four, each read on its own.
-VIMTRT_DEVICE void copy_unit(int8_t* shared, const int8_t* global, int bytes, int width) {
-  if (width >= 8) {
-    cuda::copy_async<8>(shared, global, bytes);
-  } else if (width == 4) {
-    cuda::copy_async<4>(shared, global, bytes);
-  } else {
-    uint32_t word = 0;
-    for (int i = 0; i < 4; ++i) {
-      if (i < bytes) word |= static_cast<uint32_t>(static_cast<uint8_t>(cuda::load(global + i))) << (8 * i);
-    }
-    *reinterpret_cast<uint32_t*>(shared) = word;
-  }
-}
-
 // Whether one step is all that is left of the depth at k. The rest of that stage is then neither filled nor multiplied.
 VIMTRT_DEVICE bool is_last_step(int depth, int k) { return depth - k <= kStepDepth; }
 
@@ -224,12 +208,12 @@ VIMTRT_DEVICE void copy_narrow(int8_t* shared, const Operand& from, int k) {
   const unsigned byte = last ? at % kStepDepth : at % Shape::kDepth;
   const unsigned rows_at_once = last ? Shape::kThreads * unit / kStepDepth : Shape::kThreads * unit / Shape::kDepth;
   const int left = from.depth - k - static_cast<int>(byte);
-  const int bytes = left < 0 ? 0 : left < static_cast<int>(unit) ? left : static_cast<int>(unit);
+  const int bytes = cuda::limited(left, static_cast<int>(unit));
   const int8_t* source = from.first + (bytes > 0 ? first * from.stride + k + byte : 0);
   const int64_t step = bytes > 0 ? rows_at_once * from.stride : 0;
 #pragma unroll 1
   for (unsigned row = first; row < static_cast<unsigned>(from.rows); row += rows_at_once) {
-    copy_unit(shared + place<Shape::kDepth>(shared_row<Run>(row), byte), source, bytes, from.width);
+    cuda::copy_unit<8>(shared + place<Shape::kDepth>(shared_row<Run>(row), byte), source, bytes, from.width);
     source += step;
   }
 }
@@ -243,33 +227,24 @@ VIMTRT_DEVICE void copy_matrix(int8_t* shared, const Operand& from, int k) {
   }
 }
 
-// Bit i < kSharedTables: one of the block's channels uses table i; kFarTables: one uses a further table. This lane's
-// share of the channels.
+// The tables that this lane's share of the block's channels use, a bit each (cuda_tables.h).
 VIMTRT_DEVICE uint32_t tables_of_lane(const KScaledLinearParams& p, const Part& part) {
   uint32_t used = 0;
   if (p.table == nullptr) return used;
 #pragma unroll 1
-  for (int c = static_cast<int>(cuda::thread_x()) % kWarpThreads; c < part.columns; c += kWarpThreads) {
+  for (int c = cuda::lane(); c < part.columns; c += kWarpThreads) {
     const int32_t id = cuda::load(p.table_id + part.first_column + c);
+    // table_bit(id) written out: with the call, nvcc 13.0 loads the scales in the epilogue in other widths.
     if (id >= 0) used |= id < kSharedTables ? 1u << id : kFarTables;
   }
   return used;
 }
 
-VIMTRT_DEVICE uint32_t or_of_warp(uint32_t bits) {
-  for (int mask = kWarpThreads / 2; mask > 0; mask /= 2) bits |= cuda::shuffle_xor(bits, mask);
-  return bits;
-}
-
 // Behind the identity, which is table -1, the tables that are used.
 template <class Shape>
 VIMTRT_DEVICE void copy_tables(int8_t* shared, const int8_t* table, uint32_t used, int width) {
-  const int unit = width >= 8 ? 8 : 4;
-#pragma unroll 1
-  for (int byte = static_cast<int>(cuda::thread_x()) * unit; byte < kSharedTables * kTableBytes;
-       byte += Shape::kThreads * unit) {
-    if (used >> (byte / kTableBytes) & 1u) copy_unit(shared + kTableBytes + byte, table + byte, unit, width);
-  }
+  cuda::copy_tables<Shape::kThreads, 8>(table, used, width >= 8 ? 8 : 4, width,
+                                        [&](int byte) { return shared + kTableBytes + byte; });
   for (int i = static_cast<int>(cuda::thread_x()); i < kTableBytes; i += Shape::kThreads)
     shared[i] = static_cast<int8_t>(i - 128);
 }
@@ -320,10 +295,6 @@ VIMTRT_DEVICE void multiply(const int8_t* x, const int8_t* weight, Sums<Shape>& 
   }
 }
 
-// The low byte is sat8(rne(w)) + 128. Adding 1.5 * 2^23 leaves no bits behind the point, so the addition itself rounds
-// to the nearest even; it runs at full rate, a conversion at a quarter of it.
-VIMTRT_DEVICE uint32_t quantized(float w) { return to_bits(fminf(fmaxf(w, -128.0f), 127.0f) + (12582912.0f + 128.0f)); }
-
 // Four low bytes side by side.
 VIMTRT_DEVICE uint32_t packed(uint32_t b0, uint32_t b1, uint32_t b2, uint32_t b3) {
   return (b0 & 255u) | (b1 & 255u) << 8 | (b2 & 255u) << 16 | b3 << 24;
@@ -367,7 +338,7 @@ struct Channels {
 template <int Run>
 VIMTRT_DEVICE void finish_run(int8_t* y, const float (&w)[Run], const Channels<Run>& channels, int width) {
   uint32_t q[Run], word[Run / 4];
-  for (int e = 0; e < Run; ++e) q[e] = quantized(w[e]);
+  for (int e = 0; e < Run; ++e) q[e] = cuda::quantized_u8(w[e]);
   if ((channels.used & kFarTables) != 0) {
     for (int e = 0; e < Run; ++e) {
       const int64_t id = channels.id[e];
@@ -472,7 +443,7 @@ void kscaled_linear_kernel(Launch launch) {
       copy_matrix<Shape, Shape::kColumns, kRun<Shape, Output>>(stage + Shape::kRows * Shape::kDepth, weight,
                                                                next * Shape::kDepth);
     } else if (next == stages) {
-      used = or_of_warp(used);
+      used = cuda::or_of_warp(used);
       copy_constants(constants, launch, part, used);
     }
     cuda::commit_copies();
@@ -494,28 +465,26 @@ void kscaled_linear_kernel(Launch launch) {
   }
 }
 
-// The largest of 16, 8, 4 that divides everything that is or-ed into `bits`; otherwise 1.
-int width_of(uint64_t bits) { return bits % 16 == 0 ? 16 : bits % 8 == 0 ? 8 : bits % 4 == 0 ? 4 : 1; }
+// The launch
 
-uint64_t address(const void* p) { return reinterpret_cast<uintptr_t>(p); }
+using cuda::address;
+using cuda::width_of;
 
 template <class Shape, class Output>
 int launch_tiles(Launch launch, cuda::Stream stream) {
-  const int64_t row_tiles = (launch.p.rows - 1) / Shape::kRows + 1;
-  const int column_tiles = (launch.p.out_features - 1) / Shape::kColumns + 1;
-  for (int64_t row = 0; row < row_tiles; row += kMaxGridX) {
-    for (int column = 0; column < column_tiles; column += kMaxGridY) {
-      launch.first_row_tile = row;
-      launch.first_column_tile = column;
-      const int64_t x = row_tiles - row < kMaxGridX ? row_tiles - row : kMaxGridX;
-      const int y = column_tiles - column < kMaxGridY ? column_tiles - column : kMaxGridY;
-      const cuda::Grid grid{static_cast<unsigned>(x), static_cast<unsigned>(y)};
-      const int status = cuda::launch(kscaled_linear_kernel<Shape, Output>, grid, Shape::kThreads, Shape::kSharedBytes,
-                                      stream, launch);
-      if (status != 0) return status;
-    }
-  }
-  return 0;
+  const int64_t row_tiles = cuda::ceil_div(launch.p.rows, Shape::kRows);
+  const int64_t column_tiles = cuda::ceil_div(launch.p.out_features, Shape::kColumns);
+  cuda::Grid grid;
+  return cuda::launch_in_parts(row_tiles, cuda::kMaxGridX, [&](int64_t first_row, int64_t rows) {
+    return cuda::launch_in_parts(column_tiles, cuda::kMaxGridY, [&](int64_t first_column, int64_t columns) {
+      launch.first_row_tile = first_row;
+      launch.first_column_tile = static_cast<int32_t>(first_column);
+      grid.x = static_cast<unsigned>(rows);
+      grid.y = static_cast<unsigned>(columns);
+      return cuda::launch(kscaled_linear_kernel<Shape, Output>, grid, Shape::kThreads, Shape::kSharedBytes, stream,
+                          launch);
+    });
+  });
 }
 
 // How long the launch would take with these tiles. No result depends on it.

@@ -1,5 +1,5 @@
-// CPU kernels of QuantConv1dSiLU (docs/numerics.md): one table of functions per instruction set, all with the same
-// bits.
+// CPU kernels of QuantConv1dSiLU (docs/numerics.md): one table of functions per instruction set, all
+// with the same bits.
 #pragma once
 
 #include <cstddef>

@@ -1,5 +1,5 @@
-// QuantConv1dSiLU, 64 channels at a time: a window of four tokens is one vpdpbusd per 16 channels, used by both
-// directions.
+// QuantConv1dSiLU, 64 channels at a time: a window of four tokens is one vpdpbusd per 16 channels,
+// used by both directions.
 #include "plugins/quant_conv1d_silu/cpu.h"
 
 #pragma GCC diagnostic push
@@ -14,8 +14,8 @@ namespace vimtrt {
 namespace {
 
 constexpr int kLanes = 64;  // channels of a block
-constexpr int kChunkTokens =
-    64;  // most tokens of a work item: its indices stay in the first-level cache until they are looked up
+// Most tokens of a work item: its indices stay in the first-level cache until they are looked up.
+constexpr int kChunkTokens = 64;
 
 // One direction of one block. Register v, 32-bit lane 4 i + k holds channel 16 i + 4 v + k: the order in which bytes
 // interleave, and which the saturating packs undo.

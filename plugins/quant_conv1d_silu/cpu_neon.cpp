@@ -46,8 +46,8 @@ void pack(const QuantConv1dSiluParams& p, void* packed) {
 
 int32x4_t quantized(int32x4_t acc, const float* scale, const float* bias) {
   const float32x4_t value = vfmaq_f32(vld1q_f32(bias), vcvtq_f32_s32(acc), vld1q_f32(scale));
-  return vcvtnq_s32_f32(
-      vmaxnmq_f32(value, vdupq_n_f32(-128.0f)));  // the maximum is for NaN; conversion and narrowing saturate
+  // The maximum is for NaN; conversion and narrowing saturate.
+  return vcvtnq_s32_f32(vmaxnmq_f32(value, vdupq_n_f32(-128.0f)));
 }
 
 // Tokens [begin, end) of one image, one block of channels and one direction.

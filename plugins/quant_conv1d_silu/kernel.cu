@@ -1,18 +1,17 @@
 // QuantConv1dSiLU on a GPU (docs/numerics.md). README.md beside this file has the numbers.
 //
 // Grid:   x = an image's tiles of 128 channels times 4 * run tokens, y = images, in several launches beyond a grid's
-// limit. Block:  128 threads. A lane has 4 channels side by side, a warp all of the tile's channels and `run` tokens (1
-// to 16) that follow each
-//         other; the launcher chooses `run`.
+//         limit.
+// Block:  128 threads. A lane has 4 channels side by side, a warp all of the tile's channels and `run` tokens (1 to 16)
+//         that follow each other; the launcher chooses `run`.
 // Shared: the tile's rows of x, 128 bytes each, with three more on both sides, and 4 KiB of tables: 5.25 to 12.75 KiB.
 //
-// A register holds one channel's tokens t-3 .. t, a byte each. These are the forward window of token t and the backward
-// window of token t-3, whose weights are mirrored, so a byte permutation makes the window of both, and one dp4a each
-// the sum:
+// A register holds one channel's tokens t-3 .. t, a byte each. These are the forward window of token t and the
+// backward window of token t-3, whose weights are mirrored, so a byte permutation makes the window of both, and one
+// dp4a each the sum:
 //
-//   row of x, token t        window of channel c                            u_forward[t]    from dp4a(window,
-//   weight[0]) | c | c+1 | c+2 | c+3 |  | t-4 | t-3 | t-2 | t-1 |                      u_backward[t-3] from
-//   dp4a(window, weight[1] mirrored)
+//   row of x, token t        window of channel c            u_forward[t]    from dp4a(window, weight[0])
+//   | c | c+1 | c+2 | c+3 |  | t-4 | t-3 | t-2 | t-1 |      u_backward[t-3] from dp4a(window, weight[1] mirrored)
 //     '----------.             .-----'     |     |
 //                |             |     .-----'     |
 //                |             |     |     .-----'
@@ -24,37 +23,37 @@
 //   newest token   first-3 .. first-1 | first  first+1  first+2 | first+3 .. first+run-1 |  ..  first+run+2
 //                  only shifted in    | forward                 | forward and backward   |  backward
 //
-// Nothing needs the conversion unit, which is slow. Floats from 2^23 to 2^24 are whole numbers, their bits go up by one
-// from each to the next. So an integer sum (below 2^17) that starts at the bits of 1.5 * 2^23 has the bits of 1.5 *
-// 2^23 plus the sum; and adding 1.5 * 2^23 to a float rounds it to the nearest even.
+// Nothing needs the conversion unit, which is slow: an integer sum (below 2^17) that starts at the bits of kWhole
+// (cuda_numerics.h) has the bits of kWhole plus the sum, and adding kWhole to a float rounds it.
 //
 // Entry i of table k lies at byte 256 k + (i ^ 16 (k % 8)): the lanes' channels use different tables, and their indices
 // are mostly close to each other; without that, every table's entries of the same index would lie in the same bank.
 #include <cstdint>
 
-#include "plugins/common/cuda.h"
-#include "plugins/common/numerics.h"
+#include "plugins/common/cuda_copies.h"
+#include "plugins/common/cuda_launch.h"
+#include "plugins/common/cuda_numerics.h"
+#include "plugins/common/cuda_tables.h"
+#include "plugins/common/cuda_warp.h"
 #include "plugins/quant_conv1d_silu/kernel.h"
 
 namespace vimtrt {
 namespace {
 
-constexpr int kWarpThreads = 32;
+using cuda::kFarTables;
+using cuda::kSharedTables;
+using cuda::kTableBytes;
+using cuda::kWarpThreads;
+using cuda::limited;
+
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarpThreads;
 constexpr int kHalo = 3;  // tokens of a window besides the newest
 constexpr int kLaneChannels = 4;
 constexpr int kTileChannels = kWarpThreads * kLaneChannels;
 constexpr int kMaxRun = 16;
-constexpr int kTableBytes = 256;
-constexpr int kSharedTables =
-    16;  // tables 0..15 are looked up in shared memory, further ones through the first-level cache
-constexpr uint32_t kFarTables = 1u << 31;
-constexpr float kWhole = 12582912.0f;  // 1.5 * 2^23, where floats are whole numbers
-constexpr int32_t kWholeBits = 0x4b400000;
-constexpr int64_t kMaxGridY = 65535;
 
-// What the launcher adds to the operator's arguments. Widths are the bytes that can be moved at once: 16, 8, 4, or 1.
+// What the launcher adds to the operator's arguments; widths as in cuda_copies.h.
 struct Launch {
   QuantConv1dSiluParams p;
   int64_t first_image = 0;
@@ -78,27 +77,7 @@ struct Direction {
   int32_t table_id[kLaneChannels];
 };
 
-VIMTRT_DEVICE int limited(int count, int limit) { return count < 0 ? 0 : count < limit ? count : limit; }
-
 // Copies
-
-// The first `bytes` bytes of a unit and zeros behind them. A unit has `width` bytes; with width 1 it has four, each
-// read on its own.
-VIMTRT_DEVICE void copy_unit(int8_t* shared, const int8_t* global, int bytes, int width) {
-  if (width == 16) {
-    cuda::copy_async<16>(shared, global, bytes);
-  } else if (width == 8) {
-    cuda::copy_async<8>(shared, global, bytes);
-  } else if (width == 4) {
-    cuda::copy_async<4>(shared, global, bytes);
-  } else {
-    uint32_t word = 0;
-    for (int i = 0; i < 4; ++i) {
-      if (i < bytes) word |= static_cast<uint32_t>(static_cast<uint8_t>(cuda::load(global + i))) << (8 * i);
-    }
-    *reinterpret_cast<uint32_t*>(shared) = word;
-  }
-}
 
 VIMTRT_DEVICE int unit_bytes(int width) { return width == 1 ? 4 : width; }
 
@@ -108,36 +87,26 @@ VIMTRT_DEVICE void copy_rows(int8_t* shared, const Launch& launch, const Tile& t
   const int at = static_cast<int>(cuda::thread_x()) * unit, first = at / kTileChannels, byte = at % kTileChannels;
   const int rows_at_once = kThreads * unit / kTileChannels;
   const int bytes = limited(tile.channels - byte, unit);
-  const int64_t column =
-      bytes > 0 ? tile.first_channel + byte : 0;  // addresses stay inside of x even where no byte is read
+  // Addresses stay inside of x even where no byte is read.
+  const int64_t column = bytes > 0 ? tile.first_channel + byte : 0;
 #pragma unroll 1
   for (int row = first; row < tile.tokens + 2 * kHalo; row += rows_at_once) {
     const int token = row - kHalo;  // within the tile
     const bool exists = token >= -tile.first_token && token < launch.p.tokens - tile.first_token;
     const int64_t source = exists ? (tile.first_row + token) * launch.p.x_stride + column : 0;
-    copy_unit(shared + row * kTileChannels + byte, launch.p.x + source, exists ? bytes : 0, launch.x_width);
+    cuda::copy_unit<16>(shared + row * kTileChannels + byte, launch.p.x + source, exists ? bytes : 0, launch.x_width);
   }
 }
 
-// Bit i < kSharedTables: one of the lane's channels uses table i, as those that do not exist use table 0; kFarTables:
-// one uses a further table.
+// The tables that the lane's channels use, a bit each (cuda_tables.h). Channels that do not exist use table 0.
 VIMTRT_DEVICE uint32_t tables_of_lane(const Direction (&directions)[2]) {
   uint32_t used = 0;
 #pragma unroll
   for (int d = 0; d < 2; ++d) {
 #pragma unroll
-    for (int c = 0; c < kLaneChannels; ++c) {
-      const int32_t id = directions[d].table_id[c];
-      used |= id < kSharedTables ? 1u << id : kFarTables;
-    }
+    for (int c = 0; c < kLaneChannels; ++c) used |= cuda::table_bit(directions[d].table_id[c]);
   }
   return used;
-}
-
-VIMTRT_DEVICE uint32_t or_of_warp(uint32_t bits) {
-#pragma unroll
-  for (int mask = kWarpThreads / 2; mask > 0; mask /= 2) bits |= cuda::shuffle_xor(bits, mask);
-  return bits;
 }
 
 // Entry i of a table lies at table_at(id) ^ i in shared memory.
@@ -146,18 +115,13 @@ VIMTRT_DEVICE uint32_t table_at(int32_t id) {
 }
 
 VIMTRT_DEVICE void copy_tables(int8_t* shared, const Launch& launch, uint32_t used) {
-  const int unit = unit_bytes(launch.table_width);
-#pragma unroll 1
-  for (int byte = static_cast<int>(cuda::thread_x()) * unit; byte < kSharedTables * kTableBytes;
-       byte += kThreads * unit) {
-    const int id = byte / kTableBytes;
-    if (used >> id & 1u)
-      copy_unit(shared + (table_at(id) ^ byte % kTableBytes), launch.p.table + byte, unit, launch.table_width);
-  }
+  cuda::copy_tables<kThreads, 16>(
+      launch.p.table, used, unit_bytes(launch.table_width), launch.table_width,
+      [&](int byte) { return shared + (table_at(byte / kTableBytes) ^ byte % kTableBytes); });
 }
 
-// The first `exist` of four numbers and zeros behind them. `at_once`: they are aligned to their sum, and all exist or
-// none.
+// The first `exist` of four numbers and zeros behind them. `at_once`: they are aligned to their sum, and
+// all exist or none.
 template <class Four, class T>
 VIMTRT_DEVICE void load_four(T (&to)[4], const T* from, int exist, bool at_once) {
   if (at_once) {
@@ -175,12 +139,7 @@ VIMTRT_DEVICE void load_weights(uint32_t (&to)[kLaneChannels], const int8_t* fro
   if (width >= 4) {
     load_four<uint4>(to, reinterpret_cast<const uint32_t*>(from), exist, width == 16);
   } else {
-    for (int c = 0; c < kLaneChannels; ++c) {
-      to[c] = 0;
-      for (int j = 0; j < 4; ++j) {
-        if (c < exist) to[c] |= static_cast<uint32_t>(static_cast<uint8_t>(cuda::load(from + 4 * c + j))) << (8 * j);
-      }
-    }
+    for (int c = 0; c < kLaneChannels; ++c) to[c] = c < exist ? cuda::load_bytes(from + 4 * c, 4) : 0;
   }
 }
 
@@ -209,9 +168,6 @@ VIMTRT_DEVICE void load_constants(Direction (&directions)[2], const Launch& laun
 
 // Arithmetic
 
-// The low byte is sat8(rne(w)) + 128, the index into a table.
-VIMTRT_DEVICE uint32_t quantized(float w) { return to_bits(fminf(fmaxf(w, -128.0f), 127.0f) + (kWhole + 128.0f)); }
-
 // What a lane needs for its run of tokens.
 struct Work {
   Direction directions[2];
@@ -238,9 +194,10 @@ VIMTRT_DEVICE void finish(Work& work, int d) {
   uint32_t u[kLaneChannels];
 #pragma unroll
   for (int c = 0; c < kLaneChannels; ++c) {
-    const int32_t sum = cuda::dp4a(static_cast<int32_t>(work.window[c]), static_cast<int32_t>(k.weight[c]), kWholeBits);
+    const int32_t sum =
+        cuda::dp4a(static_cast<int32_t>(work.window[c]), static_cast<int32_t>(k.weight[c]), cuda::kWholeBits);
     const uint32_t index =
-        quantized(fmaf(from_bits(static_cast<uint32_t>(sum)) - kWhole, k.scale[c], k.bias[c])) & 255u;
+        cuda::quantized_u8(fmaf(from_bits(static_cast<uint32_t>(sum)) - cuda::kWhole, k.scale[c], k.bias[c])) & 255u;
     if (Plain || work.far == nullptr) {
       u[c] = static_cast<uint8_t>(work.tables[table_at(k.table_id[c]) ^ index]);
     } else {
@@ -299,8 +256,7 @@ VIMTRT_KERNEL void quant_conv1d_silu_kernel(Launch launch) {
   tile.first_row = (launch.first_image + cuda::block_y()) * p.tokens + tile.first_token;
   tile.tokens = limited(p.tokens - tile.first_token, kWarps * launch.run);
   tile.channels = limited(p.channels - tile.first_channel, kTileChannels);
-  const int lane = static_cast<int>(cuda::thread_x()) % kWarpThreads,
-            warp = static_cast<int>(cuda::thread_x()) / kWarpThreads;
+  const int lane = cuda::lane(), warp = cuda::warp();
   const int64_t first_channel = tile.first_channel + lane * kLaneChannels;
 
   Work work;
@@ -310,7 +266,7 @@ VIMTRT_KERNEL void quant_conv1d_silu_kernel(Launch launch) {
   int8_t* const rows = tables + kSharedTables * kTableBytes;
   copy_rows(rows, launch, tile);
   load_constants(work.directions, launch, first_channel, work.exist);
-  const uint32_t used = or_of_warp(tables_of_lane(work.directions));
+  const uint32_t used = cuda::or_of_warp(tables_of_lane(work.directions));
   const bool is_near = (used & kFarTables) == 0;
   if (is_near) copy_tables(tables, launch, used);
   cuda::commit_copies();
@@ -335,16 +291,13 @@ VIMTRT_KERNEL void quant_conv1d_silu_kernel(Launch launch) {
 
 // The launch
 
-// The largest of 16, 8, 4 that divides everything that is or-ed into `bits`; otherwise 1.
-int width_of(uint64_t bits) { return bits % 16 == 0 ? 16 : bits % 8 == 0 ? 8 : bits % 4 == 0 ? 4 : 1; }
+using cuda::address;
+using cuda::ceil_div;
+using cuda::width_of;
 
-uint64_t address(const void* p) { return reinterpret_cast<uintptr_t>(p); }
+int64_t groups_of(const QuantConv1dSiluParams& p) { return ceil_div(p.channels, kTileChannels); }
 
-int64_t groups_of(const QuantConv1dSiluParams& p) { return (static_cast<int64_t>(p.channels) - 1) / kTileChannels + 1; }
-
-int64_t chunks_of(const QuantConv1dSiluParams& p, int run) {
-  return (static_cast<int64_t>(p.tokens) - 1) / (kWarps * run) + 1;
-}
+int64_t chunks_of(const QuantConv1dSiluParams& p, int run) { return ceil_div(p.tokens, kWarps * run); }
 
 // The run with the smallest product of rounds, of as many blocks as an A100 has processors, and the time of a block:
 // its run, and what every run has besides (the windows behind it, constants, tables), reckoned as four tokens. No
@@ -355,7 +308,7 @@ int best_run(const QuantConv1dSiluParams& p) {
   int64_t least = INT64_MAX;
   for (int run = 1; run <= kMaxRun; ++run) {
     const int64_t blocks = p.batch * groups_of(p) * chunks_of(p, run);
-    const int64_t time = ((blocks - 1) / kProcessors + 1) * (run + kFixed);
+    const int64_t time = ceil_div(blocks, kProcessors) * (run + kFixed);
     if (time < least) {
       least = time;
       best = run;
@@ -383,13 +336,12 @@ int quant_conv1d_silu_launch(const QuantConv1dSiluParams& p, cuda::Stream stream
   const int64_t tiles = launch.groups * chunks_of(p, launch.run);
   const size_t shared_bytes =
       kSharedTables * kTableBytes + static_cast<size_t>(kWarps * launch.run + 2 * kHalo) * kTileChannels;
-  for (; launch.first_image < p.batch; launch.first_image += kMaxGridY) {
-    const int64_t left = p.batch - launch.first_image, images = left < kMaxGridY ? left : kMaxGridY;
-    const cuda::Grid grid{static_cast<unsigned>(tiles), static_cast<unsigned>(images)};
-    const int status = cuda::launch(quant_conv1d_silu_kernel, grid, kThreads, shared_bytes, stream, launch);
-    if (status != 0) return status;
-  }
-  return 0;
+  cuda::Grid grid{static_cast<unsigned>(tiles)};
+  return cuda::launch_in_parts(p.batch, cuda::kMaxGridY, [&](int64_t first_image, int64_t images) {
+    launch.first_image = first_image;
+    grid.y = static_cast<unsigned>(images);
+    return cuda::launch(quant_conv1d_silu_kernel, grid, kThreads, shared_bytes, stream, launch);
+  });
 }
 
 }  // namespace vimtrt

@@ -1,6 +1,5 @@
-// Eight channels in the lanes of a ymm register: what the scan's kernels with AVX2 are made of, and all of the int16
-// state (cpu_int16.h), with AVX-512 too: its registers are twice as wide, but while it computes with them one of the
-// three units rests that ymm registers have. Internal linkage, as in threads.h.
+// Rows of the int16 state in ymm registers (cpu_int16.h), for AVX2; AVX-512 makes its tables with them. Internal
+// linkage, as in threads.h.
 #pragma once
 
 #include <immintrin.h>
@@ -12,44 +11,6 @@ namespace vimtrt {
 namespace {
 
 constexpr int kYmmLanes = 8;
-
-inline __m256 clamped(__m256 x, float low, float high) {
-  return _mm256_min_ps(_mm256_max_ps(x, _mm256_set1_ps(low)), _mm256_set1_ps(high));
-}
-
-// sat8(rne(x)) as floats.
-inline __m256 quantized(__m256 x) {
-  return _mm256_round_ps(clamped(x, -128.0f, 127.0f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
-
-// The first `lanes` of 8 bytes; nothing behind them is read.
-inline __m128i load_bytes(const int8_t* source, int lanes) {
-  if (lanes == kYmmLanes) return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(source));
-  alignas(8) int8_t bytes[kYmmLanes] = {};
-  for (int lane = 0; lane < lanes; ++lane) bytes[lane] = source[lane];
-  return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes));
-}
-
-inline __m256 load_s8(const int8_t* source, int lanes) {
-  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load_bytes(source, lanes)));
-}
-
-inline __m256 load_delta(const int8_t* source, int lanes) {
-  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_xor_si128(load_bytes(source, lanes), _mm_set1_epi8(-128))));
-}
-
-inline void store_s8(int8_t* target, int lanes, __m256 q) {
-  const __m256i wide = _mm256_cvtps_epi32(q);
-  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
-  const __m128i bytes = _mm_packs_epi16(words, words);
-  if (lanes == kYmmLanes) {
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(target), bytes);
-    return;
-  }
-  alignas(8) int8_t buffer[kYmmLanes];
-  _mm_storel_epi64(reinterpret_cast<__m128i*>(buffer), bytes);
-  for (int lane = 0; lane < lanes; ++lane) target[lane] = buffer[lane];
-}
 
 // rne(x) within 32767 of zero, -32767 for NaN: the second operand of vmaxps.
 inline __m256i int16_lanes(__m256 x) {
@@ -163,24 +124,6 @@ struct YmmRows {
     _mm_store_si128(reinterpret_cast<__m128i*>(drive.high), _mm_add_epi16(first, high));
     _mm_store_si128(reinterpret_cast<__m128i*>(drive.low), _mm_add_epi16(first, low));
   }
-};
-
-struct YmmVectors {
-  static constexpr int kLanes = kYmmLanes;
-  using Vector = __m256;
-  using Lanes = int;
-  using Int16 = YmmRows;
-  static Lanes lanes(int64_t left) { return left >= kLanes ? kLanes : static_cast<int>(left); }
-  static Vector load(const float* source) { return _mm256_load_ps(source); }
-  static void store(float* target, Vector v) { _mm256_store_ps(target, v); }
-  static Vector broadcast(float x) { return _mm256_set1_ps(x); }
-  static Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
-  static Vector multiply(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
-  static Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
-  static Vector load_s8(const int8_t* source, Lanes lanes) { return vimtrt::load_s8(source, lanes); }
-  static Vector load_delta(const int8_t* source, Lanes lanes) { return vimtrt::load_delta(source, lanes); }
-  static void store_quantized(int8_t* target, Lanes lanes, Vector v) { store_s8(target, lanes, quantized(v)); }
-  static void prefetch(const int8_t* address) { (void)address; }
 };
 
 }  // namespace
