@@ -114,7 +114,7 @@ def options(
 def build(
     source: Annotated[
         str | None,
-        typer.Argument(metavar="[RECIPE.toml | MODEL]", help="Recipe file or model; default: bundled model."),
+        typer.Argument(metavar="[BUILD.toml | MODEL]", help="Build file or model; default: bundled model."),
     ] = None,
     weights: Weights = None,
     weights_key: WeightsKey = None,
@@ -155,12 +155,12 @@ def build(
     """
     if not int8:
         raise UsageError("give --int8: it is the only precision engines are built in")
+    from pyvimtrt.build_file import BuildFile, read_build_file, run_build_file
     from pyvimtrt.cli_output import print_fields, print_json, print_warnings, progress_bar
     from pyvimtrt.data.labels import read_labels
-    from pyvimtrt.recipe_file import EngineRecipe, read_recipe, run_recipe
 
     is_file = source is not None and source.endswith(".toml")
-    recipe = read_recipe(Path(source)) if is_file and source else EngineRecipe(**_given(model=source))
+    recipe = read_build_file(Path(source)) if is_file and source else BuildFile(**_given(model=source))
     recipe = dataclasses.replace(
         recipe,
         **_given(
@@ -181,7 +181,7 @@ def build(
     )
     start = time.perf_counter()
     with progress_bar("calibrating") as progress:
-        path = run_recipe(recipe, progress, print_warnings)
+        path = run_build_file(recipe, progress, print_warnings)
     result = {"engine": str(path), "bytes": path.stat().st_size, "seconds": round(time.perf_counter() - start, 3)}
     (print_json if as_json else print_fields)(result)
 

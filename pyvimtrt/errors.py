@@ -42,7 +42,7 @@ class OutputError(VimTrtError):
 
 
 class UsageError(VimTrtError):
-    """Options, or a recipe file, that make no sense."""
+    """Options, or a build file, that make no sense."""
 
 
 def _harmless(text: str) -> str:

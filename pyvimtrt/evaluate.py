@@ -15,7 +15,7 @@ from pyvimtrt.backends.files import named_kind
 from pyvimtrt.backends.load import load_engine
 from pyvimtrt.data.datasets import Dataset, open_dataset
 from pyvimtrt.data.reader import ImageReader
-from pyvimtrt.data.statistics import Likeness
+from pyvimtrt.data.statistics import DistributionShift
 from pyvimtrt.defaults import AUTO, BATCH
 from pyvimtrt.errors import DataError, UsageError
 from pyvimtrt.families import parse_model
@@ -82,9 +82,8 @@ def evaluate(
             raise UsageError("an engine holds its weights, mean and std; --weights, --mean and --std go with a MODEL")
         engine = load_engine(engine_or_model, threads, backend)
         dataset = open_dataset(data, engine.config, labels=engine.info.labels, reader=reader, class_order=class_order)
-        found = measure(
-            engine.run, dataset, str(data), limit, batch, progress, Likeness(engine.info.calibration_statistics)
-        )
+        shift = DistributionShift(engine.info.calibration_statistics)
+        found = measure(engine.run, dataset, str(data), limit, batch, progress, shift)
         return replace(found, backend=engine.backend)
     if backend != AUTO:
         raise UsageError(f"{engine_or_model} is a model, which PyTorch runs; --backend goes with an engine file")
@@ -130,11 +129,11 @@ def measure(
     limit: int | None = None,
     batch: int = BATCH,
     progress: Progress | None = None,
-    likeness: Likeness | None = None,
+    shift: DistributionShift | None = None,
 ) -> Accuracy:
     """Return a classifier's accuracy; equal logits rank in order of the classes. Raises DataError without labels.
 
-    ``likeness`` compares the images with the engine's calibration images.
+    ``shift`` compares the images with the engine's calibration images.
     """
     if dataset.labels is None:
         raise DataError(
@@ -150,9 +149,9 @@ def measure(
         assert labels is not None
         hits = np.argsort(-logits, axis=1, kind="stable")[:, :TOP] == labels[:, None]
         first, among, done = first + int(hits[:, 0].sum()), among + int(hits.sum()), done + len(images)
-        if likeness is not None:
-            likeness.update(images)
+        if shift is not None:
+            shift.update(images)
         if progress is not None:
             progress(done, total)
-    warnings = [*dataset.warnings, *(likeness.warnings() if likeness is not None else ()), *dataset.reader.warnings()]
+    warnings = [*dataset.warnings, *(shift.warnings() if shift is not None else ()), *dataset.reader.warnings()]
     return Accuracy(first / done, among / done, done, seconds, tuple(warnings), dataset.reader.left_out)

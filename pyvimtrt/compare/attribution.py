@@ -1,5 +1,5 @@
 """Where accuracy is lost: each quantizer's cost alone and in company, the error of every tensor, and the ranges that
-the steps have to cover.
+the scales have to cover.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class _Attribution:
 
         def observe(name: str, x: Tensor) -> Tensor:
             seen[name] = x
-            self.ranges.tap(i, name, x)
+            self.ranges.hook(i, name, x)
             return x
 
         def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, reverse: bool) -> Tensor:

@@ -87,15 +87,15 @@ def error_map(kinds: Sequence[str], layers: Sequence[int], snr_db: npt.NDArray[n
 
 
 def reach(axis: str, largest: F32, limit: F32, groups: npt.NDArray[np.int32]) -> str:
-    """Draw the largest magnitudes along an axis and what the steps reach there."""
+    """Draw the largest magnitudes along an axis and what the scales reach there."""
 
     def draw(axes: Axes) -> None:
         x = np.arange(len(largest))
-        steps = np.unique(groups)
-        if 1 < len(steps) <= len(CLUSTER_COLOURS):
-            for step, colour in zip(steps, CLUSTER_COLOURS, strict=False):
-                axes.plot(x[groups == step], _positive(largest)[groups == step], ".", markersize=4, color=colour)
-            axes.plot([], [], ".", color=FIRST, label="largest magnitude, a colour for each step")
+        scales = np.unique(groups)
+        if 1 < len(scales) <= len(CLUSTER_COLOURS):
+            for scale, colour in zip(scales, CLUSTER_COLOURS, strict=False):
+                axes.plot(x[groups == scale], _positive(largest)[groups == scale], ".", markersize=4, color=colour)
+            axes.plot([], [], ".", color=FIRST, label="largest magnitude, a colour for each scale")
         else:
             axes.plot(x, _positive(largest), ".", markersize=3, color=FIRST, label="largest magnitude")
         axes.plot(

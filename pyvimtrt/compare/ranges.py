@@ -1,4 +1,4 @@
-"""The ranges that a model's tensors and hidden states have, beside what the steps of a calibration cache reach."""
+"""The ranges that a model's tensors and hidden states have, beside what the scales of a calibration cache reach."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RangeRecord:
         self._largest: dict[tuple[int, str], Tensor] = {}  # [L, C]
         self._states: dict[tuple[int, bool], Tensor] = {}  # [L, E, N]
 
-    def tap(self, layer: int, kind: str, x: Tensor) -> None:
+    def hook(self, layer: int, kind: str, x: Tensor) -> None:
         """Take in a tensor [B, L, C] of a layer."""
         if kind in self._tensors[layer]:
             _take_largest(self._largest, (layer, kind), x.abs().amax(dim=0))
@@ -41,7 +41,7 @@ class RangeRecord:
         return h
 
     def ranges(self) -> tuple[Range, ...]:
-        """Return the ranges along axes that may have steps of their own; along the tokens the channels' factors are
+        """Return the ranges along axes that may have scales of their own; along the tokens the channels' factors are
         divided out, and the other way round.
         """
         found = []
@@ -86,9 +86,9 @@ class RangeRecord:
                 self._cache[f"{name}.scale_{axis}"].astype(np.float64) for axis in ("tok", "chan", "state")
             )
             after = before / (tok[:, None, None] * chan[:, None] * state) / self._state_levels
-            one_step = before / before.max()
-            profiles = _profiles(one_step), _profiles(after / after.max())
-            used = [_used_bits(x, self._state_levels) for x in (one_step, after)]
+            one_scale = before / before.max()
+            profiles = _profiles(one_scale), _profiles(after / after.max())
+            used = [_used_bits(x, self._state_levels) for x in (one_scale, after)]
             found.append(StateRange(layer, part.direction, *profiles, *used))
         return tuple(found)
 

@@ -186,7 +186,7 @@ def _errors(found: Attribution) -> View | None:
 
 
 def _ranges(found: Attribution) -> View:
-    """Charts of the ranges that vary most within one step's reach."""
+    """Charts of the ranges that vary most within one scale's reach."""
     by_need = sorted(found.ranges, key=lambda r: (-_unused(r), r.name, r.axis))
     return _shown_and_folded(by_need, _range, RANGES_SHOWN, RANGES_FOLDED)
 
@@ -198,10 +198,10 @@ def _unused(r: Range) -> float:
 
 
 def _range(r: Range) -> View:
-    steps, clipped = len(np.unique(r.groups)), float((r.largest > r.reach).mean())
-    noun = "step" if steps == 1 else "steps"
+    scales, clipped = len(np.unique(r.groups)), float((r.largest > r.reach).mean())
+    noun = "scale" if scales == 1 else "scales"
     caption = (
-        f"{steps} {noun} for {len(r.largest)} {r.axis}s; {100 * clipped:.0f} % of them have clipped values; "
+        f"{scales} {noun} for {len(r.largest)} {r.axis}s; {100 * clipped:.0f} % of them have clipped values; "
         f"{_unused(r):.1f} bits unused on average."
     )
     return _chart(charts.reach(r.axis, r.largest, r.reach, r.groups), caption, f"{r.name}, by {r.axis}")

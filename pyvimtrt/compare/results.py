@@ -57,10 +57,10 @@ class TensorError:
 
 @dataclass(frozen=True)
 class Range:
-    """Largest magnitudes of a tensor along one axis, and the magnitude up to which int8 reaches there, 127 steps.
+    """Largest magnitudes of a tensor along one axis, and the magnitude up to which int8 reaches there, 127 scales.
 
-    ``largest`` and ``reach`` [tokens or channels]; ``groups`` [tokens or channels] numbers the steps: equal numbers,
-    equal steps.
+    ``largest`` and ``reach`` [tokens or channels]; ``groups`` [tokens or channels] numbers the scales: equal numbers,
+    equal scales.
     """
 
     name: str

@@ -19,7 +19,7 @@ from pyvimtrt.compare.metrics import compare_logits, cosines
 from pyvimtrt.compare.results import Answer, Attribution, Report, WorstImage
 from pyvimtrt.data.datasets import Dataset, open_dataset
 from pyvimtrt.data.reader import ImageReader
-from pyvimtrt.data.statistics import Likeness
+from pyvimtrt.data.statistics import DistributionShift
 from pyvimtrt.errors import UsageError, VimTrtError, missing_extra
 from pyvimtrt.families import ModelConfig, parse_model
 from pyvimtrt.graph.network import INPUT_NAME, OUTPUT_NAME, PIXEL_ZERO, NetworkInfo
@@ -85,16 +85,15 @@ def compare(
     cache = None if settings.detail == "none" else _cache(config, info, checkpoint, calibration)
     reader = ImageReader(settings.strict, settings.max_pixels)
     dataset = open_dataset(data, config, labels=info.labels, reader=reader, class_order=settings.class_order)
-    collected = _run(
-        engine, checkpoint, dataset, settings, progress, Likeness(info.calibration_statistics), _Worst(settings.worst)
-    )
+    shift, worst = DistributionShift(info.calibration_statistics), _Worst(settings.worst)
+    collected = _run(engine, checkpoint, dataset, settings, progress, shift, worst)
     attribution = (
         None
         if cache is None
         else _attribute(config, checkpoint, cache, dataset, collected.quantized, settings, progress)
     )
     labels = None if dataset.labels is None else dataset.labels[collected.numbers]
-    warnings = [*dataset.warnings, *collected.likeness.warnings(), *reader.warnings()]
+    warnings = [*dataset.warnings, *collected.shift.warnings(), *reader.warnings()]
     if cache is None and settings.detail != "none":
         warnings.append(
             "what costs how much is left out, as no calibration cache of this engine is known: give it with --calib"
@@ -116,7 +115,7 @@ def compare(
 class _Collected:
     original: F32
     quantized: F32
-    likeness: Likeness
+    shift: DistributionShift
     worst: _Worst
     numbers: list[int]  # of the images in the data set
 
@@ -127,7 +126,7 @@ def _run(
     dataset: Dataset,
     settings: Settings,
     progress: Progress | None,
-    likeness: Likeness,
+    shift: DistributionShift,
     worst: _Worst,
 ) -> _Collected:
     try:
@@ -150,7 +149,7 @@ def _run(
             for part, images, _ in dataset.numbered_batches(settings.batch, settings.limit):
                 feed = {INPUT_NAME: (images ^ np.uint8(PIXEL_ZERO)).view(np.int8)}
                 parts.append((original.infer(feed)[OUTPUT_NAME].copy(), quantized.infer(feed)[OUTPUT_NAME].copy()))
-                likeness.update(images)
+                shift.update(images)
                 worst.update(images, *parts[-1], first=len(numbers))
                 numbers += part
                 if progress is not None:
@@ -161,7 +160,7 @@ def _run(
             raise error.__context__ from None
         raise
     original_logits, quantized_logits = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return _Collected(original_logits, quantized_logits, likeness, worst, numbers)
+    return _Collected(original_logits, quantized_logits, shift, worst, numbers)
 
 
 class _Worst:

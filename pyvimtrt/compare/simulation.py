@@ -1,7 +1,7 @@
 """The quantized network in fp32 PyTorch, every quantizer of which can be switched on and off: what shows where accuracy
 is lost.
 
-With all quantizers on it rounds the tensors that the engine rounds, by the same steps; it differs from the engine in
+With all quantizers on it rounds the tensors that the engine rounds, by the same scales; it differs from the engine in
 the last bits of fp32 alone, which now and then move a value across a rounding boundary. With all off it is the fp32
 model.
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyvimtrt.families import ModelConfig, describe
-from pyvimtrt.families.backbone import Tap, no_tap
+from pyvimtrt.families.backbone import Hook, no_hook
 from pyvimtrt.families.description import Activation, Block, DepthwiseConv, ImageConv, Linear, State, Table
 from pyvimtrt.graph.builder import WEIGHT_MAX
 from pyvimtrt.graph.network import PIXEL_ZERO
@@ -92,17 +92,22 @@ class Simulation:
 
     @torch.no_grad()
     def layer(
-        self, i: int, stream: Stream, on: Collection[str], tap: Tap = no_tap, scan: Callable[..., Tensor] | None = None
+        self,
+        i: int,
+        stream: Stream,
+        on: Collection[str],
+        hook: Hook = no_hook,
+        scan: Callable[..., Tensor] | None = None,
     ) -> Stream:
-        """Return what layer i gives; ``tap`` sees its tensors after rounding, ``scan`` replaces the fp32 scan where the
-        state is not rounded.
+        """Return what layer i gives; ``hook`` sees its tensors after rounding, ``scan`` replaces the fp32 scan where
+        the state is not rounded.
         """
         block = self.description.layers[i]
         self._select_weights(self._layer_weights[i], on)
 
-        def rounding_tap(name: str, x: Tensor) -> Tensor:
+        def rounding_hook(name: str, x: Tensor) -> Tensor:
             tensor = block.prefix + name
-            return tap(name, self._round(tensor, self._correct(tensor, x, on), on))
+            return hook(name, self._round(tensor, self._correct(tensor, x, on), on))
 
         def rounding_scan(
             u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, reverse: bool
@@ -113,7 +118,7 @@ class Simulation:
             return torch_scan(u, delta, A, B, C, D, reverse, self._state_rounding(quantizer))
 
         hidden, residual = stream
-        out: Stream = self.model.layers[i](hidden, residual, rounding_tap, rounding_scan)
+        out: Stream = self.model.layers[i](hidden, residual, rounding_hook, rounding_scan)
         return out
 
     @torch.no_grad()
@@ -125,7 +130,7 @@ class Simulation:
         features = self.model.features(self.model.pooled(residual + hidden), lambda name, x: self._round(name, x, on))
         return self._correct(LOGITS, self.model.forward_head(features), on)
 
-    # How each quantizer rounds: the steps of the cache, used as assembly folds them.
+    # How each quantizer rounds: the scales of the cache, used as assembly folds them.
 
     def _add_block(self, block: Block, cache: Cache) -> tuple[str, ...]:
         """Add the quantizers of a block's parts; return those of weights."""
@@ -134,7 +139,7 @@ class Simulation:
             name = block.prefix + part.name
             if isinstance(part, Activation):
                 chan = self._cache[f"{name}.scale_chan"]
-                self._add_steps(
+                self._add_scales(
                     name, self._cache[f"{name}.scale_tok"][:, None] * chan if part.has_token_scale else chan
                 )
             elif isinstance(part, Table):
@@ -166,17 +171,17 @@ class Simulation:
             return torch.from_numpy(scales.out_scale[scales.table_id])
         return self._cache[f"{source}.scale_chan"][: part.shape[1]]
 
-    def _add_steps(self, quantizer: str, steps: Tensor) -> None:
-        self._roundings[quantizer] = lambda x: fake_quantize(x, steps)
+    def _add_scales(self, quantizer: str, scales: Tensor) -> None:
+        self._roundings[quantizer] = lambda x: fake_quantize(x, scales)
 
     def _add_table(self, index: str, output: str, cache: Cache, low: float, high: float) -> None:
         """Add the rounding of a table's index and of its entries."""
         scales = TableScales.read(cache.tensors, output)
-        step, center = (
+        scale, center = (
             torch.from_numpy(values[scales.table_id]) for values in (scales.index_scale, scales.index_center)
         )
         out = torch.from_numpy(scales.out_scale[scales.table_id])
-        self._roundings[index] = lambda x: fake_quantize(x - center, step) + center
+        self._roundings[index] = lambda x: fake_quantize(x - center, scale) + center
         self._roundings[output] = lambda x: fake_quantize(x, out, low, high)
 
     def _add_correction(self, block: Block, part: Linear) -> None:
@@ -188,8 +193,12 @@ class Simulation:
 
     def _add_weight(self, quantizer: str, weight: Tensor, factor: Tensor) -> None:
         exact = weight.data.clone()
-        steps = self._cache[f"{quantizer}.scale"].reshape(-1, *[1] * (exact.ndim - 1))
-        self._weights[quantizer] = weight, exact, fake_quantize(exact * factor, steps, -WEIGHT_MAX, WEIGHT_MAX) / factor
+        scales = self._cache[f"{quantizer}.scale"].reshape(-1, *[1] * (exact.ndim - 1))
+        self._weights[quantizer] = (
+            weight,
+            exact,
+            fake_quantize(exact * factor, scales, -WEIGHT_MAX, WEIGHT_MAX) / factor,
+        )
 
     def _state_rounding(self, quantizer: str) -> Callable[[int, Tensor], Tensor]:
         tok = self._cache[f"{quantizer}.scale_tok"]
@@ -198,8 +207,8 @@ class Simulation:
         low, high = (-128.0, 127.0) if self._state == "int8" else (-32768.0, 32767.0)
 
         def round_state(t: int, h: Tensor) -> Tensor:
-            step = factors * tok[t]
-            return h.div_(step).round_().clamp_(low, high).mul_(step)
+            scale = factors * tok[t]
+            return h.div_(scale).round_().clamp_(low, high).mul_(scale)
 
         return round_state
 

@@ -43,7 +43,7 @@ def moments(images: npt.NDArray[np.uint8]) -> Moments:
     )
 
 
-class Likeness:
+class DistributionShift:
     """Compares images, batch by batch, with those of a calibration."""
 
     def __init__(self, calibration: Moments) -> None:

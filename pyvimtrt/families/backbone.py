@@ -7,19 +7,19 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-# A tap sees named tensors as they are computed, and returns what the model goes on with: x = tap(name, x). The names
+# A hook sees named tensors as they are computed, and returns what the model goes on with: x = hook(name, x). The names
 # are the description's.
-Tap = Callable[[str, Tensor], Tensor]
+Hook = Callable[[str, Tensor], Tensor]
 Scan = Callable[..., Tensor]
 
 
-def no_tap(name: str, tensor: Tensor) -> Tensor:
+def no_hook(name: str, tensor: Tensor) -> Tensor:
     """Leave a tensor as it is."""
     return tensor
 
 
 class Backbone(nn.Module):
-    """A model in stages: ``embed``, every one of ``layers`` as layer(hidden, residual, tap, scan), ``pooled``,
+    """A model in stages: ``embed``, every one of ``layers`` as layer(hidden, residual, hook, scan), ``pooled``,
     ``features``, ``forward_head``.
 
     A layer takes and gives the stream (hidden, residual), residual None before the first, and calls scan(u, delta, A,
@@ -37,7 +37,7 @@ class Backbone(nn.Module):
         """Return those of tokens [B, L, D] that the features are made of."""
 
     @abstractmethod
-    def features(self, tokens: Tensor, tap: Tap = no_tap) -> Tensor:
+    def features(self, tokens: Tensor, hook: Hook = no_hook) -> Tensor:
         """Return the features [B, D] of pooled tokens, residual and hidden added."""
 
     @abstractmethod

@@ -4,7 +4,7 @@ them.
 A model is a stem, layers and a head, each a `Block`: its parts in the order in which data passes them, so that what a
 part refers to stands before it, or is what the part gives. Names are without the block's prefix (``layers.3.``);
 ``weight`` and ``bias`` are those of published checkpoints, ``name`` is that of a part's scales in calibration caches
-and, of a tensor, what the PyTorch model's taps call it.
+and, of a tensor, what the PyTorch model's hooks call it.
 A ``role`` is what recipes name tensors by: the same in all families, layers and directions.
 """
 

@@ -45,8 +45,8 @@ def function_tables(scales: TableScales, function: Function, zero: int = 0) -> n
 
 def quantize_weight(weight: F64, scale: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.int8]:
     """Return rne(weight / scale) within [-127, 127]; weight [O, ..], scale [O]."""
-    steps = scale.astype(np.float64).reshape(-1, *([1] * (weight.ndim - 1)))
-    return np.clip(np.rint(weight / steps), -WEIGHT_MAX, WEIGHT_MAX).astype(np.int8)
+    scales = scale.astype(np.float64).reshape(-1, *([1] * (weight.ndim - 1)))
+    return np.clip(np.rint(weight / scales), -WEIGHT_MAX, WEIGHT_MAX).astype(np.int8)
 
 
 class GraphBuilder:

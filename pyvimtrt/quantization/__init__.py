@@ -1,1 +1,1 @@
-"""Post-training quantization: observers, k-scaling, reparameterization, step search, recipes, the calibration cache."""
+"""Post-training quantization: observers, k-scaling, reparameterization, scale search, recipes, calibration caches."""

@@ -94,9 +94,9 @@ class TableScales:
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int | None, ...]]:
     """Return name and shape of every tensor of a cache; None is the number of tables.
 
-    ``*.weight.scale`` steps of the weights per output channel (after the input's channel scales are folded in);
-    ``*.scale_tok`` and ``*.scale_chan`` steps per token and per channel, of which the step is the product;
-    ``*.bias`` corrections added to the layer's bias; ``*.state.*`` the hidden state's step s_L[t] and factors r_C[e],
+    ``*.weight.scale`` scales of the weights per output channel (after the input's channel scales are folded in);
+    ``*.scale_tok`` and ``*.scale_chan`` scales per token and per channel, of which the scale is the product;
+    ``*.bias`` corrections added to the layer's bias; ``*.state.*`` the hidden state's scale s_L[t] and factors r_C[e],
     r_D[n].
     """
     blocks = describe(config).blocks

@@ -1,7 +1,8 @@
 """Calibration: from a fp32 model and images to a calibration cache.
 
-Layer by layer: all images pass through a layer in batches while observers watch its tensors, then the layer's steps are
-searched on a sample of the images. So memory holds one layer's statistics and the residual stream, whatever the depth.
+Layer by layer: all images pass through a layer in batches while observers watch its tensors, then the layer's scales
+are searched on a sample of the images. So memory holds one layer's statistics and the residual stream, whatever the
+depth.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ from pyvimtrt.quantization.kscale import F64, I64, cluster, group_max, power_of_
 from pyvimtrt.quantization.observe import LayerRecord, StateStatistics, Statistics
 from pyvimtrt.quantization.recipes import Recipe
 from pyvimtrt.quantization.reparameterize import floored, log_rank1_factors, published_factors, unit_factors
-from pyvimtrt.quantization.rounding import INT16_LEVELS, LEVELS, SMALLEST_STEP, array, fake_quantize, tensor
+from pyvimtrt.quantization.rounding import INT16_LEVELS, LEVELS, SMALLEST_SCALE, array, fake_quantize, tensor
 
 BATCH_ELEMENTS = 1 << 21  # of [B, L, E]: bounds the memory of one batch's activations
-SAMPLE_ROWS = 4096  # images times tokens that steps are searched on
+SAMPLE_ROWS = 4096  # images times tokens that scales are searched on
 STATE_SAMPLE_ELEMENTS = 1 << 23  # of the states kept for their clipping, at least one image
 TABLE_ROWS = 1024  # rows that table scales are searched on
 SMOOTHING_STRENGTH = 0.5  # share of a channel's range that moves from activations into weights
@@ -73,7 +74,7 @@ def calibrate(
 ) -> Cache:
     """Return the calibration cache of a model for uint8 images [N, C, H, W]. Same inputs, seed and device, same bytes.
 
-    ``seed`` picks the order of the images, and so which of them the steps are searched on. ``device`` is that of the
+    ``seed`` picks the order of the images, and so which of them the scales are searched on. ``device`` is that of the
     model and of the search: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``, a GPU where PyTorch has one. Raises
     CalibrationError for unusable images, K larger than the number of tokens, a device that is not there, or activations
     that are not finite.
@@ -217,7 +218,7 @@ class _Calibrator:
 
     def _store(self, name: str, values: F64) -> None:
         self.tensors[name] = (
-            np.maximum(values, SMALLEST_STEP).astype(np.float32) if "scale" in name else values.astype(np.float32)
+            np.maximum(values, SMALLEST_SCALE).astype(np.float32) if "scale" in name else values.astype(np.float32)
         )
 
     def _observe(
@@ -239,7 +240,7 @@ class _Calibrator:
                 return torch_scan(u, delta, A, B, C, D, reverse, on_state=lambda t, h: statistics.update(t, h, start))
 
             before = None if residual is None else residual[rows].to(self.device)
-            y, r = layer(hidden[rows].to(self.device), before, record.tap, scan)
+            y, r = layer(hidden[rows].to(self.device), before, record.hook, scan)
             out[rows], new_residual[rows] = y.cpu(), r.cpu()
             self._step()
         return out, new_residual
@@ -251,7 +252,7 @@ class _Calibrator:
         record = LayerRecord("head", len(self.images))
         tokens = (self.model.pooled(residual) + self.model.pooled(hidden)).to(self.device)
         try:
-            self.model.features(tokens, record.tap)
+            self.model.features(tokens, record.hook)
         except CalibrationError as error:
             raise CalibrationError(
                 "the final norm is NaN or infinite for some image; check the weights, --mean and --std"
@@ -267,7 +268,7 @@ class _Calibrator:
                 self._image_conv(name, self.model.get_parameter(p + part.weight))
             elif isinstance(part, DepthwiseConv):
                 weight = self.model.get_parameter(p + part.weight)
-                self._store(f"{name}.weight.scale", search.weight_steps(weight[:, 0], self.recipe.weight_per_channel))
+                self._store(f"{name}.weight.scale", search.weight_scales(weight[:, 0], self.recipe.weight_per_channel))
             elif isinstance(part, Linear):
                 self._linear(p, part, record)
             elif isinstance(part, Table):
@@ -281,14 +282,14 @@ class _Calibrator:
         pixels = weight[0, 0].numel()
         # The engine folds 1 / (255 std) into these weights before it quantizes them.
         weight = weight.flatten(1) / torch.tensor(self.normalization.std).repeat_interleave(pixels)
-        self._store(f"{name}.weight.scale", search.weight_steps(weight / 255.0, self.recipe.weight_per_channel))
+        self._store(f"{name}.weight.scale", search.weight_scales(weight / 255.0, self.recipe.weight_per_channel))
 
     def _groups(self, magnitude: F64, role: str) -> I64:
         return cluster(magnitude, self.recipe.clusters if role in self.recipe.token_wise else 1)
 
-    def _token_steps(self, largest: F64, groups: I64) -> F64:
-        """Return min-max steps per token, one per group."""
-        return group_max(np.maximum(largest, SMALLEST_STEP), groups) / LEVELS
+    def _token_scales(self, largest: F64, groups: I64) -> F64:
+        """Return min-max scales per token, one per group."""
+        return group_max(np.maximum(largest, SMALLEST_SCALE), groups) / LEVELS
 
     def _activation(self, name: str, part: Activation, record: LayerRecord) -> None:
         statistics, sample = record.statistics[part.name], record.sample(part.name)
@@ -297,7 +298,7 @@ class _Calibrator:
         elif part.fit == "shared":
             scales = self._shared(statistics)
         else:
-            scales = Scales(None, self._channel_steps(part, statistics, sample))
+            scales = Scales(None, self._channel_scales(part, statistics, sample))
         self._keep(name, part, scales)
 
     def _keep(self, name: str, part: Activation, scales: Scales) -> None:
@@ -306,74 +307,74 @@ class _Calibrator:
         if scales.tok is not None:
             self._store(f"{name}.scale_tok", scales.tok)
 
-    def _channel_steps(self, part: Activation, statistics: Statistics, sample: Tensor) -> F64:
-        """Return min-max steps per channel, or one step, clipped where the part's fit says so."""
+    def _channel_scales(self, part: Activation, statistics: Statistics, sample: Tensor) -> F64:
+        """Return min-max scales per channel, or one scale, clipped where the part's fit says so."""
         groups = cluster(statistics.mean_per_channel(), "full" if part.role in self.recipe.channel_wise else 1)
-        steps = group_max(floored(statistics.max_per_channel()), groups) / LEVELS
+        scales = group_max(floored(statistics.max_per_channel()), groups) / LEVELS
         if part.fit == "min_max":
-            return steps
+            return scales
         if self.recipe.search == "output_error":
-            return search.fit_channels(sample, np.ones(part.tokens), steps, groups)
+            return search.fit_channels(sample, np.ones(part.tokens), scales, groups)
         if self.recipe.search == "cosine":
-            return steps * cosine.one_step_clip(sample.flatten(0, 1), float(steps[0]))
-        return steps
+            return scales * cosine.one_scale_clip(sample.flatten(0, 1), float(scales[0]))
+        return scales
 
     def _cover(self, part: Activation, statistics: Statistics, sample: Tensor) -> Scales:
-        """Return steps per token and per channel whose product is the step: a rank-1 cover of the largest
+        """Return scales per token and per channel whose product is the scale: a rank-1 cover of the largest
         magnitudes.
         """
         largest, is_channel_wise = floored(array(statistics.largest)), part.role in self.recipe.channel_wise
         chan = np.exp(np.log(largest).mean(axis=0)) if is_channel_wise else np.ones(largest.shape[1])
         groups = self._groups(statistics.mean_per_token(), part.role)
-        tok = self._token_steps((largest / chan).max(axis=1), groups)
+        tok = self._token_scales((largest / chan).max(axis=1), groups)
         if self.recipe.search == "output_error":
             channel_groups = np.arange(len(chan)) if is_channel_wise else np.zeros(len(chan), np.int64)
             chan = search.fit_channels(sample, tok, chan, channel_groups)
         elif self.recipe.search == "cosine":
-            tok = tok * cosine.one_step_clip(sample.flatten(0, 1), float(tok[0]))
+            tok = tok * cosine.one_scale_clip(sample.flatten(0, 1), float(tok[0]))
         return Scales(tok, chan)
 
     def _shared(self, statistics: Statistics) -> Scales:
-        """Return steps of a tensor whose tokens are summed as integers: all of them share one, channels have their
+        """Return scales of a tensor whose tokens are summed as integers: all of them share one, channels have their
         own.
         """
         largest = statistics.max_per_channel()
         chan = floored(largest) if self.recipe.smoothing else np.ones(len(largest))
         chan = chan / np.exp(np.log(chan).mean())
-        step = max(float((largest / chan).max()), SMALLEST_STEP) / LEVELS
-        return Scales(np.full(len(statistics.largest), step), chan)
+        scale = max(float((largest / chan).max()), SMALLEST_SCALE) / LEVELS
+        return Scales(np.full(len(statistics.largest), scale), chan)
 
     def _linear(self, p: str, part: Linear, record: LayerRecord) -> None:
-        """Find the steps of a linear layer's weight and the correction of its bias, and the steps of its input where
+        """Find the scales of a linear layer's weight and the correction of its bias, and the scales of its input where
         they come with them.
         """
         name, weight = p + part.name, self.model.get_parameter(p + part.weight)
         if isinstance(part.input, Activation) and part.input.fit == "reader":
-            x, tok, folded, weight_steps = self._read_tokens(p, part.input, weight, record)
+            x, tok, folded, weight_scales = self._read_tokens(p, part.input, weight, record)
         else:
             columns, scales = weight.shape[1], self._scales[part.input.name]
             chan = tensor(scales.chan[:columns])
             x, folded = record.sample(part.input.name)[..., :columns] / chan, weight * chan
             tok = torch.ones(1) if scales.tok is None else tensor(scales.tok)[:, None]
-            weight_steps = self._weight_steps(folded, x.flatten(0, 1))
-        self._store(f"{name}.weight.scale", weight_steps)
+            weight_scales = self._weight_scales(folded, x.flatten(0, 1))
+        self._store(f"{name}.weight.scale", weight_scales)
         corrects = self.recipe.bias_correction == "all" or (
             part.bias is not None and self.recipe.bias_correction == "biased"
         )
         self._store(
-            f"{name}.bias", search.output_bias(x, tok, folded, weight_steps) if corrects else np.zeros(len(weight))
+            f"{name}.bias", search.output_bias(x, tok, folded, weight_scales) if corrects else np.zeros(len(weight))
         )
 
-    def _weight_steps(self, weight: Tensor, rows: Tensor) -> F64:
-        """Return the steps of a weight [O, C] whose input's channel scales are folded in; rows [n, C] are its
+    def _weight_scales(self, weight: Tensor, rows: Tensor) -> F64:
+        """Return the scales of a weight [O, C] whose input's channel scales are folded in; rows [n, C] are its
         inputs.
         """
-        steps = search.weight_steps(weight, self.recipe.weight_per_channel)
+        scales = search.weight_scales(weight, self.recipe.weight_per_channel)
         if self.recipe.search == "output_error":
-            return search.fit_weight(rows, weight, steps, self.recipe.weight_per_channel)
+            return search.fit_weight(rows, weight, scales, self.recipe.weight_per_channel)
         if self.recipe.search == "cosine":
-            return cosine.weight_steps(rows, weight, steps)
-        return steps
+            return cosine.weight_scales(rows, weight, scales)
+        return scales
 
     def _read_tokens(
         self, p: str, part: Activation, weight: Tensor, record: LayerRecord
@@ -381,8 +382,8 @@ class _Calibrator:
         """Steps of a linear layer's input [images, L, C] per token, and per channel where factors fold for free, and of
         the weight that reads it.
 
-        Returns the sample without its channels' factors, its steps [L, 1], the weight with the factors, and the
-        weight's steps.
+        Returns the sample without its channels' factors, its scales [L, 1], the weight with the factors, and the
+        weight's scales.
         """
         statistics, sample = record.statistics[part.name], record.sample(part.name)
         channel = np.ones(weight.shape[1])
@@ -394,21 +395,21 @@ class _Calibrator:
         x, folded = sample / factors, weight * factors
         largest = array((statistics.largest / factors).amax(dim=1))
         groups = self._groups(array((statistics.total / factors).mean(dim=1)), part.role)
-        steps = self._token_steps(largest, groups)
-        weight_steps = search.weight_steps(folded, self.recipe.weight_per_channel)
+        scales = self._token_scales(largest, groups)
+        weight_scales = search.weight_scales(folded, self.recipe.weight_per_channel)
         if self.recipe.search == "output_error":
-            steps = search.fit_tokens(x, folded, steps, groups)
-            weight_steps = search.fit_weight(x.flatten(0, 1), folded, weight_steps, self.recipe.weight_per_channel)
+            scales = search.fit_tokens(x, folded, scales, groups)
+            weight_scales = search.fit_weight(x.flatten(0, 1), folded, weight_scales, self.recipe.weight_per_channel)
         elif self.recipe.search == "cosine":
             if part.role in self.recipe.token_wise:
-                steps = cosine.token_steps(x, steps, groups)
+                scales = cosine.token_scales(x, scales, groups)
             if part.role in self.recipe.power_of_two:
-                steps = power_of_two(steps)
-            weight_steps = cosine.weight_steps(
-                fake_quantize(x, tensor(steps)[:, None]).flatten(0, 1), folded, weight_steps
+                scales = power_of_two(scales)
+            weight_scales = cosine.weight_scales(
+                fake_quantize(x, tensor(scales)[:, None]).flatten(0, 1), folded, weight_scales
             )
-        self._keep(p + part.name, part, Scales(steps, channel))
-        return x, tensor(steps)[:, None], folded, weight_steps
+        self._keep(p + part.name, part, Scales(scales, channel))
+        return x, tensor(scales)[:, None], folded, weight_scales
 
     def _table(self, name: str, part: Table, record: LayerRecord) -> None:
         before = record.statistics[part.argument]
@@ -453,13 +454,13 @@ class _Calibrator:
         groups = (
             np.arange(len(per_token)) if part.role in self.recipe.token_wise else np.zeros(len(per_token), np.int64)
         )
-        steps = self._token_steps(per_token, groups) * r_L
+        scales = self._token_scales(per_token, groups) * r_L
         if self.recipe.search == "output_error":
-            steps = search.fit_state(state.samples, steps, r_C, r_D, array(c.square().mean(dim=(0, 1))), groups)
+            scales = search.fit_state(state.samples, scales, r_C, r_D, array(c.square().mean(dim=(0, 1))), groups)
         elif self.recipe.search == "cosine":
             count = min(len(state.samples), len(c))
-            steps = cosine.state_steps(state.samples[:count], c[:count], r_C, r_D, steps)
-        self._store_state(name, steps, r_C, r_D)
+            scales = cosine.state_scales(state.samples[:count], c[:count], r_C, r_D, scales)
+        self._store_state(name, scales, r_C, r_D)
 
     def _store_state(self, name: str, tok: F64, chan: F64, state: F64) -> None:
         for suffix, values in (("tok", tok), ("chan", chan), ("state", state)):

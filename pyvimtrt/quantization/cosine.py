@@ -1,4 +1,4 @@
-"""The published step search: candidates between 0.01 and 1.2 times the min-max step, the cosine of what comes out as
+"""The published scale search: candidates between 0.01 and 1.2 times the min-max scale, the cosine of what comes out as
 score.
 
 100 candidates; cosines are those of the vectors of one token (of one channel for the outputs of SiLU and
@@ -19,65 +19,65 @@ TIE = 1e-7  # of cosines
 ROWS = 512  # rows of the sample that cosines are measured on
 
 
-def weight_steps(x: Tensor, weight: Tensor, steps: F64) -> F64:
-    """Return steps [O] of a weight [O, C], one multiplier for all, by the cosine of the rows of x W^T; x [rows, C] as
+def weight_scales(x: Tensor, weight: Tensor, scales: F64) -> F64:
+    """Return scales [O] of a weight [O, C], one multiplier for all, by the cosine of the rows of x W^T; x [rows, C] as
     the engine has it.
     """
     x = x[:ROWS]
     target = x @ weight.T
-    return steps * _best(
-        [_cosine(x @ fake_quantize(weight, tensor(steps * c)[:, None], -LEVELS).T, target) for c in CANDIDATES]
+    return scales * _best(
+        [_cosine(x @ fake_quantize(weight, tensor(scales * c)[:, None], -LEVELS).T, target) for c in CANDIDATES]
     )
 
 
-def one_step_clip(x: Tensor, step: float) -> float:
-    """Return the multiplier of the one step of x [rows, C], by the cosine of its rows."""
+def one_scale_clip(x: Tensor, scale: float) -> float:
+    """Return the multiplier of the one scale of x [rows, C], by the cosine of its rows."""
     x = x[:ROWS]
-    return _best([_cosine(_rounded(x, step * c), x) for c in CANDIDATES])
+    return _best([_cosine(_rounded(x, scale * c), x) for c in CANDIDATES])
 
 
-def token_steps(x: Tensor, steps: F64, groups: I64) -> F64:
-    """Return token steps [L] of x [images, L, C]: one multiplier for each group of tokens, by the cosine of its tokens'
-    vectors.
+def token_scales(x: Tensor, scales: F64, groups: I64) -> F64:
+    """Return token scales [L] of x [images, L, C]: one multiplier for each group of tokens, by the cosine of its
+    tokens' vectors.
     """
     images = max(1, ROWS // x.shape[1])
     x = x[:images]
-    chosen = steps.copy()
+    chosen = scales.copy()
     for group in range(int(groups.max()) + 1):
         members = np.flatnonzero(groups == group)
         part = x[:, torch.from_numpy(members)]
         chosen[members] *= _best(
-            [_cosine(fake_quantize(part, tensor(steps[members] * c)[:, None]), part) for c in CANDIDATES]
+            [_cosine(fake_quantize(part, tensor(scales[members] * c)[:, None]), part) for c in CANDIDATES]
         )
     return chosen
 
 
-def output_clip(y: Tensor, step: float, is_positive: bool) -> float:
-    """Return the multiplier of a table's output step for y [rows, E], by the cosine of the channels' vectors."""
+def output_clip(y: Tensor, scale: float, is_positive: bool) -> float:
+    """Return the multiplier of a table's output scale for y [rows, E], by the cosine of the channels' vectors."""
     low, high = (0.0, 255.0) if is_positive else (-128.0, 127.0)
     target = y.T
-    return _best([_cosine(fake_quantize(target, tensor(step * c), low, high), target) for c in CANDIDATES])
+    return _best([_cosine(fake_quantize(target, tensor(scale * c), low, high), target) for c in CANDIDATES])
 
 
-def state_steps(h: Tensor, c: Tensor, r_C: F64, r_D: F64, steps: F64) -> F64:
-    """Return the state's token steps [L] by the cosine of y[t] = C[t] h[t] over the channels; h [images, L, E, N], c
+def state_scales(h: Tensor, c: Tensor, r_C: F64, r_D: F64, scales: F64) -> F64:
+    """Return the state's token scales [L] by the cosine of y[t] = C[t] h[t] over the channels; h [images, L, E, N], c
     [images, L, N] and y unscaled.
     """
     images = max(1, ROWS // h.shape[1])
     h, c = h[:images], c[:images]
     factors = tensor(r_C)[:, None] * tensor(r_D)
-    chosen = steps.copy()
+    chosen = scales.copy()
     for t in range(h.shape[1]):
         scaled, read = h[:, t] / factors, c[:, t, None, :] * tensor(r_D)  # y in units of r_C, as published
         target = (scaled * read).sum(dim=-1)
         chosen[t] *= _best(
-            [_cosine((fake_quantize(scaled, tensor(steps[t] * m)) * read).sum(dim=-1), target) for m in CANDIDATES]
+            [_cosine((fake_quantize(scaled, tensor(scales[t] * m)) * read).sum(dim=-1), target) for m in CANDIDATES]
         )
     return chosen
 
 
-def _rounded(y: Tensor, step: float) -> Tensor:
-    return fake_quantize(y, tensor(step))
+def _rounded(y: Tensor, scale: float) -> Tensor:
+    return fake_quantize(y, tensor(scale))
 
 
 def _cosine(y: Tensor, target: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""k-scaling: tokens or channels fall into K clusters by magnitude, each with its own step (paper, k-scaled
+"""k-scaling: tokens or channels fall into K clusters by magnitude, each with its own scale (paper, k-scaled
 quantization).
 """
 
@@ -55,9 +55,9 @@ def group_max(values: F64, groups: I64) -> F64:
     return largest[groups]
 
 
-def power_of_two(steps: F64) -> F64:
-    """Return s_0 * 2^round(log2(s / s_0)), s_0 the smallest step: changing cluster is a shift (paper, power-of-two
+def power_of_two(scales: F64) -> F64:
+    """Return s_0 * 2^round(log2(s / s_0)), s_0 the smallest scale: changing cluster is a shift (paper, power-of-two
     rule).
     """
-    base = steps.min()
-    return np.asarray(base * np.exp2(np.round(np.log2(steps / base))))
+    base = scales.min()
+    return np.asarray(base * np.exp2(np.round(np.log2(scales / base))))

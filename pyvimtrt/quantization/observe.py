@@ -87,7 +87,7 @@ class StateStatistics:
 
 @dataclass
 class LayerRecord:
-    """Everything calibration knows about one layer's tensors, by the names that the model's taps use."""
+    """Everything calibration knows about one layer's tensors, by the names that the model's hooks use."""
 
     layer: str
     sample_images: int
@@ -96,7 +96,7 @@ class LayerRecord:
     _samples: dict[str, list[Tensor]] = field(default_factory=dict)
     _seen: dict[str, int] = field(default_factory=dict)
 
-    def tap(self, name: str, x: Tensor) -> Tensor:
+    def hook(self, name: str, x: Tensor) -> Tensor:
         """Observe a tensor [B, L, C] of one batch and return it. Raises CalibrationError where it is not finite."""
         if not bool(torch.isfinite(x).all()):
             raise CalibrationError(
@@ -113,7 +113,7 @@ class LayerRecord:
         return x
 
     def sample(self, name: str) -> Tensor:
-        """Return a tensor [images, L, C] of the first images, those the steps are searched on."""
+        """Return a tensor [images, L, C] of the first images, those the scales are searched on."""
         if len(self._samples[name]) > 1:
             self._samples[name] = [torch.cat(self._samples[name])]
         return self._samples[name][0]

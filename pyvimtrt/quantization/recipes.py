@@ -124,7 +124,7 @@ def get_recipe(
         recipe = dataclasses.replace(recipe, clusters=parse_clusters(clusters))
     if state is not None:
         if state not in STATES:
-            raise CalibrationError(f"the state must be one of {', '.join(STATES)}, got {state!r}")
+            raise CalibrationError(f"the state must be {', '.join(STATES[:-1])} or {STATES[-1]}, got {state!r}")
         recipe = dataclasses.replace(recipe, state=state)
     for step in without:
         if step not in STEPS:
@@ -152,5 +152,5 @@ def parse_clusters(text: str | int) -> int | Literal["full"]:
 
 
 def parse_without(text: str | None) -> tuple[str, ...]:
-    """Return the names of steps from a command line or a recipe file: separated by commas."""
+    """Return the names of steps from a command line or a build file: separated by commas."""
     return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()

@@ -10,12 +10,12 @@ from pyvimtrt.quantization.kscale import F64
 
 LEVELS = 127.0
 INT16_LEVELS = 32767.0
-SMALLEST_STEP = 1e-30  # of anything: a dead tensor must not have the step 0
+SMALLEST_SCALE = 1e-30  # of anything: a dead tensor must not have the scale 0
 
 
-def fake_quantize(x: Tensor, step: Tensor, low: float = -128.0, high: float = 127.0) -> Tensor:
-    """Return x rounded to multiples of ``step`` within the int8 range."""
-    return torch.clamp(torch.round(x / step), low, high) * step
+def fake_quantize(x: Tensor, scale: Tensor, low: float = -128.0, high: float = 127.0) -> Tensor:
+    """Return x rounded to multiples of ``scale`` within the int8 range."""
+    return torch.clamp(torch.round(x / scale), low, high) * scale
 
 
 def tensor(values: F64 | float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Step search: clipping chosen by the error it causes in a layer's output, vectorized over candidates, tokens and
+"""Scale search: clipping chosen by the error it causes in a layer's output, vectorized over candidates, tokens and
 channels.
 
 The error of a linear layer y = x W^T is a quadratic form: sum over rows of ||e W^T||^2 with e = x - Q(x) needs W^T W
@@ -18,9 +18,9 @@ from pyvimtrt.quantization import cosine
 from pyvimtrt.quantization.cache import TableScales
 from pyvimtrt.quantization.kscale import F64, I64, cluster, group_max, power_of_two
 from pyvimtrt.quantization.recipes import Recipe
-from pyvimtrt.quantization.rounding import LEVELS, SMALLEST_STEP, array, fake_quantize, tensor
+from pyvimtrt.quantization.rounding import LEVELS, SMALLEST_SCALE, array, fake_quantize, tensor
 
-CLIPS = tuple(np.linspace(1.0, 0.35, 14))  # candidates, as shares of the min-max step
+CLIPS = tuple(np.linspace(1.0, 0.35, 14))  # candidates, as shares of the min-max scale
 
 SILU_MINIMUM_AT = -1.2784645
 
@@ -37,50 +37,50 @@ def _best(errors: list[Tensor], groups: I64 | None = None) -> F64:
     return np.asarray(np.array(CLIPS)[table.argmin(axis=0)])
 
 
-def weight_steps(weight: Tensor, per_channel: bool) -> F64:
-    """Return min-max steps [O] of a weight [O, C]."""
+def weight_scales(weight: Tensor, per_channel: bool) -> F64:
+    """Return min-max scales [O] of a weight [O, C]."""
     largest = array(weight.abs().amax(dim=1))
     return np.asarray(
-        np.maximum(largest if per_channel else np.full_like(largest, largest.max()), SMALLEST_STEP) / LEVELS
+        np.maximum(largest if per_channel else np.full_like(largest, largest.max()), SMALLEST_SCALE) / LEVELS
     )
 
 
-def fit_weight(x: Tensor, weight: Tensor, steps: F64, per_channel: bool) -> F64:
-    """Return weight steps [O] clipped for the least output error over rows x [rows, C]."""
+def fit_weight(x: Tensor, weight: Tensor, scales: F64, per_channel: bool) -> F64:
+    """Return weight scales [O] clipped for the least output error over rows x [rows, C]."""
     gram = x.T @ x
     errors = []
     for clip in CLIPS:
-        d = weight - fake_quantize(weight, tensor(steps * clip)[:, None], -LEVELS)
+        d = weight - fake_quantize(weight, tensor(scales * clip)[:, None], -LEVELS)
         errors.append(((d @ gram) * d).sum(dim=1))
-    return steps * _best(errors, None if per_channel else np.zeros(len(steps), np.int64))
+    return scales * _best(errors, None if per_channel else np.zeros(len(scales), np.int64))
 
 
-def fit_tokens(x: Tensor, weight: Tensor, steps: F64, groups: I64) -> F64:
-    """Return token steps [L] of a linear layer's input x [images, L, C], clipped for the least output error per group
+def fit_tokens(x: Tensor, weight: Tensor, scales: F64, groups: I64) -> F64:
+    """Return token scales [L] of a linear layer's input x [images, L, C], clipped for the least output error per group
     of tokens.
     """
     gram = weight.T @ weight
     errors = []
     for clip in CLIPS:
-        e = x - fake_quantize(x, tensor(steps * clip)[:, None])
+        e = x - fake_quantize(x, tensor(scales * clip)[:, None])
         errors.append(((e @ gram) * e).sum(dim=(0, 2)))
-    return steps * _best(errors, groups)
+    return scales * _best(errors, groups)
 
 
-def fit_channels(x: Tensor, steps_tok: F64, steps_chan: F64, groups: I64) -> F64:
-    """Return channel steps [C] of x [images, L, C] clipped for the least square error per group of channels."""
-    scaled = x / tensor(steps_tok)[:, None]
+def fit_channels(x: Tensor, scales_tok: F64, scales_chan: F64, groups: I64) -> F64:
+    """Return channel scales [C] of x [images, L, C] clipped for the least square error per group of channels."""
+    scaled = x / tensor(scales_tok)[:, None]
     errors = []
     for clip in CLIPS:
-        errors.append((scaled - fake_quantize(scaled, tensor(steps_chan * clip))).square().sum(dim=(0, 1)))
-    return steps_chan * _best(errors, groups)
+        errors.append((scaled - fake_quantize(scaled, tensor(scales_chan * clip))).square().sum(dim=(0, 1)))
+    return scales_chan * _best(errors, groups)
 
 
-def output_bias(x: Tensor, x_steps: Tensor, weight: Tensor, weight_step: F64) -> F64:
+def output_bias(x: Tensor, x_scales: Tensor, weight: Tensor, weight_scale: F64) -> F64:
     """Return what quantization takes from the mean of each output: mean of x W^T - Q(x) Q(W)^T over the rows of x."""
-    rounded = fake_quantize(x, x_steps).flatten(0, 1).mean(dim=0)
+    rounded = fake_quantize(x, x_scales).flatten(0, 1).mean(dim=0)
     exact = x.flatten(0, 1).mean(dim=0)
-    quantized = fake_quantize(weight, tensor(weight_step)[:, None], -LEVELS)
+    quantized = fake_quantize(weight, tensor(weight_scale)[:, None], -LEVELS)
     return array(weight @ exact - quantized @ rounded)
 
 
@@ -98,8 +98,8 @@ def fit_tables(
     """Return scales of a function applied by table to v [rows, E].
 
     ``low`` and ``high`` [E] bound v over all images, ``magnitude`` [E] is the mean of |function(v)|. Non-negative
-    functions (``inverse`` given) use 256 output levels, and inputs that give less than a quarter of an output step need
-    no index. ``index_powers``: the tables' index steps are powers of two apart.
+    functions (``inverse`` given) use 256 output levels, and inputs that give less than a quarter of an output scale
+    need no index. ``index_powers``: the tables' index scales are powers of two apart.
     """
     groups = cluster(magnitude, recipe.tables if channel_wise else 1)
     tables = int(groups.max()) + 1
@@ -109,7 +109,7 @@ def fit_tables(
     out = np.array(
         [group_max(array(function(bounds).abs().amax(dim=0)), groups)[groups == k][0] for k in range(tables)]
     )
-    out = np.maximum(out, SMALLEST_STEP) / levels
+    out = np.maximum(out, SMALLEST_SCALE) / levels
     if recipe.search == "cosine":
         out *= [
             cosine.output_clip(function(v[:, torch.from_numpy(groups == k)]), out[k], inverse is not None)
@@ -146,22 +146,22 @@ def fit_tables(
 def _table_option(
     v: Tensor, low: float, high: float, out: float, function: Function, inverse: Function | None, asymmetric: bool
 ) -> tuple[float, float, float, float]:
-    """Return error, index step, index center and output step of one candidate."""
+    """Return error, index scale, index center and output scale of one candidate."""
     if inverse is not None:
         low = max(low, float(inverse(torch.tensor(out / 4, dtype=torch.float64))))
         low = min(low, high)
     if asymmetric:
         center = (high + low) / 2
-        step = max((high - low) / 255.0, SMALLEST_STEP, abs(center) * 1e-6)
+        scale = max((high - low) / 255.0, SMALLEST_SCALE, abs(center) * 1e-6)
     else:
-        center, step = 0.0, max(abs(low), abs(high), SMALLEST_STEP) / LEVELS
-    index = fake_quantize(v - center, tensor(step)) + center
+        center, scale = 0.0, max(abs(low), abs(high), SMALLEST_SCALE) / LEVELS
+    index = fake_quantize(v - center, tensor(scale)) + center
     y = fake_quantize(function(index), tensor(out), *((0.0, 255.0) if inverse is not None else (-128.0, 127.0)))
-    return float((y - function(v)).double().square().sum()), step, center, out
+    return float((y - function(v)).double().square().sum()), scale, center, out
 
 
-def fit_state(h: Tensor, steps_tok: F64, r_C: F64, r_D: F64, c_square: F64, groups: I64) -> F64:
-    """Return the state's token steps [L], clipped for the least error they cause in y.
+def fit_state(h: Tensor, scales_tok: F64, r_C: F64, r_D: F64, c_square: F64, groups: I64) -> F64:
+    """Return the state's token scales [L], clipped for the least error they cause in y.
 
     h [images, L, E, N] are true states; the error of state n weighs r_C^2 r_D^2 times the mean square of C[n],
     ``c_square`` [N].
@@ -171,12 +171,12 @@ def fit_state(h: Tensor, steps_tok: F64, r_C: F64, r_D: F64, c_square: F64, grou
     errors: list[Tensor] = []
     per_token = []
     for t in range(h.shape[1]):
-        scaled = h[:, t] / (factors * float(steps_tok[t]))  # in units of the min-max step
+        scaled = h[:, t] / (factors * float(scales_tok[t]))  # in units of the min-max scale
         per_token.append(
             torch.stack(
                 [((scaled - fake_quantize(scaled, tensor(clip))).square().sum(dim=0) * weight).sum() for clip in CLIPS]
             )
-            * float(steps_tok[t]) ** 2
+            * float(scales_tok[t]) ** 2
         )
     errors = list(torch.stack(per_token, dim=1))
-    return steps_tok * _best(errors, groups)
+    return scales_tok * _best(errors, groups)

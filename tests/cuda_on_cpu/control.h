@@ -12,7 +12,7 @@ enum class Schedule {
   kAscending,
   kDescending,
   kRandom
-};                                             // which runnable thread of a block goes on, and the order of blocks
+};  // which runnable thread of a block goes on, and the order of blocks
 enum class Placement { kLeft, kRight };        // which end of an allocation lies at a guard page
 enum class Copies { kLate, kEarly, kRandom };  // asynchronous copies happen at the wait, at once, or now this, now that
 

@@ -1,5 +1,5 @@
-// Kernels with one fault each and their corrected twins: what tests/kernels/test_cuda_on_cpu.py uses to show that the double
-// sees the fault.
+// Kernels with one fault each and their corrected twins: what tests/kernels/test_cuda_on_cpu.py uses to show that the
+// double sees the fault.
 #pragma once
 
 #include <cstddef>

@@ -1,7 +1,7 @@
 // The plugin library for Python, on the CPU double (vimtrt_plugins_on_cpu) or on a GPU (vimtrt_plugins_on_gpu); see
-// tests/support/plugin_run.py. It plays TensorRT's part: finds creators through getCreators, makes plugins of fields, asks for
-// types, shapes and formats, configures, serializes, makes them anew for the runtime phase, copies them, and enqueues
-// on device memory.
+// tests/support/plugin_run.py. It plays TensorRT's part: finds creators through getCreators, makes plugins of fields,
+// asks for types, shapes and formats, configures, serializes, makes them anew for the runtime phase, copies them, and
+// enqueues on device memory.
 #include <NvInferRuntime.h>
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>

@@ -1,6 +1,6 @@
 // The CPU engine for a Python that cannot load it, such as one beside an emulator: reads calls of Program from its
-// input and answers on its output (tests/support/foreign.py writes and reads them). Numbers are those of the machine, 64-bit,
-// little-endian.
+// input and answers on its output (tests/support/foreign.py writes and reads them). Numbers are those of the machine,
+// 64-bit, little-endian.
 //
 //   call    string name, u32 fields, then for each: string key, u8 kind, and
 //           'i' an integer   'f' a double   's' a string   'l' a list of integers   'a' an array: a list, its shape,

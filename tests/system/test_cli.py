@@ -577,7 +577,9 @@ def test_unknown_names(fails: Callable[..., str], npz: Path, tmp_path: Path) -> 
     assert "unknown recipe 'best'; the recipes are" in fails(
         "calibrate", TINY, "--images", npz, "-o", out, "--recipe", "best"
     )
-    assert "the state must be int8 or fp32" in fails("calibrate", TINY, "--images", npz, "-o", out, "--state", "int4")
+    assert "the state must be int8, int16 or fp32" in fails(
+        "calibrate", TINY, "--images", npz, "-o", out, "--state", "int4"
+    )
     assert "unknown backend 'tpu'" in fails("build", "--int8", "--backend", "tpu")
     assert "No such command 'inspec'" in fails("inspec")
     assert "No such option: --fast" in fails("build", "--fast")

@@ -169,10 +169,10 @@ def exact_tensors() -> tuple[dict[str, np.ndarray], dict[tuple[int, str], np.nda
 
                 return torch_scan(u, delta, A, B, C, D, reverse, keep)
 
-            def tap(name: str, x: torch.Tensor, i: int = i) -> torch.Tensor:
+            def hook(name: str, x: torch.Tensor, i: int = i) -> torch.Tensor:
                 return seen.setdefault(f"layers.{i}.{name}", x)
 
-            hidden, residual = layer(hidden, residual, tap, scan)
+            hidden, residual = layer(hidden, residual, hook, scan)
     largest = {name: x.abs().amax(dim=0).numpy() for name, x in seen.items()}
     return largest, {key: h.abs().amax(dim=0).numpy() for key, h in states.items()}
 
@@ -196,10 +196,10 @@ def test_ranges_are_the_largest_magnitudes_and_what_the_steps_reach() -> None:
         )
         same_table = t[p + "backward.delta.table_id"][:, None] == t[p + "backward.delta.table_id"]
         assert (delta.groups[:, None] == delta.groups)[same_table].all()
-        for name, tap in (("out_proj.input", "out_proj.input"), ("forward.x_proj.output", "forward.x_proj.output")):
+        for name, hook in (("out_proj.input", "out_proj.input"), ("forward.x_proj.output", "forward.x_proj.output")):
             tok, chan = t[p + name + ".scale_tok"].astype(float), t[p + name + ".scale_chan"].astype(float)
             token, channel = ranges[p + name, "token"], ranges[p + name, "channel"]
-            whole = largest[p + tap] / (127 * tok[:, None] * chan)  # what fraction of its reach every entry takes
+            whole = largest[p + hook] / (127 * tok[:, None] * chan)  # what fraction of its reach every entry takes
             np.testing.assert_allclose(token.largest / token.reach, whole.max(axis=1), rtol=1e-4)
             np.testing.assert_allclose(channel.largest / channel.reach, whole.max(axis=0), rtol=1e-4)
 

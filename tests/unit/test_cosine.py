@@ -46,38 +46,38 @@ def test_candidates_are_the_published_ones() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_weight_steps_share_the_best_multiplier(seed: int) -> None:
+def test_weight_scales_share_the_best_multiplier(seed: int) -> None:
     x, weight = rng(seed).standard_t(3, (60, 12)), rng(seed + 10).standard_t(2, (5, 12))
-    steps = np.full(5, np.abs(weight).max() / 127)
-    (chosen,) = {round(float(r), 9) for r in cosine.weight_steps(f32(x), f32(weight), steps) / steps}
-    check_best(chosen, [score(x @ q(weight, steps[:, None] * c, -127).T, x @ weight.T) for c in cosine.CANDIDATES])
+    scales = np.full(5, np.abs(weight).max() / 127)
+    (chosen,) = {round(float(r), 9) for r in cosine.weight_scales(f32(x), f32(weight), scales) / scales}
+    check_best(chosen, [score(x @ q(weight, scales[:, None] * c, -127).T, x @ weight.T) for c in cosine.CANDIDATES])
 
 
 def test_a_weight_that_no_input_reaches_is_clipped() -> None:
     x, weight = rng(0).normal(size=(50, 16)), rng(1).normal(size=(8, 16))
     x[:, 0], weight[:, 0] = 0, 90.0
-    steps = np.full(8, 90.0 / 127)
-    assert (cosine.weight_steps(f32(x), f32(weight), steps) < 0.1 * steps).all()
+    scales = np.full(8, 90.0 / 127)
+    assert (cosine.weight_scales(f32(x), f32(weight), scales) < 0.1 * scales).all()
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_one_step_for_all_rows(seed: int) -> None:
     x = rng(seed).standard_t(2, (40, 24))
     step = float(np.abs(x).max() / 127)
-    check_best(cosine.one_step_clip(f32(x), step), [score(q(x, step * c), x) for c in cosine.CANDIDATES])
+    check_best(cosine.one_scale_clip(f32(x), step), [score(q(x, step * c), x) for c in cosine.CANDIDATES])
 
 
 def test_every_group_of_tokens_has_its_own_multiplier() -> None:
     x = rng(0).standard_t(2, (6, 5, 24))
     x[:, 3:] *= 50
     groups = np.array([0, 0, 1, 2, 2])
-    steps = np.array([1.0, 1.0, 2.0, 30.0, 30.0])
-    chosen = cosine.token_steps(f32(x), steps, groups) / steps
+    scales = np.array([1.0, 1.0, 2.0, 30.0, 30.0])
+    chosen = cosine.token_scales(f32(x), scales, groups) / scales
     for group in range(3):
         members = groups == group
         (multiplier,) = {round(float(c), 9) for c in chosen[members]}
         part = x[:, members]
-        check_best(multiplier, [score(q(part, steps[members][:, None] * c), part) for c in cosine.CANDIDATES])
+        check_best(multiplier, [score(q(part, scales[members][:, None] * c), part) for c in cosine.CANDIDATES])
 
 
 @pytest.mark.parametrize("is_positive", [False, True])
@@ -97,12 +97,12 @@ def test_every_token_s_state_has_its_own_multiplier() -> None:
     h, c = random.standard_t(2, (5, 4, 9, 8)), random.normal(size=(5, 4, 8))
     r_C, r_D = np.exp(random.normal(size=9)), np.exp(random.normal(size=8))
     h *= r_C[:, None] * r_D
-    steps = np.abs(h / (r_C[:, None] * r_D)).max(axis=(0, 2, 3)) / 127
-    chosen = cosine.state_steps(f32(h), f32(c), r_C, r_D, steps) / steps
+    scales = np.abs(h / (r_C[:, None] * r_D)).max(axis=(0, 2, 3)) / 127
+    chosen = cosine.state_scales(f32(h), f32(c), r_C, r_D, scales) / scales
     assert len(np.unique(chosen)) > 1
     for t in range(4):
         scaled, read = h[:, t] / (r_C[:, None] * r_D), c[:, t, None, :] * r_D
         target = (scaled * read).sum(-1)
         check_best(
-            float(chosen[t]), [score((q(scaled, steps[t] * m) * read).sum(-1), target) for m in cosine.CANDIDATES]
+            float(chosen[t]), [score((q(scaled, scales[t] * m) * read).sum(-1), target) for m in cosine.CANDIDATES]
         )

@@ -119,7 +119,7 @@ def test_the_pytorch_model_taps_every_tensor_of_the_description(spec: str) -> No
     description, model = describe(config), load_model(config, varied_weights(config))
     seen: dict[str, tuple[int, ...]] = {}
 
-    def tap(name: str, x: torch.Tensor) -> torch.Tensor:
+    def hook(name: str, x: torch.Tensor) -> torch.Tensor:
         seen[name] = tuple(x.shape[1:])
         return x
 
@@ -127,11 +127,11 @@ def test_the_pytorch_model_taps_every_tensor_of_the_description(spec: str) -> No
     hidden, residual = model.embed(images), None
     for block, layer in zip(description.layers, model.layers, strict=True):
         seen.clear()
-        hidden, residual = layer(hidden, residual, tap)
+        hidden, residual = layer(hidden, residual, hook)
         check_taps(block, seen)
     seen.clear()
     assert residual is not None
-    model.features(model.pooled(hidden + residual), tap)
+    model.features(model.pooled(hidden + residual), hook)
     check_taps(description.head, seen)
 
 

@@ -67,7 +67,7 @@ def naive_scan(u: F64, delta: F64, A: F64, B: F64, C: F64, D: F64) -> F64:
 
 
 def naive_causal_conv(x: F64, weight: F64, bias: F64) -> F64:
-    """x [L, E], weight [E, 1, width]: tap width-1 meets the token itself, tap 0 the one width-1 before."""
+    """x [L, E], weight [E, 1, width]: hook width-1 meets the token itself, hook 0 the one width-1 before."""
     length, channels = x.shape
     width = weight.shape[2]
     y = np.empty_like(x)
@@ -154,7 +154,7 @@ def test_every_part_of_the_mixer_reaches_the_logits(changed: str) -> None:
     if changed == "A_b_log":
         other[f"layers.0.mixer.{changed}"] += 0.5  # a single state hardly shows over five tokens
     else:
-        other[f"layers.0.mixer.{changed}"].reshape(-1)[-1] += 0.5  # the last channel, the last tap
+        other[f"layers.0.mixer.{changed}"].reshape(-1)[-1] += 0.5  # the last channel, the last hook
     image = np.random.default_rng(3).normal(size=(1, 8, 8))
     difference = naive_logits(config, other, image) - naive_logits(config, weights, image)
     with torch.no_grad():

@@ -369,7 +369,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     ),
     "unknown state": (
         attribute("BidirectionalScan", "state", "int4"),
-        r"attribute state: must be int8 or fp32, got int4",
+        r"attribute state: must be int8 or fp32 or int16, got int4",
     ),
     "epsilon of 0": (attribute("AddRMSNormQuant", "epsilon", 0.0), r"epsilon must lie between 0 and 1"),
     "epsilon that is NaN": (attribute("AddRMSNormQuant", "epsilon", float("nan")), r"epsilon must lie between 0 and 1"),

@@ -1,4 +1,4 @@
-"""Calibration: every step, factor and clip recomputed with NumPy and plain loops, and the cache file that carries
+"""Calibration: every scale, factor and clip recomputed with NumPy and plain loops, and the cache file that carries
 them.
 """
 
@@ -58,7 +58,7 @@ from pyvimtrt.quantization.search import (
     fit_tokens,
     fit_weight,
     output_bias,
-    weight_steps,
+    weight_scales,
 )
 from pyvimtrt.runtime.cpu import CpuEngine
 from pyvimtrt.runtime.reference import ReferenceEngine
@@ -101,9 +101,9 @@ def exact(x: torch.Tensor) -> Array:
     return x.double().numpy()
 
 
-def q(x: Array, step: Array | float, low: int = -128, high: int = 127) -> Array:
-    """x rounded to multiples of step, in float64."""
-    return np.clip(np.rint(x / step), low, high) * step
+def q(x: Array, scale: Array | float, low: int = -128, high: int = 127) -> Array:
+    """x rounded to multiples of scale, in float64."""
+    return np.clip(np.rint(x / scale), low, high) * scale
 
 
 def cosine(a: Array, b: Array) -> float:
@@ -209,20 +209,20 @@ def test_group_max_is_the_largest_of_the_group() -> None:
     assert len(set(expected)) == 6
 
 
-def check_powers_of_two(steps: Array, what: str = "steps") -> None:
-    """All steps are the smallest times 2^k, k a whole number, exactly."""
-    exponents = np.log2(np.asarray(steps, np.float64) / np.min(steps))
+def check_powers_of_two(scales: Array, what: str = "scales") -> None:
+    """All scales are the smallest times 2^k, k a whole number, exactly."""
+    exponents = np.log2(np.asarray(scales, np.float64) / np.min(scales))
     assert (exponents == np.rint(exponents)).all(), f"{what}: {exponents}"
 
 
 def test_power_of_two_moves_no_step_by_more_than_the_root_of_two() -> None:
     np.testing.assert_array_equal(power_of_two(np.array([7.0, 3.0, 5.6, 1.0])), [8.0, 4.0, 4.0, 1.0])
-    steps = np.exp(rng(4).normal(0, 3, 300))
-    got = power_of_two(steps)
+    scales = np.exp(rng(4).normal(0, 3, 300))
+    got = power_of_two(scales)
     check_powers_of_two(got)
-    assert got.min() == steps.min() and got.argmin() == steps.argmin()
-    assert (np.abs(np.log2(got / steps)) <= 0.5 + 1e-12).all()
-    assert len(np.unique(got)) > 5 and (got > steps).any() and (got < steps).any()
+    assert got.min() == scales.min() and got.argmin() == scales.argmin()
+    assert (np.abs(np.log2(got / scales)) <= 0.5 + 1e-12).all()
+    assert len(np.unique(got)) > 5 and (got > scales).any() and (got < scales).any()
 
 
 # Factors of the hidden state
@@ -339,11 +339,11 @@ def linear_case(seed: int, rows: tuple[int, ...], outputs: int, columns: int, wi
     return x.astype(np.float32), (random.standard_t(4, (outputs, columns)) / column).astype(np.float32)
 
 
-def clips_of(result: Array, steps: Array) -> Array:
-    """The candidate that each step was multiplied with."""
-    assert result.shape == steps.shape
-    distance = np.abs(result[None] / steps[None] - CLIPS[:, None])
-    assert (distance.min(axis=0) < 1e-9).all(), "every step is one of the candidates"
+def clips_of(result: Array, scales: Array) -> Array:
+    """The candidate that each scale was multiplied with."""
+    assert result.shape == scales.shape
+    distance = np.abs(result[None] / scales[None] - CLIPS[:, None])
+    assert (distance.min(axis=0) < 1e-9).all(), "every scale is one of the candidates"
     chosen: Array = distance.argmin(axis=0)
     return chosen
 
@@ -369,22 +369,25 @@ def summed(errors: Array, groups: Array) -> Array:
 
 
 def least_weight_clip(x: Array, weight: Array, per_channel: bool) -> None:
-    steps = (
+    scales = (
         np.abs(weight).max(axis=1).astype(np.float64) / 127
         if per_channel
         else np.full(len(weight), float(np.abs(weight).max()) / 127)
     )
-    np.testing.assert_allclose(weight_steps(f32(weight), per_channel), steps, rtol=1e-12)
+    np.testing.assert_allclose(weight_scales(f32(weight), per_channel), scales, rtol=1e-12)
     wide_x, wide = x.astype(np.float64), weight.astype(np.float64)
     errors = np.array(
         [
-            [((wide_x @ (row - q(row, step * clip, -127))) ** 2).sum() for row, step in zip(wide, steps, strict=True)]
+            [
+                ((wide_x @ (row - q(row, scale * clip, -127))) ** 2).sum()
+                for row, scale in zip(wide, scales, strict=True)
+            ]
             for clip in CLIPS
         ]
     )
     if not per_channel:
         errors = summed(errors, np.zeros(len(weight), np.int64))
-    chosen = clips_of(fit_weight(f32(x), f32(weight), steps, per_channel), steps)
+    chosen = clips_of(fit_weight(f32(x), f32(weight), scales, per_channel), scales)
     check_least(errors, chosen)
     check_groups(chosen, np.arange(len(weight)) if per_channel else np.zeros(len(weight), np.int64))
 
@@ -409,28 +412,28 @@ GROUPS = pytest.mark.parametrize(
 def test_token_steps_have_the_least_output_error_of_all_candidates(seed: int, groups: list[int]) -> None:
     x, weight = linear_case(seed, (7, 6), 9, 20, wide_weight=False)
     of = np.array(groups)
-    steps = group_max(np.abs(x).max(axis=(0, 2)).astype(np.float64), of) / 127
+    scales = group_max(np.abs(x).max(axis=(0, 2)).astype(np.float64), of) / 127
     wide, matrix = x.astype(np.float64), weight.astype(np.float64)
     errors = np.array(
-        [[(((wide[:, t] - q(wide[:, t], steps[t] * clip)) @ matrix.T) ** 2).sum() for t in range(6)] for clip in CLIPS]
+        [[(((wide[:, t] - q(wide[:, t], scales[t] * clip)) @ matrix.T) ** 2).sum() for t in range(6)] for clip in CLIPS]
     )
-    chosen = clips_of(fit_tokens(f32(x), f32(weight), steps, of), steps)
+    chosen = clips_of(fit_tokens(f32(x), f32(weight), scales, of), scales)
     check_least(summed(errors, of), chosen)
     check_groups(chosen, of)
 
 
 @GROUPS
-@pytest.mark.parametrize("with_tokens", [False, True], ids=["plain", "token steps"])
+@pytest.mark.parametrize("with_tokens", [False, True], ids=["plain", "token scales"])
 def test_channel_steps_have_the_least_square_error_of_all_candidates(with_tokens: bool, groups: list[int]) -> None:
-    """With token steps the errors count in units of each token's step."""
+    """With token scales the errors count in units of each token's scale."""
     x, of = rng(5).standard_t([3, 4, 6, 9, 30, 1000], (4000, 5, 6)).astype(np.float32), np.array(groups)
     tokens = rng(1).uniform(0.3, 3, 5) if with_tokens else np.ones(5)
     scaled = x.astype(np.float64) / tokens[:, None]
-    steps = group_max(np.abs(scaled).max(axis=(0, 1)), of) / 127
+    scales = group_max(np.abs(scaled).max(axis=(0, 1)), of) / 127
     errors = np.array(
-        [[((scaled[..., c] - q(scaled[..., c], steps[c] * clip)) ** 2).sum() for c in range(6)] for clip in CLIPS]
+        [[((scaled[..., c] - q(scaled[..., c], scales[c] * clip)) ** 2).sum() for c in range(6)] for clip in CLIPS]
     )
-    chosen = clips_of(fit_channels(f32(x), tokens, steps, of), steps)
+    chosen = clips_of(fit_channels(f32(x), tokens, scales, of), scales)
     check_least(summed(errors, of), chosen)
     check_groups(chosen, of)
 
@@ -445,12 +448,12 @@ def test_state_steps_have_the_least_error_in_y_of_all_candidates(groups: list[in
     h = (random.standard_t(4, (6, 6, 5, 8)) * product((r_L, r_C, r_D)) * larger).astype(np.float32)
     c_square = np.exp(random.normal(0, 0.5, 8)) / (r_D * larger**3) ** 2
     scaled = h.astype(np.float64) / product((r_L, r_C, r_D))
-    steps = group_max(np.abs(scaled).max(axis=(0, 2, 3)), of) * r_L / 127
+    scales = group_max(np.abs(scaled).max(axis=(0, 2, 3)), of) * r_L / 127
     errors = np.zeros((len(CLIPS), 6))
     for (k, clip), t, e, n in itertools.product(enumerate(CLIPS), range(6), range(5), range(8)):
         values = h[:, t, e, n].astype(np.float64)
-        errors[k, t] += c_square[n] * ((values - q(values, steps[t] * r_C[e] * r_D[n] * clip)) ** 2).sum()
-    chosen = clips_of(fit_state(f32(h), steps, r_C, r_D, c_square, of), steps)
+        errors[k, t] += c_square[n] * ((values - q(values, scales[t] * r_C[e] * r_D[n] * clip)) ** 2).sum()
+    chosen = clips_of(fit_state(f32(h), scales, r_C, r_D, c_square, of), scales)
     check_least(summed(errors, of), chosen)
     check_groups(chosen, of)
 
@@ -484,11 +487,11 @@ def test_heavy_tails_are_clipped_and_even_spreads_are_not() -> None:
         assert (flat[name] == 1).all(), f"{name}: {flat[name]}"
 
 
-def check_bias(bias: Array, x: Array, x_steps: Array, weight: Array, weight_step: Array) -> None:
+def check_bias(bias: Array, x: Array, x_scales: Array, weight: Array, weight_scale: Array) -> None:
     """The quantized layer's outputs plus the bias have the fp32 outputs' mean."""
     wide, matrix = x.astype(np.float64), weight.astype(np.float64)
     truth = (wide @ matrix.T).mean(axis=(0, 1))
-    quantized = (q(wide, x_steps) @ q(matrix, weight_step[:, None], -127).T).mean(axis=(0, 1))
+    quantized = (q(wide, x_scales) @ q(matrix, weight_scale[:, None], -127).T).mean(axis=(0, 1))
     assert np.abs(truth - quantized).max() > 1e-3 * np.abs(truth).max(), "there must be something to correct"
     assert np.abs(quantized + bias - truth).max() < 1e-3 * np.abs(truth - quantized).max()
 
@@ -496,18 +499,22 @@ def check_bias(bias: Array, x: Array, x_steps: Array, weight: Array, weight_step
 def bias_case() -> tuple[Array, Array, Array, Array]:
     x = (rng(1).normal(size=(6, 5, 20)) + 0.7).astype(np.float32)
     weight = rng(2).normal(size=(8, 20)).astype(np.float32)
-    # The steps clip, so that there is a mean error.
-    x_steps = (0.3 * np.abs(x).max(axis=(0, 2), keepdims=True)[0] / 127).astype(np.float32)
-    return x, x_steps, weight, np.abs(weight).max(axis=1).astype(np.float64) / 20
+    # The scales clip, so that there is a mean error.
+    x_scales = (0.3 * np.abs(x).max(axis=(0, 2), keepdims=True)[0] / 127).astype(np.float32)
+    return x, x_scales, weight, np.abs(weight).max(axis=1).astype(np.float64) / 20
 
 
 def test_the_bias_correction_removes_the_mean_error() -> None:
-    x, x_steps, weight, weight_step = bias_case()
+    x, x_scales, weight, weight_scale = bias_case()
     check_bias(
-        output_bias(f32(x), f32(x_steps), f32(weight), weight_step), x, x_steps.astype(np.float64), weight, weight_step
+        output_bias(f32(x), f32(x_scales), f32(weight), weight_scale),
+        x,
+        x_scales.astype(np.float64),
+        weight,
+        weight_scale,
     )
-    one = np.array([x_steps.mean()])
-    check_bias(output_bias(f32(x), f32(one), f32(weight), weight_step), x, one, weight, weight_step)
+    one = np.array([x_scales.mean()])
+    check_bias(output_bias(f32(x), f32(one), f32(weight), weight_scale), x, one, weight, weight_scale)
 
 
 # Tables of SiLU and softplus
@@ -515,13 +522,13 @@ def test_the_bias_correction_removes_the_mean_error() -> None:
 
 def table_output(v: Array, scales: TableScales, function: Callable[[Array], Array], non_negative: bool) -> Array:
     """What the tables return for v [rows, E]: index rounded, function, output rounded."""
-    step, center, out = (
+    scale, center, out = (
         getattr(scales, name).astype(np.float64)[scales.table_id]
         for name in ("index_scale", "index_center", "out_scale")
     )
-    index = np.clip(np.rint((v - center) / step), -128, 127)
+    index = np.clip(np.rint((v - center) / scale), -128, 127)
     low, high = (0, 255) if non_negative else (-128, 127)
-    y: Array = np.clip(np.rint(function(index * step + center) / out), low, high) * out
+    y: Array = np.clip(np.rint(function(index * scale + center) / out), low, high) * out
     return y
 
 
@@ -545,8 +552,8 @@ def tables_of(v: Array, function: Callable[[Array], Array], recipe: Recipe, chan
 def one_table(v: Array, function: Callable[[Array], Array]) -> TableScales:
     """Min-max for everything: the index from the largest |v|, the output from the largest |f(v)|."""
     levels = 127 if function is silu else 255
-    step, out = np.abs(v).max() / 127, np.abs(function(v.astype(np.float64))).max() / levels
-    index_scale, index_center, out_scale = (np.array([value], np.float32) for value in (step, 0.0, out))
+    scale, out = np.abs(v).max() / 127, np.abs(function(v.astype(np.float64))).max() / levels
+    index_scale, index_center, out_scale = (np.array([value], np.float32) for value in (scale, 0.0, out))
     return TableScales(index_scale, index_center, out_scale, np.zeros(v.shape[1], np.int32))
 
 
@@ -587,8 +594,8 @@ def test_the_searched_tables_are_the_best_of_their_candidates(kind: str) -> None
             low, high = columns.min() * index_clip, columns.max() * index_clip
             if kind == "softplus":
                 low = min(max(low, math.log(math.expm1(out / 4))), high)
-            step, center, out_step = (np.array([x], np.float32) for x in ((high - low) / 255, (high + low) / 2, out))
-            trial = TableScales(step, center, out_step, np.zeros(columns.shape[1], np.int32))
+            scale, center, out_scale = (np.array([x], np.float32) for x in ((high - low) / 255, (high + low) / 2, out))
+            trial = TableScales(scale, center, out_scale, np.zeros(columns.shape[1], np.int32))
             errors.append(((table_output(columns, trial, function, kind == "softplus") - truth) ** 2).sum())
         of_table = slice(k, k + 1)
         picked = TableScales(
@@ -602,7 +609,7 @@ def test_the_searched_tables_are_the_best_of_their_candidates(kind: str) -> None
 
 
 def check_table_covers(v: Array, scales: TableScales, function: Callable[[Array], Array], non_negative: bool) -> None:
-    """No value is off by more than half an output step and what half an index step makes of it (both slopes are below
+    """No value is off by more than half an output scale and what half an index scale makes of it (both slopes are below
     1.1).
     """
     wide = v.astype(np.float64)
@@ -621,7 +628,7 @@ def test_naive_tables_are_one_and_cover_the_data(kind: str) -> None:
     np.testing.assert_allclose(scales.out_scale[0], truth / (255 if kind == "softplus" else 127), rtol=1e-6)
     if kind == "silu":
         np.testing.assert_allclose(scales.index_scale[0], np.abs(v).max() / 127, rtol=1e-6)
-    else:  # inputs below it give less than a quarter of an output step
+    else:  # inputs below it give less than a quarter of an output scale
         lowest = math.log(math.expm1(truth / 255 / 4))
         assert lowest > v.min()
         np.testing.assert_allclose(scales.index_scale[0], max(-lowest, v.max()) / 127, rtol=1e-6)
@@ -671,8 +678,8 @@ def test_observing_changes_and_keeps_nothing_of_the_tensor() -> None:
     x = f32(rng(1).normal(size=(4, 3, 2)))
     record = LayerRecord("layer 0", 3)
     before = x.clone()
-    record.tap("a", x)
-    record.tap("a", x)
+    record.hook("a", x)
+    record.hook("a", x)
     torch.testing.assert_close(x, before, rtol=0, atol=0)
     x.fill_(math.nan)
     torch.testing.assert_close(record.sample("a"), before[:3], rtol=0, atol=0)
@@ -684,8 +691,8 @@ def test_the_sample_is_the_first_images_in_order(wanted: int) -> None:
     x = rng(1).normal(size=(7, 3, 2)).astype(np.float32)
     record = LayerRecord("layer 0", wanted)
     for start, stop in ((0, 2), (2, 3), (3, 6), (6, 7)):
-        record.tap("a", f32(x[start:stop]))
-        record.tap("b", f32(-x[start:stop]))
+        record.hook("a", f32(x[start:stop]))
+        record.hook("b", f32(-x[start:stop]))
     for _ in range(2):
         np.testing.assert_array_equal(record.sample("a"), x[:wanted])
         np.testing.assert_array_equal(record.sample("b"), -x[:wanted])
@@ -698,7 +705,7 @@ def test_values_that_are_not_finite_are_refused_by_name(bad: float, batch: int) 
     record = LayerRecord("layer 3", 8)
     x = torch.zeros(2, 4, 5)
     for _ in range(batch):
-        record.tap("backward.conv.output", x)
+        record.hook("backward.conv.output", x)
     x[1, 3, 4] = bad
     with pytest.raises(
         CalibrationError,
@@ -707,7 +714,7 @@ def test_values_that_are_not_finite_are_refused_by_name(bad: float, batch: int) 
             r"weights, --mean and --std$"
         ),
     ):
-        record.tap("backward.conv.output", x)
+        record.hook("backward.conv.output", x)
 
 
 def numpy_states(u: Array, delta: Array, A: Array, B: Array, reverse: bool) -> Array:
@@ -782,11 +789,11 @@ def observed(config: VimConfig, weights: Weights, images: Array, norm: Normaliza
         for i, layer in enumerate(model.layers):
             assert isinstance(layer, Block)
 
-            def tap(name: str, x: torch.Tensor, i: int = i) -> torch.Tensor:
+            def hook(name: str, x: torch.Tensor, i: int = i) -> torch.Tensor:
                 seen[f"layers.{i}.{name}"] = exact(x)
                 return x
 
-            hidden, residual = layer(hidden, residual, tap, torch_scan)
+            hidden, residual = layer(hidden, residual, hook, torch_scan)
         assert residual is not None
         positions = list(config.cls_positions) or list(range(config.tokens))
         seen["head.input"] = exact(model.norm_f((residual + hidden)[:, positions]))
@@ -803,62 +810,62 @@ def largest(x: Array) -> float:
     return float(np.abs(x).max())
 
 
-def naive_steps(config: VimConfig, weights: Weights, images: Array, norm: Normalization) -> Tensors:
-    """Every tensor of a naive cache from its definition: one min-max step per tensor."""
+def naive_scales(config: VimConfig, weights: Weights, images: Array, norm: Normalization) -> Tensors:
+    """Every tensor of a naive cache from its definition: one min-max scale per tensor."""
     seen = observed(config, weights, images, norm)
     D, E, R, N, L = config.dim, config.inner, config.rank, config.state, config.tokens
     std = np.array(norm.std)[:, None, None]
-    steps: Tensors = {
+    scales: Tensors = {
         "patch_embed.weight.scale": np.full(D, largest(weights["patch_embed.proj.weight"] / std / 255) / 127)
     }
 
     def table(name: str, v: Array, out: float, low: float) -> None:
-        steps[f"{name}.index_scale"] = np.array([max(-low, v.max()) / 127])
-        steps[f"{name}.index_center"], steps[f"{name}.out_scale"], steps[f"{name}.table_id"] = (
+        scales[f"{name}.index_scale"] = np.array([max(-low, v.max()) / 127])
+        scales[f"{name}.index_center"], scales[f"{name}.out_scale"], scales[f"{name}.table_id"] = (
             np.zeros(1),
             np.array([out]),
             np.zeros(E),
         )
 
     def linear(name: str, weight: Array, folded: float = 1.0) -> None:
-        steps[f"{name}.weight.scale"] = np.full(len(weight), largest(weight) * folded / 127)
-        steps[f"{name}.bias"] = np.zeros(len(weight))
+        scales[f"{name}.weight.scale"] = np.full(len(weight), largest(weight) * folded / 127)
+        scales[f"{name}.bias"] = np.zeros(len(weight))
 
     for i in range(config.depth):
         p, mixer = f"layers.{i}.", f"layers.{i}.mixer."
         for name, width in (("in_proj", D), ("out_proj", E)):
-            steps[f"{p}{name}.input.scale_tok"] = np.full(L, largest(seen[f"{p}{name}.input"]) / 127)
-            steps[f"{p}{name}.input.scale_chan"] = np.ones(width)
+            scales[f"{p}{name}.input.scale_tok"] = np.full(L, largest(seen[f"{p}{name}.input"]) / 127)
+            scales[f"{p}{name}.input.scale_chan"] = np.ones(width)
             linear(p + name, weights[f"{mixer}{name}.weight"])
-        steps[p + "conv.input.scale_chan"] = np.full(E, largest(seen[p + "conv.input"]) / 127)
+        scales[p + "conv.input.scale_chan"] = np.full(E, largest(seen[p + "conv.input"]) / 127)
         table(p + "gate", seen[p + "gate.input"], largest(seen[p + "gate"]) / 127, seen[p + "gate.input"].min())
         for direction, suffix, _ in DIRECTIONS:
             d = f"{p}{direction}."
-            steps[d + "conv.weight.scale"] = np.full(E, largest(weights[f"{mixer}conv1d{suffix}.weight"]) / 127)
+            scales[d + "conv.weight.scale"] = np.full(E, largest(weights[f"{mixer}conv1d{suffix}.weight"]) / 127)
             u_out = largest(seen[f"{p}{direction}.u"]) / 127
             table(d + "u", seen[f"{p}{direction}.conv.output"], u_out, seen[f"{p}{direction}.conv.output"].min())
             linear(d + "x_proj", weights[f"{mixer}x_proj{suffix}.weight"], u_out)
-            steps[d + "x_proj.output.scale_tok"] = np.full(L, largest(seen[f"{p}{direction}.x_proj.output"]) / 127)
-            steps[d + "x_proj.output.scale_chan"] = np.ones(R + 2 * N)
+            scales[d + "x_proj.output.scale_tok"] = np.full(L, largest(seen[f"{p}{direction}.x_proj.output"]) / 127)
+            scales[d + "x_proj.output.scale_chan"] = np.ones(R + 2 * N)
             linear(d + "dt_proj", weights[f"{mixer}dt_proj{suffix}.weight"])
             delta_out, pre = largest(seen[f"{p}{direction}.delta"]) / 255, seen[f"{p}{direction}.delta.input"]
             table(d + "delta", pre, delta_out, max(pre.min(), math.log(math.expm1(delta_out / 4))))
-            steps[d + "state.scale_tok"] = np.full(L, largest(seen[f"{p}state.{direction}"]) / 127)
-            steps[d + "state.scale_chan"], steps[d + "state.scale_state"] = np.ones(E), np.ones(N)
+            scales[d + "state.scale_tok"] = np.full(L, largest(seen[f"{p}state.{direction}"]) / 127)
+            scales[d + "state.scale_chan"], scales[d + "state.scale_state"] = np.ones(E), np.ones(N)
     head = seen["head.input"]
-    steps["head.input.scale_tok"], steps["head.input.scale_chan"] = (
+    scales["head.input.scale_tok"], scales["head.input.scale_chan"] = (
         np.full(head.shape[1], largest(head) / 127),
         np.ones(D),
     )
     folded = 1.0
     if head.shape[1] > 1:
         folded = largest(head.mean(axis=1)) / 127
-        steps["head.pool.scale_chan"] = np.full(D, folded)
+        scales["head.pool.scale_chan"] = np.full(D, folded)
     linear("head", weights["head.weight"], folded)
-    return steps
+    return scales
 
 
-def check_steps(cache: Cache, expected: Tensors) -> None:
+def check_scales(cache: Cache, expected: Tensors) -> None:
     assert cache.tensors.keys() == expected.keys()
     for name, value in expected.items():
         assert cache.tensors[name].shape == value.shape, name
@@ -871,12 +878,14 @@ NAIVE_CASES = ["middle", "double", "none", "overlap", "colour", "deep"]
 @pytest.mark.parametrize("spec", NAIVE_CASES)
 def test_every_naive_step_is_the_largest_magnitude_over_all_images(spec: str) -> None:
     config, weights, images, norm = setup(SPECS[spec])
-    check_steps(calibrate(config, weights, images, RECIPES["naive"], norm), naive_steps(config, weights, images, norm))
+    check_scales(
+        calibrate(config, weights, images, RECIPES["naive"], norm), naive_scales(config, weights, images, norm)
+    )
 
 
 def candidate(ratio: Array, what: str) -> None:
     distance = np.abs(ratio[..., None] - CLIPS).min(axis=-1)
-    assert (distance < 1e-4).all(), f"{what} is not a candidate times the min-max step: {ratio}"
+    assert (distance < 1e-4).all(), f"{what} is not a candidate times the min-max scale: {ratio}"
 
 
 def geometric(x: Array) -> Array:
@@ -884,7 +893,7 @@ def geometric(x: Array) -> Array:
     return y
 
 
-def check_default_steps(cache: Cache, config: VimConfig, weights: Weights, seen: Tensors) -> None:
+def check_default_scales(cache: Cache, config: VimConfig, weights: Weights, seen: Tensors) -> None:
     """Every step of the default recipe is a candidate times the min-max step of its token or channel, every factor as
     documented.
     """
@@ -928,12 +937,12 @@ def check_default_steps(cache: Cache, config: VimConfig, weights: Weights, seen:
             "dt_proj.weight",
         )
         check_state_factors(t, d, np.abs(seen[f"{p}state.{direction}"]).max(axis=0))
-        for table, tap in (
+        for table, hook in (
             (p + "gate", p + "gate"),
             (d + "u", f"{p}{direction}.u"),
             (d + "delta", f"{p}{direction}.delta"),
         ):
-            ids = cache.tensors[f"{table}.table_id"][np.argsort(np.abs(seen[tap]).mean(axis=(0, 1)))]
+            ids = cache.tensors[f"{table}.table_id"][np.argsort(np.abs(seen[hook]).mean(axis=(0, 1)))]
             assert ids[0] == 0 and set(np.diff(ids).tolist()) == {0, 1}, (
                 f"{table}: tables hold channels of like magnitude, the first the smallest"
             )
@@ -944,7 +953,7 @@ def check_default_biases(cache: Cache, config: VimConfig, weights: Weights, seen
     all images.
     """
     t = {name: value.astype(np.float64) for name, value in cache.tensors.items()}
-    # Input in units of its channel steps, weight with them, step per token.
+    # Input in units of its channel scales, weight with them, scale per token.
     layers: dict[str, tuple[Array, Array, Array | float]] = {}
     for i in range(config.depth):
         p, mixer = f"layers.{i}.", f"layers.{i}.mixer."
@@ -971,15 +980,15 @@ def check_default_biases(cache: Cache, config: VimConfig, weights: Weights, seen
     else:
         pool = t["head.pool.scale_chan"]
         layers["head"] = seen["head.input"].mean(axis=1, keepdims=True) / pool, weights["head.weight"] * pool, 1.0
-    for name, (x, weight, step) in layers.items():
-        quantized = q(x, step) @ q(weight, t[f"{name}.weight.scale"][:, None], -127).T
+    for name, (x, weight, scale) in layers.items():
+        quantized = q(x, scale) @ q(weight, t[f"{name}.weight.scale"][:, None], -127).T
         bias = (x @ weight.T - quantized).mean(axis=(0, 1))
         assert np.abs(bias).max() > 0
         np.testing.assert_allclose(t[f"{name}.bias"], bias, rtol=0, atol=0.03 * np.abs(bias).max(), err_msg=name)
 
 
 def check_state_clips(cache: Cache, config: VimConfig, seen: Tensors) -> None:
-    """The clip of each token's state step has the least error in y = C h of all candidates, over all images."""
+    """The clip of each token's state scale has the least error in y = C h of all candidates, over all images."""
     t = {name: value.astype(np.float64) for name, value in cache.tensors.items()}
     chosen_of_all = []
     for direction, _, _ in DIRECTIONS:
@@ -989,11 +998,14 @@ def check_state_clips(cache: Cache, config: VimConfig, seen: Tensors) -> None:
         )
         bound = np.maximum(np.abs(h).max(axis=0), 1e-6 * np.abs(h).max())
         unit = t[d + "state.scale_chan"][:, None] * t[d + "state.scale_state"]
-        steps = (bound / unit).max(axis=(1, 2)) / 127
+        scales = (bound / unit).max(axis=(1, 2)) / 127
         errors = np.array(
-            [(((h - q(h, (steps * clip)[:, None, None] * unit)) ** 2) * c_square).sum(axis=(0, 2, 3)) for clip in CLIPS]
+            [
+                (((h - q(h, (scales * clip)[:, None, None] * unit)) ** 2) * c_square).sum(axis=(0, 2, 3))
+                for clip in CLIPS
+            ]
         )
-        chosen = np.abs(t[d + "state.scale_tok"] / steps - CLIPS[:, None]).argmin(axis=0)
+        chosen = np.abs(t[d + "state.scale_tok"] / scales - CLIPS[:, None]).argmin(axis=0)
         picked = errors[chosen, np.arange(config.tokens)]
         assert (picked <= errors.min(axis=0) * (1 + 1e-4)).all(), f"{d}: {picked / errors.min(axis=0)}"
         chosen_of_all += chosen.tolist()
@@ -1018,10 +1030,10 @@ def check_state_factors(t: Tensors, d: str, h: Array) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", ["middle", "double", "none", "overlap", "deep", "state 8"])
-def test_every_default_step_is_a_candidate_times_the_min_max_step(spec: str) -> None:
+def test_every_default_step_is_a_candidate_times_the_min_max_scale(spec: str) -> None:
     config, weights, images, norm = setup(SPECS[spec])
     cache, seen = calibrate(config, weights, images, RECIPES["default"], norm), observed(config, weights, images, norm)
-    check_default_steps(cache, config, weights, seen)
+    check_default_scales(cache, config, weights, seen)
     check_default_biases(cache, config, weights, seen)
 
 
@@ -1035,7 +1047,7 @@ def test_the_states_steps_are_clipped_for_the_least_error_in_y(spec: str) -> Non
 
 
 def check_usable(cache: Cache, config: VimConfig, weights: Weights) -> None:
-    """Every tensor is there, finite, of the right type and, where it is a step, positive."""
+    """Every tensor is there, finite, of the right type and, where it is a scale, positive."""
     check_cache(cache, config, weights, "the cache")
     for name, value in cache.tensors.items():
         assert value.dtype == (np.int32 if name.endswith("table_id") else np.float32), name
@@ -1147,7 +1159,7 @@ def test_another_seed_is_another_cache(tmp_path: Path) -> None:
 
 def test_the_seed_changes_no_statistics() -> None:
     first, second = calibrated(recipe="naive", seed=0), calibrated(recipe="naive", seed=5)
-    check_steps(second, first.tensors)
+    check_scales(second, first.tensors)
 
 
 def test_steps_are_searched_on_the_first_images_of_the_seeds_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1171,13 +1183,13 @@ def test_steps_are_searched_on_the_first_images_of_the_seeds_order(monkeypatch: 
             rows[0], observed(config, weights, images[order], norm)["layers.0.conv.input"], rtol=1e-4, atol=1e-5
         )
         rows.clear()
-        check_default_steps(cache, config, weights, observed(config, weights, images, norm))
+        check_default_scales(cache, config, weights, observed(config, weights, images, norm))
     assert chosen[0] != chosen[1]
 
 
 @pytest.mark.parametrize("spec", ["middle", "none", "deep"])
 @pytest.mark.parametrize("per_batch", [1, 5])
-def test_batches_do_not_change_the_naive_steps(per_batch: int, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_do_not_change_the_naive_scales(per_batch: int, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to the last bits of fp32 matrix products, whose order of summation may follow the batch."""
     config = vim_config(SPECS[spec])
     monkeypatch.setattr(calibration, "BATCH_ELEMENTS", 1 << 40)
@@ -1192,7 +1204,7 @@ def test_batches_do_not_change_the_statistics_of_other_recipes(monkeypatch: pyte
     """All but the state's clips, which are searched on the images of one batch."""
     config, weights, images, norm = setup()
     monkeypatch.setattr(calibration, "BATCH_ELEMENTS", 5 * config.tokens * config.inner)
-    check_default_steps(
+    check_default_scales(
         calibrate(config, weights, images, RECIPES["default"], norm),
         config,
         weights,
@@ -1327,14 +1339,14 @@ def test_naive_has_one_step_per_tensor(spec: str) -> None:
 
 
 def check_candidates(clips: Array, what: str) -> None:
-    """Multipliers of min-max steps are those of the published search: 0.01 + 0.0119 i, i below 100."""
+    """Multipliers of min-max scales are those of the published search: 0.01 + 0.0119 i, i below 100."""
     numbers = (clips - 0.01) / 0.0119
     np.testing.assert_allclose(numbers, np.rint(numbers), rtol=0, atol=0.02, err_msg=what)
     assert numbers.min() > -0.5 and numbers.max() < 99.5, what
 
 
 def check_paper(cache: Cache, config: VimConfig, weights: Weights, seen: Tensors, clusters: int) -> None:
-    """At most K steps, powers of two apart, for out_proj's input; one for each token's state; one for every other
+    """At most K scales, powers of two apart, for out_proj's input; one for each token's state; one for every other
     tensor; four tables.
     """
     t = cache.tensors
@@ -1487,8 +1499,8 @@ def test_get_recipe_replaces_what_is_given_and_nothing_else() -> None:
     [
         (("best",), r"unknown recipe 'best'; the recipes are default, paper, naive"),
         (("",), r"unknown recipe ''"),
-        (("default", None, "int4"), r"the state must be int8 or fp32, got 'int4'"),
-        (("default", None, ""), r"the state must be int8 or fp32, got ''"),
+        (("default", None, "int4"), r"the state must be int8, int16 or fp32, got 'int4'"),
+        (("default", None, ""), r"the state must be int8, int16 or fp32, got ''"),
         (("default", "0"), r"k must be a number from 1 to 4096, or full; got '0'"),
         (("default", 0), r"k must be a number from 1 to 4096, or full; got 0"),
         (("default", -3), r"got -3"),
@@ -1816,7 +1828,7 @@ def test_nothing_is_unpickled(kind: str, tmp_path: Path) -> None:
 # Accuracy
 
 
-CALIBRATION_IMAGES = 256  # steps per token need more than a handful of images to hold for others
+CALIBRATION_IMAGES = 256  # scales per token need more than a handful of images to hold for others
 
 
 def logits_of(spec: str, recipe: Recipe, edit: Callable[[Weights], Weights] = lambda w: w) -> tuple[Array, Array]:
@@ -1830,7 +1842,7 @@ def logits_of(spec: str, recipe: Recipe, edit: Callable[[Weights], Weights] = la
     return CpuEngine(network, 1).run(unseen), truth
 
 
-def likeness(quantized: Array, truth: Array) -> tuple[float, float]:
+def shift(quantized: Array, truth: Array) -> tuple[float, float]:
     """Cosine of the logits, and of what is left of them without their means over images, which a constant output would
     get right.
     """
@@ -1859,7 +1871,7 @@ def stateful(weights: Weights) -> Weights:
 @pytest.mark.parametrize("edit", [lambda weights: weights, stateful], ids=["plain", "stateful"])
 @pytest.mark.parametrize("spec", ["middle", "double", "none", "overlap", "deep", "colour", "state 8"])
 def test_default_follows_the_fp32_logits_and_beats_naive(spec: str, edit: Callable[[Weights], Weights]) -> None:
-    default, naive = (likeness(*logits_of(SPECS[spec], RECIPES[recipe], edit)) for recipe in ("default", "naive"))
+    default, naive = (shift(*logits_of(SPECS[spec], RECIPES[recipe], edit)) for recipe in ("default", "naive"))
     assert default[0] > 0.95 and default[1] > 0.9
     assert default[0] >= naive[0] and default[1] >= naive[1]
 
@@ -1891,7 +1903,7 @@ def test_hostile_rescaling_of_channels_costs_default_nothing() -> None:
 def test_steps_that_are_no_powers_of_two_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     config, weights, images, norm = setup(SPECS["overlap"])
     seen = observed(config, weights, images, norm)
-    monkeypatch.setattr(calibration, "power_of_two", lambda steps: steps)
+    monkeypatch.setattr(calibration, "power_of_two", lambda scales: scales)
     with pytest.raises(AssertionError):
         check_paper(calibrate(config, weights, images, RECIPES["paper"], norm), config, weights, seen, 4)
 
@@ -1905,7 +1917,7 @@ def test_factors_of_one_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         cache = calibrate(config, weights, images, RECIPES[recipe], norm)
         with pytest.raises(AssertionError):
             if recipe == "default":
-                check_default_steps(cache, config, weights, seen)
+                check_default_scales(cache, config, weights, seen)
             else:
                 check_paper(cache, config, weights, seen, 4)
 
@@ -1924,9 +1936,9 @@ def test_a_search_that_always_takes_min_max_is_noticed(monkeypatch: pytest.Monke
 
 
 def test_a_missing_bias_correction_is_noticed() -> None:
-    x, x_steps, weight, weight_step = bias_case()
+    x, x_scales, weight, weight_scale = bias_case()
     with pytest.raises(AssertionError):
-        check_bias(np.zeros(len(weight)), x, x_steps.astype(np.float64), weight, weight_step)
+        check_bias(np.zeros(len(weight)), x, x_scales.astype(np.float64), weight, weight_scale)
 
 
 def test_forgotten_images_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1935,8 +1947,8 @@ def test_forgotten_images_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "BATCH_ELEMENTS", 5 * config.tokens * config.inner)
     monkeypatch.setattr(Statistics, "update", lambda self, x: None)
     with pytest.raises(AssertionError):
-        check_steps(
-            calibrate(config, weights, images, RECIPES["naive"], norm), naive_steps(config, weights, images, norm)
+        check_scales(
+            calibrate(config, weights, images, RECIPES["naive"], norm), naive_scales(config, weights, images, norm)
         )
 
 
@@ -1953,7 +1965,7 @@ def test_a_missing_smoothing_is_noticed() -> None:
 
 
 def test_a_saturating_state_is_noticed() -> None:
-    """Steps of the state 40 times too small cost the logits their likeness."""
+    """Steps of the state 40 times too small cost the logits their shift."""
     config, weights, images, norm = setup(SPECS["overlap"], CALIBRATION_IMAGES)
     weights = stateful(weights)
     cache = calibrate(config, weights, images, RECIPES["default"], norm)
@@ -1964,4 +1976,4 @@ def test_a_saturating_state_is_noticed() -> None:
     good, bad = (
         CpuEngine(network_from_model(assemble(config, weights, c), "test"), 1).run(images) for c in (cache, broken)
     )
-    assert likeness(good, truth)[1] > 0.95 > 0.9 > likeness(bad, truth)[1]
+    assert shift(good, truth)[1] > 0.95 > 0.9 > shift(bad, truth)[1]

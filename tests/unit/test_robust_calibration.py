@@ -40,7 +40,7 @@ def calibrated(weights: Weights, images: U8, recipe: str = "default") -> Cache:
     return calibrate(CONFIG, weights, images, get_recipe(recipe), NORMALIZATION)
 
 
-def likeness(weights: Weights, images: U8, recipe: str = "default", unseen: U8 = UNSEEN) -> float:
+def shift(weights: Weights, images: U8, recipe: str = "default", unseen: U8 = UNSEEN) -> float:
     """Return the cosine of the engine's logits and fp32's for images that calibration has not seen, their mean over the
     images taken away.
     """
@@ -61,29 +61,24 @@ def edited(**changes: npt.NDArray[np.float32]) -> Weights:
 @pytest.mark.parametrize("count", [16, 64, 1024])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_any_number_of_images(recipe: str, count: int) -> None:
-    assert (
-        likeness(WEIGHTS, random_images(CONFIG, count), recipe) > {"default": 0.97, "paper": 0.97, "naive": 0.5}[recipe]
-    )
+    assert shift(WEIGHTS, random_images(CONFIG, count), recipe) > {"default": 0.97, "paper": 0.97, "naive": 0.5}[recipe]
 
 
 def test_more_images_do_not_hurt() -> None:
-    few, many = (likeness(WEIGHTS, random_images(CONFIG, count)) for count in (16, 1024))
+    few, many = (shift(WEIGHTS, random_images(CONFIG, count)) for count in (16, 1024))
     assert many > few - 0.005
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_duplicates_change_next_to_nothing(recipe: str) -> None:
     images = random_images(CONFIG, 64)
-    assert (
-        likeness(WEIGHTS, np.concatenate([images, images, images[:16]]), recipe)
-        > likeness(WEIGHTS, images, recipe) - 0.02
-    )
+    assert shift(WEIGHTS, np.concatenate([images, images, images[:16]]), recipe) > shift(WEIGHTS, images, recipe) - 0.02
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_one_image_repeated_is_as_good_as_that_image(recipe: str) -> None:
     one = random_images(CONFIG, 1)
-    repeated, single = (likeness(WEIGHTS, np.repeat(one, count, axis=0), recipe) for count in (32, 1))
+    repeated, single = (shift(WEIGHTS, np.repeat(one, count, axis=0), recipe) for count in (32, 1))
     assert repeated > 0.5 and abs(repeated - single) < 0.05
 
 
@@ -92,7 +87,7 @@ def test_one_image_repeated_is_as_good_as_that_image(recipe: str) -> None:
 def test_blank_images_among_others_do_no_harm(pixel: int, recipe: str) -> None:
     images = random_images(CONFIG, 64)
     mixed = np.concatenate([images, np.full_like(images, pixel)])
-    assert likeness(WEIGHTS, mixed, recipe) > likeness(WEIGHTS, images, recipe) - 0.03
+    assert shift(WEIGHTS, mixed, recipe) > shift(WEIGHTS, images, recipe) - 0.03
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -106,7 +101,7 @@ def test_dead_channels(recipe: str) -> None:
         weights[f"{mixer}conv1d.weight"][7] = weights[f"{mixer}conv1d.bias"][7] = 0
         weights[f"{mixer}x_proj_b.weight"][[0, CONFIG.rank + 1, -1]] = 0  # of dt, B and C
         weights[f"{mixer}out_proj.weight"][4] = 0
-    assert likeness(weights, random_images(CONFIG, 64), recipe) > 0.9
+    assert shift(weights, random_images(CONFIG, 64), recipe) > 0.9
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -114,11 +109,11 @@ def test_a_layer_that_does_nothing(recipe: str) -> None:
     weights = {
         name: np.zeros_like(value) if name.startswith("layers.0.mixer.") else value for name, value in WEIGHTS.items()
     }
-    assert likeness(weights, random_images(CONFIG, 64), recipe) > 0.9
+    assert shift(weights, random_images(CONFIG, 64), recipe) > 0.9
 
 
 def test_one_token_a_hundred_times_as_large_as_the_rest() -> None:
-    """Its position gives it away, so a step per token costs it nothing; one step for all rounds the others away where
+    """Its position gives it away, so a scale per token costs it nothing; one scale for all rounds the others away where
     no norm comes before.
     """
     position = WEIGHTS["pos_embed"].copy()
@@ -129,9 +124,9 @@ def test_one_token_a_hundred_times_as_large_as_the_rest() -> None:
     )
     images = random_images(CONFIG, 256)
     weights = edited(pos_embed=position)
-    assert likeness(weights, images) > 0.97
+    assert shift(weights, images) > 0.97
     for recipe in ("paper", "naive"):
-        assert likeness(weights, images, recipe) > 0.8
+        assert shift(weights, images, recipe) > 0.8
 
 
 def test_a_token_of_giant_activations_inside_the_layers() -> None:
@@ -139,7 +134,7 @@ def test_a_token_of_giant_activations_inside_the_layers() -> None:
     marks.
     """
     token = WEIGHTS["cls_token"] * np.float32(100)
-    assert likeness(edited(cls_token=token), random_images(CONFIG, 256)) > 0.9
+    assert shift(edited(cls_token=token), random_images(CONFIG, 256)) > 0.9
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -95,16 +95,16 @@ def test_corrections_of_biases_are_those_of_the_engine() -> None:
     assert to_fp32 < 15 < 25 < to_engine, (to_engine, to_fp32)
 
 
-@pytest.mark.parametrize("damage", ["tap", "state", "weight"])
+@pytest.mark.parametrize("damage", ["hook", "state", "weight"])
 def test_a_quantizer_that_does_nothing_is_noticed(damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config, weights, cache, images = parts(recipe="naive")
-    if damage == "tap":
-        add = Simulation._add_steps
+    if damage == "hook":
+        add = Simulation._add_scales
         monkeypatch.setattr(
             Simulation,
-            "_add_steps",
-            lambda self, name, steps: (
-                self._roundings.update({name: lambda x: x}) if "out_proj" in name else add(self, name, steps)
+            "_add_scales",
+            lambda self, name, scales: (
+                self._roundings.update({name: lambda x: x}) if "out_proj" in name else add(self, name, scales)
             ),
         )
     elif damage == "state":
@@ -115,15 +115,15 @@ def test_a_quantizer_that_does_nothing_is_noticed(damage: str, monkeypatch: pyte
     assert to_engine < to_fp32 + 8, (to_engine, to_fp32)
 
 
-# By tap: the tensor of the network, and what gives its step and zero.
+# By hook: the tensor of the network, and what gives its scale and zero.
 INTEGERS: dict[str, tuple[str, Callable[[Cache, str], tuple[Any, Any]]]] = {}
 
 
 def integers(name: str, of: Callable[[Cache, str], tuple[Any, Any]], *taps: str) -> None:
-    INTEGERS.update({tap: (name.replace("DIRECTION", tap.partition(".")[0]), of) for tap in taps})
+    INTEGERS.update({hook: (name.replace("DIRECTION", hook.partition(".")[0]), of) for hook in taps})
 
 
-def steps(name: str) -> Callable[[Cache, str], tuple[Any, Any]]:
+def scales(name: str) -> Callable[[Cache, str], tuple[Any, Any]]:
     def of(cache: Cache, p: str) -> tuple[Any, Any]:
         tok, chan = (cache.tensors.get(f"{p}{name}.scale_{axis}") for axis in ("tok", "chan"))
         return (chan if tok is None else tok[:, None] * chan), 0
@@ -135,20 +135,20 @@ def entries(name: str, zero: int = 0) -> Callable[[Cache, str], tuple[Any, Any]]
     return lambda cache, p: (TableScales.read(cache.tensors, p + name).out_scale_chan(), zero)
 
 
-integers("norm.y", steps("in_proj.input"), "in_proj.input")
-integers("in_proj.y[:E]", steps("conv.input"), "conv.input")
+integers("norm.y", scales("in_proj.input"), "in_proj.input")
+integers("in_proj.y[:E]", scales("conv.input"), "conv.input")
 integers("in_proj.y[E:]", entries("gate"), "gate")
 for direction in ("forward", "backward"):
     integers("conv.u_DIRECTION", entries(f"{direction}.u"), f"{direction}.u")
-    integers(f"{direction}.x_proj.y", steps(f"{direction}.x_proj.output"), f"{direction}.x_proj.output")
+    integers(f"{direction}.x_proj.y", scales(f"{direction}.x_proj.output"), f"{direction}.x_proj.output")
     integers(f"{direction}.dt_proj.y", entries(f"{direction}.delta", 128), f"{direction}.delta")
-integers("scan.y", steps("out_proj.input"), "out_proj.input")
+integers("scan.y", scales("out_proj.input"), "out_proj.input")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["default", "paper"])
 def test_rounded_tensors_are_the_engine_s_integers(recipe: str) -> None:
-    """All but a few, which fp32's last bits move across a rounding boundary, and by one step alone."""
+    """All but a few, which fp32's last bits move across a rounding boundary, and by one scale alone."""
     config, weights, cache, images = parts(TINY + ",stride=2", recipe)
     simulation, E = Simulation(config, weights, cache), config.inner
     tensors = ReferenceEngine(tiny_network(TINY + ",stride=2", recipe)).run_all((images ^ np.uint8(128)).view(np.int8))
@@ -159,19 +159,19 @@ def test_rounded_tensors_are_the_engine_s_integers(recipe: str) -> None:
         simulation.quantizers,
         lambda name, x: seen.setdefault(name, x),
     )
-    for tap, (name, of) in INTEGERS.items():
-        step, zero = of(cache, "layers.0.")
+    for hook, (name, of) in INTEGERS.items():
+        scale, zero = of(cache, "layers.0.")
         stem, _, half = name.partition("[")
         expected = tensors[f"layers.0.{stem}"].astype(np.float64)
         expected = expected[..., :E] if half == ":E]" else expected[..., E:] if half == "E:]" else expected
-        found = seen[tap].double().numpy() / step - zero
+        found = seen[hook].double().numpy() / scale - zero
         whole = np.rint(found)
-        assert np.abs(found - whole).max() < 1e-3, f"{tap} is not rounded"
+        assert np.abs(found - whole).max() < 1e-3, f"{hook} is not rounded"
         differing = np.abs(whole - expected)
         assert differing.max() <= 1 and (differing > 0).mean() < 0.02, (
-            f"{tap}: {differing.max()}, {(differing > 0).mean():.2%}"
+            f"{hook}: {differing.max()}, {(differing > 0).mean():.2%}"
         )
-        assert len(np.unique(expected)) > 8, tap
+        assert len(np.unique(expected)) > 8, hook
 
 
 @pytest.mark.slow

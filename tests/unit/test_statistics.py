@@ -10,7 +10,7 @@ import pytest
 from hostile import fashion_mnist
 
 from pyvimtrt.data import statistics
-from pyvimtrt.data.statistics import Likeness, image_statistics, moments, parse
+from pyvimtrt.data.statistics import DistributionShift, image_statistics, moments, parse
 
 U8 = npt.NDArray[np.uint8]
 
@@ -23,10 +23,10 @@ def photographs(count: int, seed: int, channels: int = 3) -> U8:
 
 
 def warnings(calibration: U8, images: U8, batch: int = 7) -> list[str]:
-    likeness = Likeness(moments(calibration))
+    shift = DistributionShift(moments(calibration))
     for start in range(0, len(images), batch):
-        likeness.update(images[start : start + batch])
-    return likeness.warnings()
+        shift.update(images[start : start + batch])
+    return shift.warnings()
 
 
 def test_statistics_of_known_images() -> None:
@@ -80,17 +80,17 @@ def test_one_pixel_and_one_row() -> None:
 
 
 def test_caches_without_statistics_raise_no_warning() -> None:
-    likeness = Likeness(())
-    likeness.update(photographs(4, 0))
-    assert likeness.warnings() == [] and Likeness(moments(photographs(4, 0))).warnings() == []
+    shift = DistributionShift(())
+    shift.update(photographs(4, 0))
+    assert shift.warnings() == [] and DistributionShift(moments(photographs(4, 0))).warnings() == []
 
 
 def test_only_the_first_images_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics, "LOOKED_AT", 10)
-    likeness = Likeness(moments(photographs(64, 0)))
-    likeness.update(photographs(12, 1))
-    likeness.update(photographs(100, 2) // 4)
-    assert likeness.warnings() == []
+    shift = DistributionShift(moments(photographs(64, 0)))
+    shift.update(photographs(12, 1))
+    shift.update(photographs(100, 2) // 4)
+    assert shift.warnings() == []
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pyvimtrt.errors import ModelError
-from pyvimtrt.families.backbone import Backbone, Scan, Tap, no_tap
+from pyvimtrt.families.backbone import Backbone, Hook, Scan, no_hook
 from pyvimtrt.families.vim.config import CONV_WIDTH, VimConfig
 from pyvimtrt.families.vim.description import DIRECTIONS, Direction
 from pyvimtrt.model.scan import full_precision, selective_scan
@@ -76,22 +76,22 @@ class BidirectionalMamba(nn.Module):
             layer.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
         return layer
 
-    def forward(self, x: Tensor, tap: Tap = no_tap, scan: Scan = selective_scan) -> Tensor:
+    def forward(self, x: Tensor, hook: Hook = no_hook, scan: Scan = selective_scan) -> Tensor:
         """[B, L, D] -> [B, L, D]. ``scan`` is called as scan(u, delta, A, B, C, D, reverse), in fp32 unless it has an
         attribute takes_halves.
         """
-        x, z = self.in_proj(tap("in_proj.input", x)).chunk(2, dim=-1)
-        x = tap("conv.input", x)
-        gate = tap("gate", F.silu(tap("gate.input", z)))
+        x, z = self.in_proj(hook("in_proj.input", x)).chunk(2, dim=-1)
+        x = hook("conv.input", x)
+        gate = hook("gate", F.silu(hook("gate.input", z)))
         merged = None
         for direction in DIRECTIONS:
-            y = self._direction(x, direction, tap, scan)
+            y = self._direction(x, direction, hook, scan)
             merged = y if merged is None else merged + y
         assert merged is not None
-        result: Tensor = self.out_proj(tap("out_proj.input", merged * gate * 0.5))
-        return tap("out_proj.output", result)
+        result: Tensor = self.out_proj(hook("out_proj.input", merged * gate * 0.5))
+        return hook("out_proj.output", result)
 
-    def _direction(self, x: Tensor, direction: Direction, tap: Tap, scan: Scan) -> Tensor:
+    def _direction(self, x: Tensor, direction: Direction, hook: Hook, scan: Scan) -> Tensor:
         d, length, reverse = direction.name, x.shape[1], direction.reverse
         conv, x_proj, dt_proj = (getattr(self, name) for name in direction.modules)
         A_log, D = (getattr(self, name) for name in direction.parameters)
@@ -102,10 +102,10 @@ class BidirectionalMamba(nn.Module):
         pre = conv.bias.expand_as(x)
         for shift, j in enumerate(taps):
             pre = torch.addcmul(pre, padded[:, shift : shift + length], weight[:, j])
-        u = tap(f"{d}.u", F.silu(tap(f"{d}.conv.output", pre)))
-        dbc: Tensor = tap(f"{d}.x_proj.output", x_proj(u))
+        u = hook(f"{d}.u", F.silu(hook(f"{d}.conv.output", pre)))
+        dbc: Tensor = hook(f"{d}.x_proj.output", x_proj(u))
         dt, B, C = torch.split(dbc, [self.rank, self.state, self.state], dim=-1)
-        delta = tap(f"{d}.delta", F.softplus(tap(f"{d}.delta.input", dt_proj(dt))))
+        delta = hook(f"{d}.delta", F.softplus(hook(f"{d}.delta.input", dt_proj(dt))))
         A = -torch.exp(A_log.float())
         y: Tensor
         if getattr(scan, "takes_halves", False):  # a kernel that computes in fp32 whatever it reads
@@ -113,7 +113,7 @@ class BidirectionalMamba(nn.Module):
         else:
             with full_precision(u) as cast:
                 y = scan(cast(u), cast(delta), A, cast(B), cast(C), cast(D), reverse)
-        return tap(f"{d}.scan.output", y.to(u.dtype))
+        return hook(f"{d}.scan.output", y.to(u.dtype))
 
 
 class DropPath(nn.Module):
@@ -145,10 +145,10 @@ class Block(nn.Module):
         self.mixer = BidirectionalMamba(config)
 
     def forward(
-        self, hidden: Tensor, residual: Tensor | None, tap: Tap = no_tap, scan: Scan = selective_scan
+        self, hidden: Tensor, residual: Tensor | None, hook: Hook = no_hook, scan: Scan = selective_scan
     ) -> tuple[Tensor, Tensor]:
         residual = hidden if residual is None else residual + hidden
-        return self.drop_path(self.mixer(self.norm(residual), tap, scan)), residual
+        return self.drop_path(self.mixer(self.norm(residual), hook, scan)), residual
 
 
 class VisionMamba(Backbone):
@@ -248,10 +248,10 @@ class VisionMamba(Backbone):
         """Return the class tokens of tokens [B, L, D], or all of them where there is none."""
         return tokens[:, list(self.config.cls_positions)] if self.config.cls_positions else tokens
 
-    def features(self, tokens: Tensor, tap: Tap = no_tap) -> Tensor:
+    def features(self, tokens: Tensor, hook: Hook = no_hook) -> Tensor:
         """Return the features [B, D] of pooled tokens: final norm, then the mean over the tokens."""
-        normed = tap("head.input", self.norm_f(tokens))
-        return tap("head.pool", normed.mean(1, keepdim=True)).squeeze(1)
+        normed = hook("head.input", self.norm_f(tokens))
+        return hook("head.pool", normed.mean(1, keepdim=True)).squeeze(1)
 
     def forward_features(self, images: Tensor, scan: Scan = selective_scan) -> Tensor:
         """Return the pooled features [B, D]."""

@@ -143,7 +143,7 @@ def _scan(
 
 
 def _scan_constants(graph: PartBuilder, config: VimConfig, scan: ScanParts, p: str) -> dict[str, F64]:
-    """Return the constants of one direction, the factors r_C, s_L, r_D and all steps folded in."""
+    """Return the constants of one direction, the factors r_C, s_L, r_D and all scales folded in."""
     R, N = config.rank, config.state
     tok, chan = (graph.scale(f"{p}{scan.dbc.name}.{kind}") for kind in ("scale_tok", "scale_chan"))
     s_L, r_C, r_D = (graph.scale(f"{p}{scan.state.name}.{kind}") for kind in ("scale_tok", "scale_chan", "scale_state"))

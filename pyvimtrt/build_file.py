@@ -1,4 +1,4 @@
-"""What an engine is built from: a recipe file (``engines/*.toml``), command line options, or both."""
+"""What an engine is built from: a build file (``engines/*.toml``), command line options, or both."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Warn = Callable[[Sequence[str]], None]
 
 @dataclass(frozen=True)
 class CalibrationPlan:
-    """The table [calibrate] of a recipe file: how to make the cache where there is none yet."""
+    """The table [calibrate] of a build file: how to make the cache where there is none yet."""
 
     images: Path
     count: int = defaults.CALIBRATION_IMAGES
@@ -56,7 +56,7 @@ class CalibrationPlan:
 
 
 @dataclass(frozen=True)
-class EngineRecipe:
+class BuildFile:
     """Everything `api.build` takes; what is None comes from the model."""
 
     model: str = DEMO_MODEL
@@ -87,8 +87,8 @@ class EngineRecipe:
         return api.PlanOptions(**given)
 
 
-def read_recipe(path: Path) -> EngineRecipe:
-    """Read a recipe file; its relative paths start at its folder. Raises UsageError naming the key that is wrong."""
+def read_build_file(path: Path) -> BuildFile:
+    """Read a build file; its relative paths start at its folder. Raises UsageError naming the key that is wrong."""
     check_path(path)
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
@@ -107,15 +107,15 @@ def read_recipe(path: Path) -> EngineRecipe:
         raise UsageError(f"{path} is no recipe: its lists or tables are nested too deep; {cure}") from None
     reader = _Reader(path)
     plan = content.pop("calibrate", None)
-    settings = reader.settings(content, EngineRecipe, "")
+    settings = reader.settings(content, BuildFile, "")
     if plan is not None:
         if not isinstance(plan, dict) or "images" not in plan:
             raise UsageError(f"{path}: [calibrate] must be a table with the key images")
         settings["calibrate"] = CalibrationPlan(**reader.settings(plan, CalibrationPlan, "calibrate."))
-    return EngineRecipe(**settings, sources=(path, *reader.sources))
+    return BuildFile(**settings, sources=(path, *reader.sources))
 
 
-def run_recipe(recipe: EngineRecipe, progress: Progress | None = None, warn: Warn | None = None) -> Path:
+def run_build_file(recipe: BuildFile, progress: Progress | None = None, warn: Warn | None = None) -> Path:
     """Build the engine of a recipe, calibrating first where the recipe says how and the cache does not exist yet.
 
     ``warn`` takes sentences about images that were left out.
@@ -156,7 +156,7 @@ def default_output(model: str, suffix: str) -> Path:
 
 
 def _calibrate(
-    recipe: EngineRecipe, plan: CalibrationPlan, output: Path, progress: Progress | None, warn: Warn | None
+    recipe: BuildFile, plan: CalibrationPlan, output: Path, progress: Progress | None, warn: Warn | None
 ) -> None:
     from pyvimtrt.data.datasets import sample_images
     from pyvimtrt.data.reader import ImageReader
@@ -201,7 +201,7 @@ def _engines_folder(output: Path) -> Iterator[None]:
 
 
 class _Reader:
-    """Checks the keys and values of a recipe file."""
+    """Checks the keys and values of a build file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
