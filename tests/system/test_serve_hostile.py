@@ -7,6 +7,7 @@ requests (1,000 were).
 
 from __future__ import annotations
 
+import functools
 import http.client
 import json
 import os
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from pyvimtrt.serve.memory import TRIM_SECONDS
 
 pytestmark = pytest.mark.slow
 ROUNDS = int(os.environ.get("PYVIMTRT_ROUNDS", "4"))
+LOOKS = 5  # at memory, again, where it has grown
 MANY = 10  # rounds from which on memory is looked at after each kind
 FUZZ_ROUNDS = int(os.environ.get("PYVIMTRT_FUZZ_ROUNDS", "150"))
 HELD_MS = 50.0  # that nothing may hold the event loop, on a machine that does nothing else
@@ -192,6 +194,19 @@ def settled(pid: int) -> int:
     return rss(pid)
 
 
+def left(pid: int, most: float, send: Callable[[], object]) -> int:
+    """The memory of a process after a request. Above ``most`` it is looked at again after others: an allocator's
+    fragments come and go by some MB, what is kept for ever stays.
+    """
+    size = settled(pid)
+    for _ in range(LOOKS):
+        if size <= most:
+            break
+        send()
+        size = min(size, settled(pid))
+    return size
+
+
 def post(connection: http.client.HTTPConnection, body: bytes, headers: dict[str, str]) -> int:
     connection.request("POST", "/v2/models/tiny/infer", body, headers)
     answer = connection.getresponse()
@@ -221,16 +236,19 @@ def test_refused_requests_leave_nothing_in_memory(tmp_path: Path, tiny_engine_fi
                 for _ in range(ROUNDS):
                     assert post(connection, body, request.headers) in request.statuses, request.name
                 if ROUNDS > MANY:
-                    sizes[request.name] = settled(served.process.pid)
+                    again = functools.partial(post, connection, body, request.headers)
+                    sizes[request.name] = left(served.process.pid, 1.05 * before, again)
                     print(f"{request.name}: {sizes[request.name] / before - 1:+.2%}", flush=True)
-            sizes["HTTP"] = settled(served.process.pid)
+            again = functools.partial(post, connection, body, request.headers)
+            sizes["HTTP"] = left(served.process.pid, 1.05 * before, again)
             for name, message, code in messages:
                 for _ in range(ROUNDS):
                     assert hostile.call(channel, message)[0] == code, name
                 if ROUNDS > MANY:
-                    sizes[name] = settled(served.process.pid)
+                    again = functools.partial(hostile.call, channel, message)
+                    sizes[name] = left(served.process.pid, 1.05 * before, again)
                     print(f"{name}: {sizes[name] / before - 1:+.2%}", flush=True)
-            sizes["gRPC"] = settled(served.process.pid)
+            sizes["gRPC"] = left(served.process.pid, 1.05 * before, functools.partial(hostile.call, channel, message))
             connection.close()
             # The server closed the idle one.
             connection = http.client.HTTPConnection(served.host, served.port, timeout=60)
