@@ -231,6 +231,7 @@ def test_refused_requests_leave_nothing_in_memory(tmp_path: Path, tiny_engine_fi
                 hostile.call(channel, message)
             before = settled(served.process.pid)
             sizes = {}
+            again: Callable[[], object]
             for request in refused:
                 body = request.body()
                 for _ in range(ROUNDS):
