@@ -1,7 +1,8 @@
-# vimtrt_cuda_architectures(NVCC RESULT MISSING): RESULT in the form of CMAKE_CUDA_ARCHITECTURES, those of VIMTRT_CUDA_ARCHITECTURES that this nvcc knows and the PTX;
-# MISSING are the others.
+# vimtrt_cuda_architectures(NVCC RESULT MISSING): RESULT in the form of CMAKE_CUDA_ARCHITECTURES, those of
+# VIMTRT_CUDA_ARCHITECTURES that this nvcc knows and the PTX; MISSING are the others.
 #
-# sm_80 A100, 86 RTX 30, 87 Orin, 89 RTX 40 and L4, 90 H100, 100 B200, 110 Thor (101 before CUDA 13), 120 RTX 50. PTX of compute_80 serves every GPU that comes later.
+# sm_80 A100, 86 RTX 30, 87 Orin, 89 RTX 40 and L4, 90 H100, 100 B200, 110 Thor (101 before CUDA 13), 120 RTX 50. PTX
+# of compute_80 serves every GPU that comes later.
 set(VIMTRT_CUDA_ARCHITECTURES "80;86;87;89;90;100;110;120" CACHE STRING "GPU architectures of the plugin library")
 
 function(vimtrt_cuda_architectures NVCC RESULT MISSING)

@@ -6,9 +6,11 @@ foreach(operator IN LISTS VIMTRT_OPERATORS)
   list(APPEND VIMTRT_KERNELS plugins/${operator}/kernel.cu)
 endforeach()
 
-# Locals that are not initialized hold a pattern. Deep stacks meet their guard page. Kernels look at the same bytes as different types.
+# Locals that are not initialized hold a pattern. Deep stacks meet their guard page. Kernels look at the same bytes as
+# different types.
 # -fsanitize=thread calls tests/cuda_on_cpu/watch.cpp at every access; its own library is not linked.
-set(VIMTRT_KERNEL_OPTIONS -x c++ -fno-strict-aliasing -ftrivial-auto-var-init=pattern -fstack-clash-protection -Wno-unknown-pragmas --coverage)
+set(VIMTRT_KERNEL_OPTIONS -x c++ -fno-strict-aliasing -ftrivial-auto-var-init=pattern -fstack-clash-protection
+  -Wno-unknown-pragmas --coverage)
 if(NOT VIMTRT_CUDA_ON_CPU_ASAN)
   list(APPEND VIMTRT_KERNEL_OPTIONS -fsanitize=thread)
 endif()

@@ -1,5 +1,6 @@
-# For the tests: the same kernels and plugins on a GPU, by nvcc, for this machine's own GPU or the architectures of CMAKE_CUDA_ARCHITECTURES: the
-# Python modules vimtrt_cuda_on_gpu and, where TensorRT's headers are found, vimtrt_plugins_on_gpu (tests/native/README.md).
+# For the tests: the same kernels and plugins on a GPU, by nvcc, for this machine's own GPU or the architectures of
+# CMAKE_CUDA_ARCHITECTURES: the Python modules vimtrt_cuda_on_gpu and, where TensorRT's headers are found,
+# vimtrt_plugins_on_gpu (tests/native/README.md).
 include(cmake/TestModules.cmake)
 include(cmake/TensorRTHeaders.cmake)
 include(cmake/CudaOptions.cmake)

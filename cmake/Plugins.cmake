@@ -39,7 +39,9 @@ target_include_directories(vimtrt_plugins PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
 target_include_directories(vimtrt_plugins SYSTEM PRIVATE ${VIMTRT_TENSORRT_HEADERS} ${CUDAToolkit_INCLUDE_DIRS})
 target_compile_definitions(vimtrt_plugins PRIVATE VIMTRT_VERSION="${VIMTRT_VERSION}")
 target_compile_options(vimtrt_plugins PRIVATE ${VIMTRT_CONTRACT_OPTIONS})
-# It travels inside of plans to other machines: nothing but libc is taken from them, and nothing but what TensorRT looks up is shown.
-target_link_options(vimtrt_plugins PRIVATE -static-libstdc++ -static-libgcc -Wl,--version-script=${CMAKE_CURRENT_SOURCE_DIR}/plugins/bindings/library.map)
+# It travels inside of plans to other machines: nothing but libc is taken from them, and nothing but what TensorRT
+# looks up is shown.
+target_link_options(vimtrt_plugins PRIVATE -static-libstdc++ -static-libgcc
+  -Wl,--version-script=${CMAKE_CURRENT_SOURCE_DIR}/plugins/bindings/library.map)
 set_target_properties(vimtrt_plugins PROPERTIES LINK_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/plugins/bindings/library.map)
 install(TARGETS vimtrt_plugins LIBRARY DESTINATION pyvimtrt/lib)

@@ -1,11 +1,13 @@
-# For the tests: the plugin library on the CPU double of CUDA (tests/cuda_on_cpu). vimtrt_plugins_on_cpu is a Python module that plays TensorRT's part,
-# vimtrt_fuzz_plugins a program that gives plugins what no TensorRT would, under AddressSanitizer and UndefinedBehaviorSanitizer.
+# For the tests: the plugin library on the CPU double of CUDA (tests/cuda_on_cpu). vimtrt_plugins_on_cpu is a Python
+# module that plays TensorRT's part, vimtrt_fuzz_plugins a program that gives plugins what no TensorRT would, under
+# AddressSanitizer and UndefinedBehaviorSanitizer.
 include(cmake/TensorRTHeaders.cmake)
 
 find_package(CUDAToolkit QUIET)
 vimtrt_find_tensorrt_headers(VIMTRT_TENSORRT_HEADERS problem)
 if(NOT CUDAToolkit_FOUND OR NOT VIMTRT_TENSORRT_HEADERS)
-  message(STATUS "vimtrt_plugins_on_cpu is left out: it needs the headers of the CUDA toolkit and of TensorRT. ${problem}")
+  message(STATUS
+    "vimtrt_plugins_on_cpu is left out: it needs the headers of the CUDA toolkit and of TensorRT. ${problem}")
   return()
 endif()
 
@@ -14,7 +16,8 @@ add_library(vimtrt_plugins_for_double OBJECT ${VIMTRT_PLUGIN_SOURCES})
 target_compile_definitions(vimtrt_plugins_for_double PUBLIC VIMTRT_CUDA_ON_CPU VIMTRT_VERSION="${VIMTRT_VERSION}")
 target_compile_options(vimtrt_plugins_for_double PRIVATE -O1 -g --coverage)
 target_link_libraries(vimtrt_plugins_for_double PUBLIC vimtrt_flags)
-target_include_directories(vimtrt_plugins_for_double SYSTEM PUBLIC ${VIMTRT_TENSORRT_HEADERS} ${CUDAToolkit_INCLUDE_DIRS})
+target_include_directories(vimtrt_plugins_for_double SYSTEM PUBLIC ${VIMTRT_TENSORRT_HEADERS}
+  ${CUDAToolkit_INCLUDE_DIRS})
 
 vimtrt_test_module(vimtrt_plugins_on_cpu tests/native/plugins_module.cpp)
 target_link_libraries(vimtrt_plugins_on_cpu PRIVATE vimtrt_plugins_for_double vimtrt_kernels_on_cpu)
@@ -38,7 +41,8 @@ foreach(operator IN LISTS VIMTRT_OPERATORS)
 endforeach()
 target_sources(vimtrt_fuzz_plugins PRIVATE ${VIMTRT_FUZZ_KERNELS})
 target_compile_definitions(vimtrt_fuzz_plugins PRIVATE VIMTRT_CUDA_ON_CPU VIMTRT_VERSION="${VIMTRT_VERSION}")
-target_compile_options(vimtrt_fuzz_plugins PRIVATE -O1 -g -fno-strict-aliasing -Wno-unknown-pragmas ${VIMTRT_SANITIZERS})
+target_compile_options(vimtrt_fuzz_plugins PRIVATE -O1 -g -fno-strict-aliasing -Wno-unknown-pragmas
+  ${VIMTRT_SANITIZERS})
 target_link_options(vimtrt_fuzz_plugins PRIVATE ${VIMTRT_SANITIZERS})
 target_include_directories(vimtrt_fuzz_plugins SYSTEM PRIVATE ${VIMTRT_TENSORRT_HEADERS} ${CUDAToolkit_INCLUDE_DIRS})
 target_link_libraries(vimtrt_fuzz_plugins PRIVATE vimtrt_flags ${CMAKE_DL_LIBS})

@@ -1,7 +1,10 @@
-# vimtrt_find_tensorrt_headers(RESULT PROBLEM): the folder with NvInferRuntime.h, or an empty RESULT and what is wrong in PROBLEM.
+# vimtrt_find_tensorrt_headers(RESULT PROBLEM): the folder with NvInferRuntime.h, or an empty RESULT and what is wrong
+# in PROBLEM.
 #
-# Looked for in TENSORRT_INCLUDE_DIR, in TENSORRT_ROOT, where Debian's and JetPack's packages put it, in the wheel VIMTRT_HEADERS_WHEEL, and at last on PyPI: the
-# wheel of kernel-lens carries NVIDIA's own headers of TensorRT 10.14.1 (Apache-2.0). The variables may stand in the environment. The virtual tables that a plugin meets are the same up to TensorRT 11 (plugins/bindings/plugin.h).
+# Looked for in TENSORRT_INCLUDE_DIR, in TENSORRT_ROOT, where Debian's and JetPack's packages put it, in the wheel
+# VIMTRT_HEADERS_WHEEL, and at last on PyPI: the wheel of kernel-lens carries NVIDIA's own headers of TensorRT 10.14.1
+# (Apache-2.0). The variables may stand in the environment. The virtual tables that a plugin meets are the same up to
+# TensorRT 11 (plugins/bindings/plugin.h).
 set(VIMTRT_HEADERS_PACKAGE "kernel-lens==2.0.1")
 set(VIMTRT_HEADERS_SHA256 "07cc714e8b5e7f34b672f7c7fad93febe7c747be5837ba276b1527370134ffe0")
 
@@ -47,7 +50,8 @@ function(_vimtrt_headers_of_wheel WHEEL RESULT PROBLEM)
       file(SHA256 "${wheel}" hash)
     endif()
     if(NOT hash STREQUAL VIMTRT_HEADERS_SHA256)
-      set(${PROBLEM} "${wheel} is not the wheel of ${VIMTRT_HEADERS_PACKAGE}; get it: pip download --no-deps ${VIMTRT_HEADERS_PACKAGE}" PARENT_SCOPE)
+      set(${PROBLEM}
+        "${wheel} is not the wheel of ${VIMTRT_HEADERS_PACKAGE}; get it: pip download --no-deps ${VIMTRT_HEADERS_PACKAGE}" PARENT_SCOPE)
       return()
     endif()
   else()
@@ -65,7 +69,9 @@ function(_vimtrt_headers_of_wheel WHEEL RESULT PROBLEM)
   if(EXISTS "${include}/NvInferRuntime.h")
     set(${RESULT} "${include}" PARENT_SCOPE)
   else()
-    set(${PROBLEM} "the wheel of ${VIMTRT_HEADERS_PACKAGE} holds no NvInferRuntime.h; give -DTENSORRT_INCLUDE_DIR=FOLDER" PARENT_SCOPE)
+    set(${PROBLEM}
+      "the wheel of ${VIMTRT_HEADERS_PACKAGE} holds no NvInferRuntime.h; give -DTENSORRT_INCLUDE_DIR=FOLDER"
+        PARENT_SCOPE)
   endif()
 endfunction()
 
@@ -75,19 +81,22 @@ function(_vimtrt_download_headers FOLDER RESULT PROBLEM)
   set(${RESULT} "" PARENT_SCOPE)
   find_package(Python 3.10 COMPONENTS Interpreter)
   if(NOT Python_EXECUTABLE)
-    set(${PROBLEM} "TensorRT's headers were not found, and there is no Python to download them with; give -DTENSORRT_INCLUDE_DIR=FOLDER" PARENT_SCOPE)
+    set(${PROBLEM}
+      "TensorRT's headers were not found, and there is no Python to download them with; give -DTENSORRT_INCLUDE_DIR=FOLDER" PARENT_SCOPE)
     return()
   endif()
   message(STATUS "Downloading TensorRT's headers (${VIMTRT_HEADERS_PACKAGE})")
   file(WRITE "${folder}/requirements.txt" "${VIMTRT_HEADERS_PACKAGE} --hash=sha256:${VIMTRT_HEADERS_SHA256}\n")
   execute_process(
-    COMMAND ${Python_EXECUTABLE} -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes --only-binary=:all:
+    COMMAND ${Python_EXECUTABLE} -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes
+      --only-binary=:all:
       --dest "${folder}" -r "${folder}/requirements.txt"
     RESULT_VARIABLE status OUTPUT_QUIET ERROR_VARIABLE log)
   file(GLOB wheel "${folder}/kernel_lens-*.whl")
   if(NOT status EQUAL 0 OR NOT wheel)
     string(STRIP "${log}" log)
-    set(${PROBLEM} "TensorRT's headers could not be downloaded; give -DTENSORRT_INCLUDE_DIR=FOLDER with NvInferRuntime.h (pip: ${log})" PARENT_SCOPE)
+    set(${PROBLEM}
+      "TensorRT's headers could not be downloaded; give -DTENSORRT_INCLUDE_DIR=FOLDER with NvInferRuntime.h (pip: ${log})" PARENT_SCOPE)
     return()
   endif()
   set(${RESULT} "${wheel}" PARENT_SCOPE)

@@ -40,7 +40,7 @@ from pyvimtrt.graph.network import network_from_model
 from pyvimtrt.model.checkpoint import load_weights
 from pyvimtrt.model.defaults import model_defaults
 from pyvimtrt.quantization.calibrate import Normalization, calibrate
-from pyvimtrt.quantization.recipes import RECIPES, STEPS, Recipe, get_recipe
+from pyvimtrt.quantization.recipes import RECIPES, STATES, STEPS, Recipe, get_recipe
 from pyvimtrt.runtime.cpu import CpuEngine
 from pyvimtrt.zoo import DEMO_MODEL
 
@@ -52,7 +52,9 @@ def variants(tokens: int) -> Iterator[tuple[str, Recipe]]:
     """Yield the rows of the table."""
     for name in RECIPES:
         yield name, get_recipe(name)
-        yield f"{name}, state fp32", get_recipe(name, state="fp32")
+        for state in STATES:
+            if state != get_recipe(name).state:
+                yield f"{name}, state {state}", get_recipe(name, state=state)
     for name, step in product(("default", "paper"), STEPS):
         if any(getattr(RECIPES[name], field) != value for field, value in STEPS[step].items()):
             recipe = get_recipe(name, without=[step])

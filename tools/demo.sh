@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# From a fresh clone to a classified image: environment, build, the bundled model's int8 engine, its answers, its accuracy.
+# From a fresh clone to a classified image: environment, build, the bundled model's int8 engine, its answers, its
+# accuracy.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/environment.sh

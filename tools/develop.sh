@@ -10,7 +10,9 @@ source tools/environment.sh
 make_empty_environment
 echo "== the package, from the checkout (build/editable)"
 # Later builds take place outside of pip, so what builds must stay: no environment of its own for the build.
-"$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "scikit-build-core>=0.10" "nanobind>=2.4" "ninja>=1.11"
-PATH="$(realpath -s "$VENV/bin"):$PATH" CMAKE_ARGS="-DVIMTRT_TENSORRT=OFF" "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
-  --no-build-isolation -C editable.rebuild=true -C editable.verbose=false -C build-dir=build/editable --editable ".[torch,dev]"
+"$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "scikit-build-core>=0.10" "nanobind>=2.4" \
+  "ninja>=1.11"
+PATH="$(realpath -s "$VENV/bin"):$PATH" CMAKE_ARGS="-DVIMTRT_TENSORRT=OFF" \
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-build-isolation \
+  -C editable.rebuild=true -C editable.verbose=false -C build-dir=build/editable --editable ".[torch,dev]"
 build_double

@@ -11,7 +11,8 @@ make_empty_environment() {
   local tool
   for tool in python3 g++ cmake; do
     if ! command -v "$tool" > /dev/null; then
-      echo "error: $tool is missing; on Debian or Ubuntu: apt-get install python3 python3-venv python3-dev g++ cmake" >&2
+      echo "error: $tool is missing; on Debian or Ubuntu: apt-get install python3 python3-venv python3-dev g++ cmake" \
+        >&2
       return 2
     fi
   done
@@ -23,7 +24,8 @@ make_empty_environment() {
 # The CUDA kernels and the plugins on a CPU, which tests run (build/tests).
 build_double() {
   echo "== the CUDA kernels and the plugins on a CPU, for the tests"
-  cmake -S . -B build/tests -G Ninja -DCMAKE_MAKE_PROGRAM="$(realpath -s "$VENV/bin/ninja")" -DPython_EXECUTABLE="$(realpath -s "$VENV/bin/python")" \
+  cmake -S . -B build/tests -G Ninja -DCMAKE_MAKE_PROGRAM="$(realpath -s "$VENV/bin/ninja")" \
+    -DPython_EXECUTABLE="$(realpath -s "$VENV/bin/python")" \
     -DVIMTRT_PYTHON=OFF -DVIMTRT_CUDA_ON_CPU=ON > /dev/null
   cmake --build build/tests > /dev/null
 }
@@ -35,7 +37,8 @@ have() {
   if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
     # shellcheck disable=SC2086 # words
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages > /dev/null 2>&1 ||
-      { apt-get update -qq > /dev/null 2>&1 && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages > /dev/null 2>&1; } || true
+      { apt-get update -qq > /dev/null 2>&1 && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+        --no-install-recommends $packages > /dev/null 2>&1; } || true
   fi
   all_there "$commands"
 }
@@ -54,7 +57,8 @@ have_chromium() { have chromium chromium; }
 # Says what is missing to build the TensorRT plugins.
 check_cuda() {
   if ! command -v nvcc > /dev/null; then
-    echo "error: nvcc is missing; install the CUDA toolkit (12.6 or newer; no GPU is needed), or leave it out: tools/test.sh --without-cuda" >&2
+    echo "error: nvcc is missing; install the CUDA toolkit (12.6 or newer; no GPU is needed)," \
+      "or leave it out: tools/test.sh --without-cuda" >&2
     return 2
   fi
 }

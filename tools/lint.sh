@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Lint, format and types, with the environment that tools/develop.sh or tools/test.sh makes; --fix mends what can be mended.
+# Lint, format and types, with the environment that tools/develop.sh or tools/test.sh makes; --fix mends what can be
+# mended.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin="${VIMTRT_VENV:-.venv}/bin"

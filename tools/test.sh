@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Everything CI runs, from a fresh clone: environment, build, lint, types, all tests, and the demo in an environment of its own.
+# Everything CI runs, from a fresh clone: environment, build, lint, types, all tests, and the demo in an environment of
+# its own.
 #
 #   tools/test.sh                  all of it; needs nvcc (no GPU)
-#   tools/test.sh --without-cuda   on a machine without nvcc: the plugin library and what tests it are left out, and the end says so
+#   tools/test.sh --without-cuda   on a machine without nvcc: the plugin library and what tests it are left out, and
+# the end says so
 #   tools/test.sh --quick          environment, build, and the tests that do not carry the marker slow; on any machine
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -26,11 +28,13 @@ build_double
 if [ "$plugins" = ON ]; then
   echo "== the GPU self-test, a dry run on the CPU double; and the same modules for a GPU, compiled and linked"
   PYTHONSAFEPATH=1 "$VENV/bin/python" tools/gpu_selftest.py --device double --report build/dry_run
-  cmake -S . -B build/device -G Ninja -DCMAKE_MAKE_PROGRAM="$(realpath -s "$VENV/bin/ninja")" -DPython_EXECUTABLE="$(realpath -s "$VENV/bin/python")" \
+  cmake -S . -B build/device -G Ninja -DCMAKE_MAKE_PROGRAM="$(realpath -s "$VENV/bin/ninja")" \
+    -DPython_EXECUTABLE="$(realpath -s "$VENV/bin/python")" \
     -DVIMTRT_PYTHON=OFF -DVIMTRT_CUDA_ON_GPU=ON -DCMAKE_CUDA_ARCHITECTURES=90-real > /dev/null
   cmake --build build/device --target vimtrt_cuda_on_gpu vimtrt_plugins_on_gpu > /dev/null
 fi
-# Keeps the checkout's pyvimtrt/, which has no compiled module, off the path of pytest and of what it starts: the installed package is what is tested.
+# Keeps the checkout's pyvimtrt/, which has no compiled module, off the path of pytest and of what it starts: the
+# installed package is what is tested.
 pytest() { PYTHONSAFEPATH=1 "$VENV/bin/pytest" "$@"; }
 if [ "$quick" = yes ]; then
   echo "== quick tests of the installed package"
@@ -40,7 +44,8 @@ if [ "$quick" = yes ]; then
 fi
 echo "== the CPU engine for 64-bit ARM, which an emulator runs"
 if have_aarch64; then
-  cmake -S . -B build/aarch64 -G Ninja -DCMAKE_MAKE_PROGRAM="$(realpath -s "$VENV/bin/ninja")" -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake \
+  cmake -S . -B build/aarch64 -G Ninja -DCMAKE_MAKE_PROGRAM="$(realpath -s "$VENV/bin/ninja")" \
+    -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake \
     -DVIMTRT_PYTHON=OFF -DVIMTRT_TENSORRT=OFF -DVIMTRT_RUN_PROGRAM=ON > /dev/null
   cmake --build build/aarch64 > /dev/null
 else
@@ -61,11 +66,13 @@ fi
 echo "== the demo, with the core dependencies alone"
 CMAKE_ARGS="-DVIMTRT_TENSORRT=OFF" VIMTRT_VENV=build/demo-venv bash tools/demo.sh
 if [ "$plugins" = OFF ]; then
-  echo "left out for want of nvcc: libvimtrt_plugins.so, the plugins on a CPU, TensorRT engines, line coverage and resources of the kernels"
+  echo "left out for want of nvcc: libvimtrt_plugins.so, the plugins on a CPU, TensorRT engines," \
+    "line coverage and resources of the kernels"
 fi
 if [[ " ${left_out[*]} " = *" needs_chromium "* ]]; then
   echo "left out for want of chromium (apt-get install chromium): the server's page in a browser"
 fi
 if [[ " ${left_out[*]} " = *" needs_aarch64 "* ]]; then
-  echo "left out for want of aarch64-linux-gnu-g++ and qemu-aarch64 (apt-get install g++-aarch64-linux-gnu qemu-user): the CPU engine of 64-bit ARM"
+  echo "left out for want of aarch64-linux-gnu-g++ and qemu-aarch64" \
+    "(apt-get install g++-aarch64-linux-gnu qemu-user): the CPU engine of 64-bit ARM"
 fi
