@@ -139,7 +139,9 @@ def test_an_unknown_row_names_the_rows(
 ) -> None:
     assert run(tool, files, monkeypatch, "--only", "defualt") == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: there is no row 'defualt'; the rows are default; default, state fp32; paper")
+    assert error.startswith(
+        "error: there is no row 'defualt'; the rows are default; default, state int16; default, state fp32; paper"
+    )
     assert error.count("\n") == 1
 
 
