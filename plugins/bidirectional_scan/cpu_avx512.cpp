@@ -136,6 +136,26 @@ struct Avx512Int16 : YmmRows {
   }
 
   template <int N>
+  static void powers(const float* base, bool is_low, int16_t* target) {
+    if constexpr (N == 8) {
+      YmmRows::powers<N>(base, is_low, target);
+    } else {
+      const __m512 least = _mm512_set1_ps(-kInt16One), most = _mm512_set1_ps(32767.0f);
+      const __m512 power = _mm512_load_ps(base), square = _mm512_mul_ps(power, power);
+      __m512 even = _mm512_set1_ps(is_low ? -kInt16One : kInt16One), odd = _mm512_mul_ps(even, power);
+      for (int k = 0; k < kInt16Powers; k += 2) {
+        const auto row = [&](__m512 x) VIMTRT_ALWAYS_INLINE {
+          return _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(x, least), most)));
+        };
+        _mm256_store_si256(reinterpret_cast<__m256i*>(target + k * N), row(even));
+        _mm256_store_si256(reinterpret_cast<__m256i*>(target + (k + 1) * N), row(odd));
+        even = _mm512_mul_ps(even, square);
+        odd = _mm512_mul_ps(odd, square);
+      }
+    }
+  }
+
+  template <int N>
   static void drive(__m512 u, __m512 delta, __m512 input_scale, __m512 b_tok, const uint16_t* first_rows,
                     TokenDrive<kZmmLanes>& drive) {
     const __m512 g = _mm512_mul_ps(_mm512_mul_ps(_mm512_mul_ps(delta, u), input_scale), b_tok);

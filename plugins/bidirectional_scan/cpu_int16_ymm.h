@@ -88,14 +88,14 @@ struct YmmRows {
 
   template <int N>
   static void powers(const float* base, bool is_low, int16_t* target) {
-    const __m256 one = _mm256_set1_ps(kInt16One), largest = _mm256_set1_ps(is_low ? kInt16One : 32767.0f);
+    const __m256 one = _mm256_set1_ps(is_low ? -kInt16One : kInt16One), least = _mm256_set1_ps(-kInt16One),
+                 most = _mm256_set1_ps(32767.0f);
     for (int first = 0; first < N; first += 8) {
       const __m256 power = _mm256_load_ps(base + first), square = _mm256_mul_ps(power, power);
-      __m256 even = _mm256_set1_ps(1.0f), odd = power;
+      __m256 even = one, odd = _mm256_mul_ps(one, power);
       for (int k = 0; k < kInt16Powers; k += 2) {
         const auto row = [&](__m256 x) VIMTRT_ALWAYS_INLINE {
-          const __m256i rounded = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_mul_ps(x, one), largest));
-          return narrowed(is_low ? _mm256_sub_epi32(_mm256_setzero_si256(), rounded) : rounded);
+          return narrowed(_mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(x, least), most)));
         };
         _mm_store_si128(reinterpret_cast<__m128i*>(target + k * N + first), row(even));
         _mm_store_si128(reinterpret_cast<__m128i*>(target + (k + 1) * N + first), row(odd));

@@ -25,6 +25,7 @@ CASES = (
     "quant_conv1d_silu",
     "bidirectional_scan",
     "bidirectional_scan_clamped",
+    "bidirectional_scan_int16",
     "add_rms_norm_quant",
     "add_layer_norm_quant",
 )

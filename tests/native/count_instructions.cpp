@@ -103,12 +103,14 @@ std::function<void()> conv(Data& data, Isa isa) {
 }
 
 // exponents_low: of the scan's exponents; below -126 / 255 the kernels must clamp them.
-std::function<void()> scan(Data& data, Isa isa, float exponents_low) {
+std::function<void()> scan(Data& data, Isa isa, float exponents_low, ScanState state = ScanState::kInt8,
+                           int tokens = 10) {
   BidirectionalScanParams p;
   p.batch = 1;
-  p.tokens = 10;
+  p.tokens = tokens;
   p.channels = 32;
   p.states = 16;
+  p.state = state;
   p.bc_stride = 44;
   p.gate_stride = 64;
   const int64_t values = static_cast<int64_t>(p.tokens) * p.channels;
@@ -195,6 +197,8 @@ std::function<void()> prepare(Data& data, const std::string& name, Isa isa) {
   if (name == "kscaled_linear_float") return linear(data, isa, true);
   if (name == "quant_conv1d_silu") return conv(data, isa);
   if (name == "bidirectional_scan") return scan(data, isa, -0.4f);
+  // As many tokens as make little of the tables, which are the same for any number.
+  if (name == "bidirectional_scan_int16") return scan(data, isa, -0.4f, ScanState::kInt16, 100);
   if (name == "bidirectional_scan_clamped") return scan(data, isa, -4.0f);
   if (name == "add_rms_norm_quant") return norm(data, isa);
   if (name == "add_layer_norm_quant") return layer_norm(data, isa);
