@@ -86,8 +86,13 @@ def test_recipes_equal_the_reference(recipe: str) -> None:
     assert_same_bits(*random_network(TINY, recipe))
 
 
-def test_fp32_state_equals_the_reference() -> None:
-    assert_same_bits(*random_network(TINY, state="fp32"))
+@pytest.mark.parametrize("state", ["fp32", "int16"])
+def test_other_states_equal_the_reference(state: str) -> None:
+    assert_same_bits(*random_network(TINY, state=state))
+
+
+def test_an_int16_state_of_eight_numbers_equals_the_reference() -> None:
+    assert_same_bits(*random_network(dataclasses.replace(TINY, state=8), state="int16"))
 
 
 @pytest.mark.slow

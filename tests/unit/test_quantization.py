@@ -31,6 +31,7 @@ from pyvimtrt.families.vim.config import VimConfig
 from pyvimtrt.families.vim.model import Block, VisionMamba
 from pyvimtrt.graph.assemble import assemble
 from pyvimtrt.graph.network import network_from_model
+from pyvimtrt.graph.operators import OPERATORS
 from pyvimtrt.model.checkpoint import load_model
 from pyvimtrt.model.scan import torch_scan
 from pyvimtrt.model.weights import Weights
@@ -43,6 +44,7 @@ from pyvimtrt.quantization.observe import LayerRecord, StateStatistics, Statisti
 from pyvimtrt.quantization.recipes import (
     CHANNEL_TENSORS,
     RECIPES,
+    STATES,
     STEPS,
     TOKEN_TENSORS,
     Recipe,
@@ -1013,7 +1015,7 @@ def check_state_clips(cache: Cache, config: VimConfig, seen: Tensors) -> None:
 
 
 def check_state_factors(t: Tensors, d: str, h: Array) -> None:
-    """The factors are the means of log h along two axes, the step of a token covers h / (r_L r_C r_D) up to its
+    """The factors are the means of log h along two axes, the scale of a token covers h / (r_L r_C r_D) up to its
     clip.
     """
     log = np.log(np.maximum(h, 1e-6 * h.max()))
@@ -1046,6 +1048,39 @@ def test_the_states_steps_are_clipped_for_the_least_error_in_y(spec: str) -> Non
     )
 
 
+@pytest.mark.parametrize("spec", ["middle", "overlap", "state 8"])
+def test_the_int16_state_has_one_unit_that_leaves_room_for_twice_the_largest_state(spec: str) -> None:
+    config, weights, images, norm = setup(SPECS[spec])
+    seen = observed(config, weights, images, norm)
+    cache = calibrate(config, weights, images, get_recipe("default", state="int16"), norm).tensors
+    for d in (f"layers.{i}.{name}" for i in range(config.depth) for name, _, _ in DIRECTIONS):
+        layer, _, direction = d.rpartition(".")
+        factors = np.multiply.outer(cache[f"{d}.state.scale_chan"], cache[f"{d}.state.scale_state"])
+        unit = 2 * (np.abs(seen[f"{layer}.state.{direction}"]) / factors).max() / 32767
+        np.testing.assert_allclose(cache[f"{d}.state.scale_tok"], np.full(config.tokens, unit), rtol=1e-4)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("spec", ["middle", "state 8"])
+def test_no_sum_of_an_int16_state_passes_an_int32(spec: str, recipe: str) -> None:
+    """Whatever the state: 2^15 times the sum of |C|, where every C is the largest there is and rounding adds a half."""
+    config, weights, images, norm = setup(SPECS[spec])
+    cache = calibrate(config, weights, images, get_recipe(recipe, state="int16"), norm)
+    network = network_from_model(assemble(config, weights, cache), "test")
+    scans = [node for node in network.nodes if node.op == "BidirectionalScan"]
+    assert len(scans) == config.depth
+    for node in scans:
+        given = dict(zip((tensor.name for tensor in OPERATORS[node.op].inputs), node.inputs, strict=True))
+        b, c, decay, a_log2 = (
+            np.asarray(network.values[given[name]].data, np.float64)
+            for name in ("b_scale_state", "c_scale_state", "decay_tok", "a_log2")
+        )
+        np.testing.assert_allclose(128 * np.abs(b).max(axis=-1), 32766, rtol=1e-6)
+        np.testing.assert_allclose(128 * np.abs(c).sum(axis=-1), 65500, rtol=1e-6)
+        assert (2**15 * np.rint(128 * np.abs(c) + 0.5).sum(axis=-1) < 2**31).all()
+        assert (decay == 0).all() and (a_log2 < 0).all()
+
+
 def check_usable(cache: Cache, config: VimConfig, weights: Weights) -> None:
     """Every tensor is there, finite, of the right type and, where it is a scale, positive."""
     check_cache(cache, config, weights, "the cache")
@@ -1063,7 +1098,7 @@ def check_engine(cache: Cache, config: VimConfig, weights: Weights, images: Arra
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("state", ["int8", "fp32"])
+@pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("k", [1, 2, 5, "full"])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_calibrates_with_every_k_and_state(recipe: str, k: int | str, state: str) -> None:

@@ -79,6 +79,14 @@ def test_all_on_it_is_the_engine(spec: str, recipe: str) -> None:
     assert to_engine > to_fp32 + 8, (to_engine, to_fp32)
 
 
+@pytest.mark.parametrize("recipe", ["default", "naive"])
+def test_all_on_it_is_the_engine_with_an_int16_state(recipe: str) -> None:
+    config, weights, cache, images = parts(recipe=recipe, state="int16")
+    assert any(name.endswith(".state") for name in Simulation(config, weights, cache).quantizers)
+    to_engine, to_fp32 = excess(config, weights, cache, images)
+    assert to_engine > to_fp32 + 8, (to_engine, to_fp32)
+
+
 def test_a_state_in_fp32_is_no_quantizer() -> None:
     config, weights, cache, images = parts(state="fp32")
     assert not any(name.endswith(".state") for name in Simulation(config, weights, cache).quantizers)
