@@ -259,7 +259,10 @@ def test_refused_requests_leave_nothing_in_memory(tmp_path: Path, tiny_engine_fi
         connection.close()
         shown = "; ".join(f"{name} {size / 1e6:.1f}" for name, size in sizes.items())
         print(f"at start {at_start / 1e6:.1f} MB; before {before / 1e6:.1f}; {shown}")
-        grown = {name: size / before for name, size in sizes.items() if size > 1.05 * before}
+        answered = {name for name, _, code in messages if code == "OK"}  # many images: they leave a heap for as many
+        grown = {
+            name: size / before for name, size in sizes.items() if size > (1.1 if name in answered else 1.05) * before
+        }
         assert not grown, f"{before} bytes before"
         assert served.logs() == []
 
