@@ -60,6 +60,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "plugins/bidirectional_scan/int16.h"
 #include "plugins/bidirectional_scan/kernel.h"
 #include "plugins/common/cuda_copies.h"
 #include "plugins/common/cuda_launch.h"
@@ -96,6 +97,7 @@ struct Layout {
   static constexpr int kPart = Lanes;                                // steps that a warp takes at a time
   static constexpr int kPitch = States + 4;       // floats from row to row: eight rows' float4 lie in different banks
   static constexpr int kStages = 2 * Warpgroups;  // tiles that are copied or in use
+  using State = float;
   static_assert(kPart % kGroup == 0 && Tile % kPart == 0, "parts are whole groups, tiles whole parts");
 };
 
@@ -103,6 +105,13 @@ template <int States>
 using Wide = Layout<States, States, States, 2>;
 template <int States>
 using Narrow = Layout<States, kGroup, 16, 1>;
+
+// The same for the int16 state.
+template <class Base>
+struct Int16 : Base {
+  using State = int32_t;
+  static constexpr bool kWide = Base::kPerLane == 1;
+};
 
 // What the launcher adds to the operator's arguments; widths as in cuda_copies.h.
 struct Launch {
@@ -151,6 +160,43 @@ template <class Shape>
 struct alignas(16) Shared {
   Direction<Shape> directions[kDirections];
   Warp<Shape> warps[Shape::kWarpgroups * kWarpgroupWarps];
+};
+
+// The int16 state. Bi and Ci of a tile: in wide a lane reads a state's four steps of Bi at once, as above, in narrow
+// four states of a step. No row of Ci or h is padded: what shares banks is told apart by int16_row and int16_quad.
+template <class Base>
+struct alignas(16) Scaled<Int16<Base>> {
+  static constexpr int kGroupPitch = kGroup * Base::kStates + (Base::kPerLane == 1 ? 8 : 0);
+  int32_t b[Base::kTile / kGroup][kGroupPitch];
+  int32_t c[Base::kTile][Base::kStates];
+};
+
+// High and minus Low of a warp's channels and states, a row of every power: whatever powers the lanes read, lane i
+// finds its states in the same banks, which are no other lane's.
+template <class Base>
+struct alignas(16) Tables {
+  static constexpr int kRow = kWarpThreads * Base::kPerLane;
+  uint16_t high[kInt16Powers][kRow];
+  uint16_t low[kInt16Powers][kRow];
+};
+
+template <class Base>
+struct alignas(16) Direction<Int16<Base>> {
+  Stage<Int16<Base>> stages[Base::kStages];
+  Scaled<Int16<Base>> scaled[Base::kWarpgroups];
+  Tables<Base> tables[kDirectionWarps];
+  float state_scales[2][Base::kStates];                                        // of B, of C
+  int32_t states[kDirectionWarps][Base::kWarpgroups == 1 ? 4 : kWarpThreads];  // from warpgroup to warpgroup
+};
+
+// high_at and low_at are where the pair's rows of the tables begin, in bytes; low_at is negative where the drive is in
+// sixteenths. Wide leaves every h for the pairs, narrow each lane's part of the sums of h * Ci.
+template <class Base>
+struct alignas(16) Warp<Int16<Base>> {
+  int32_t high_at[kWarpThreads];
+  int32_t low_at[kWarpThreads];
+  int32_t g[kWarpThreads];
+  int32_t h[kWarpThreads * (Base::kPerLane == 1 ? Base::kStates : kGroup)];
 };
 
 // Which part of the work is a thread's.
@@ -202,6 +248,13 @@ struct Decay {
   float reach;
 };
 
+// Where a lane's states stand in the tables.
+template <class Base>
+struct Decay<Int16<Base>> {
+  const Tables<Base>* tables;
+  int offset;  // in bytes
+};
+
 template <class Shape>
 struct Thread {
   Place place;
@@ -227,12 +280,19 @@ VIMTRT_DEVICE Scaled<Shape>& scaled_of(const Thread<Shape>& self, int tile) {
 // What a pair needs to the end.
 struct Operands {
   float u = 0, gate = 0, out_inv = 0;
+  float c_tok = 0;  // of the int16 state alone
 };
 
 // h = fma(a, state, b) of some groups.
 template <class Shape, int Groups>
 struct Coefficients {
   float a[Groups][kGroup][Shape::kPerLane], b[Groups][kGroup][Shape::kPerLane];
+};
+
+// h = saturated((a * state + b) >> 15): b holds Bi g, rounded to 16 bits, and behind them what rounds the sum.
+template <class Base, int Groups>
+struct Coefficients<Int16<Base>, Groups> {
+  int32_t a[Groups][kGroup][Base::kPerLane], b[Groups][kGroup][Base::kPerLane];
 };
 
 VIMTRT_DEVICE void read4(float (&to)[4], const float* from) {
@@ -434,6 +494,14 @@ VIMTRT_DEVICE void read_group(Coefficients<Shape, Groups>& to, float (&delta)[kG
   }
 }
 
+template <class Shape, int Groups>
+VIMTRT_DEVICE void make_coefficients(Coefficients<Shape, Groups>& to, const Thread<Shape>& self, int tile, int first,
+                                     int group) {
+  float delta[kGroup], decay_tok[kGroup];
+  read_group(to, delta, decay_tok, self, tile, first, group);
+  make_decays<true>(to, group, delta, decay_tok, self.decay);
+}
+
 // The recurrence over a group.
 template <bool Int8State, class Shape, int Groups>
 VIMTRT_DEVICE void advance(float (&state)[Shape::kPerLane], const Coefficients<Shape, Groups>& with,
@@ -493,6 +561,12 @@ VIMTRT_DEVICE float sum_of_states(const float* h_row, const float* c_row) {
   }
 }
 
+template <class Shape>
+VIMTRT_DEVICE float sum_of_pair(const Thread<Shape>& self, const Operands&, int tile, int step) {
+  return sum_of_states<Shape::kStates>(self.warp->h[self.place.lane], scaled_of(self, tile).c[step]) *
+         self.pair.y_scale;
+}
+
 // A pair's token, once its y is known. Steps behind the last one left h as it was; nothing of theirs is stored.
 struct Output {
   bool exists;
@@ -504,8 +578,7 @@ struct Output {
 template <class Shape>
 VIMTRT_DEVICE Output make_output(const Thread<Shape>& self, const Operands& operands, int tile, int first) {
   const Pair& pair = self.pair;
-  const float* const c_row = scaled_of(self, tile).c[first + pair.step];
-  const float sum = sum_of_states<Shape::kStates>(self.warp->h[self.place.lane], c_row);
+  const float sum = sum_of_pair(self, operands, tile, first + pair.step);
   const int step = tile * Shape::kTile + first + pair.step;
   const int mirrored = self.tokens - 1 - step;  // the other direction's step at this token
   const unsigned part = static_cast<unsigned>(step) / Shape::kPart,
@@ -514,7 +587,7 @@ VIMTRT_DEVICE Output make_output(const Thread<Shape>& self, const Operands& oper
   output.exists = pair.exists && mirrored >= 0;
   output.is_first = other_part > part || (other_part == part && self.place.d == 0);
   output.token = self.place.d == 0 ? step : mirrored;
-  output.y = fmaf(operands.u, pair.skip_scale, sum * pair.y_scale);
+  output.y = fmaf(operands.u, pair.skip_scale, sum);
   return output;
 }
 
@@ -531,6 +604,286 @@ VIMTRT_DEVICE void finish(const Merge& merge, const Output& output, const Operan
   const float o = (*kept_at(merge, output.token) + output.y) * operands.gate;
   const uint32_t q = cuda::quantized_s8(o * operands.out_inv);
   merge.y[static_cast<int64_t>(output.token) * merge.y_step] = static_cast<int8_t>(q);
+}
+
+// The int16 state. numerics.md has a = mul(High, Low), minus the decay, and h = sat16(b - mul(h, a)). With the tables'
+// positive product the signs of both roundings turn:
+//
+//   decay = -mul(High, Low)         = (High * -Low + 2^14 - 1) >> 15
+//   h     = sat16(b + mul'(h decay)) = sat16((h * decay + (b * 2^15 + 2^14 - 1)) >> 15)
+//
+// b * 2^15 is Bi * g + 2^14 without its low 15 bits. With |b| <= 32768 and decay <= 32767 no sum passes an int32.
+
+constexpr int32_t kInt16Half = 1 << 14, kInt16LowBits = (1 << 15) - 1;
+
+// int(x) of numerics.md without the conversion unit.
+VIMTRT_DEVICE int32_t int16_from(float x) {
+  const float clamped = fminf(fmaxf(x, -32767.0f), 32767.0f);
+  return static_cast<int32_t>(to_bits(clamped + kWhole)) - cuda::kWholeBits;
+}
+
+VIMTRT_DEVICE int32_t int16_state(int32_t state, int32_t a, int32_t b) { return int16_saturate((state * a + b) >> 15); }
+
+// Of 1, 2 or 4 neighbours.
+template <int Count>
+VIMTRT_DEVICE void read(int32_t (&to)[Count], const int32_t* from) {
+  if constexpr (Count == 4) {
+    const int4 v = *reinterpret_cast<const int4*>(from);
+    to[0] = v.x;
+    to[1] = v.y;
+    to[2] = v.z;
+    to[3] = v.w;
+  } else if constexpr (Count == 2) {
+    const int2 v = *reinterpret_cast<const int2*>(from);
+    to[0] = v.x;
+    to[1] = v.y;
+  } else {
+    static_assert(Count == 1, "1, 2 or 4");
+    to[0] = *from;
+  }
+}
+
+template <int Count>
+VIMTRT_DEVICE void read(int32_t (&to)[Count], const uint16_t* from) {
+  if constexpr (Count == 1) {
+    to[0] = *from;
+  } else {
+    int32_t words[Count / 2];
+    read(words, reinterpret_cast<const int32_t*>(from));
+#pragma unroll
+    for (int j = 0; j < Count; ++j) {
+      const uint32_t word = static_cast<uint32_t>(words[j / 2]);
+      to[j] = static_cast<int32_t>(j % 2 == 0 ? word & 0xffff : word >> 16);
+    }
+  }
+}
+
+template <int Count>
+VIMTRT_DEVICE void write(int32_t* to, const int32_t (&v)[Count]) {
+  static_assert(Count == 4, "four at once");
+  *reinterpret_cast<int4*>(to) = int4{v[0], v[1], v[2], v[3]};
+}
+
+// A row of a table from the powers of a lane's states, `most` at most.
+template <int Count>
+VIMTRT_DEVICE void write_row(uint16_t* to, const float (&powers)[Count], float most) {
+  uint32_t entries[Count];
+#pragma unroll
+  for (int j = 0; j < Count; ++j) entries[j] = to_bits(fminf(powers[j] * kInt16One, most) + kWhole) & 0xffff;
+  if constexpr (Count == 1) {
+    to[0] = static_cast<uint16_t>(entries[0]);
+  } else {
+#pragma unroll
+    for (int j = 0; j < Count; j += 2) reinterpret_cast<uint32_t*>(to)[j / 2] = entries[j] | entries[j + 1] << 16;
+  }
+}
+
+// The tables of the warp's channels: a lane makes those of its states, in wide one warpgroup High and the other Low.
+template <class Base>
+VIMTRT_DEVICE void make_tables(Direction<Int16<Base>>& direction, const BidirectionalScanParams& p,
+                               const Place& place) {
+  constexpr int kPerLane = Base::kPerLane;
+  const int channel = place.first_channel + place.warp * Base::kWarpChannels + place.lane / Base::kLanes;
+  const int64_t row = static_cast<int64_t>(place.d) * p.channels + channel;
+  float a_log2[kPerLane];
+#pragma unroll
+  for (int j = 0; j < kPerLane; ++j) {
+    const float* from = p.a_log2 + row * Base::kStates + place.lane % Base::kLanes * kPerLane + j;
+    a_log2[j] = channel < p.channels ? cuda::load(from) : 0.0f;
+  }
+  Tables<Base>& tables = direction.tables[place.warp];
+#pragma unroll 1
+  for (int which = place.warpgroup; which < 2; which += Base::kWarpgroups) {
+    const float delta = which == 0 ? 16.0f : 1.0f, most = which == 0 ? kInt16One - 1.0f : kInt16One;
+    uint16_t* to = (which == 0 ? &tables.high[0][0] : &tables.low[0][0]) + place.lane * kPerLane;
+    float even[kPerLane], odd[kPerLane], square[kPerLane];
+#pragma unroll
+    for (int j = 0; j < kPerLane; ++j) {
+      even[j] = 1.0f;
+      odd[j] = exp2c_without_conversion<true>(delta * a_log2[j]);
+      square[j] = odd[j] * odd[j];
+    }
+#pragma unroll 1
+    for (int power = 0; power < kInt16Powers; power += 2) {
+      write_row(to, even, most);
+      write_row(to + Tables<Base>::kRow, odd, most);
+      to += 2 * Tables<Base>::kRow;
+#pragma unroll
+      for (int j = 0; j < kPerLane; ++j) {
+        even[j] *= square[j];
+        odd[j] *= square[j];
+      }
+    }
+  }
+}
+
+// Bi or Ci of a tile.
+template <Which Factor, class Base>
+VIMTRT_DEVICE void scale(const Thread<Int16<Base>>& self, int tile) {
+  constexpr int kWords = Base::kStates / 4, kItems = Base::kTile * kWords;
+  const Stage<Int16<Base>>& from = stage_of(self, tile);
+  Scaled<Int16<Base>>& to = scaled_of(self, tile);
+  const int step = self.place.thread / kWords, state = self.place.thread % kWords * 4;
+  static_assert(kItems <= kDirectionThreads, "one for each thread");
+  if (self.place.thread >= kItems) return;
+  const uint32_t word = *reinterpret_cast<const uint32_t*>(&from.bc[step][Factor * Base::kStates + state]);
+  float factor[4];
+  read4(factor, &self.direction->state_scales[Factor][state]);
+  int32_t scaled[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    scaled[i] = int16_from(static_cast<float>(static_cast<int8_t>(word >> (8 * i))) * factor[i]);
+  if constexpr (Factor == kC) {
+    write(&to.c[step][state], scaled);
+  } else if constexpr (Int16<Base>::kWide) {
+    int32_t* const b = to.b[step / kGroup] + state / 8 * 4 + state * kGroup + step % kGroup;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) b[i * kGroup] = scaled[i];
+  } else {
+    write(&to.b[0][0] + step * Base::kStates + state, scaled);
+  }
+}
+
+// Where the pair's rows of the tables begin, and g, of the part whose first step is `first` of the tile.
+template <class Base>
+VIMTRT_DEVICE Operands begin_part(const Thread<Int16<Base>>& self, int tile, int first) {
+  constexpr int kRowBytes = sizeof(uint16_t) * Tables<Base>::kRow;
+  const Stage<Int16<Base>>& stage = stage_of(self, tile);
+  const int step = first + self.pair.step, channel = self.pair.channel;
+  const int32_t delta = stage.rows[kDelta][step][channel] + 128, u = stage.rows[kU][step][channel];
+  const float drive = (static_cast<float>(delta * u) * self.pair.input_scale) * stage.scalars[kBTok][step];
+  const bool is_large = !(fabsf(drive) < kInt16LargeDrive);
+  Operands operands;
+  operands.u = static_cast<float>(u);
+  operands.c_tok = stage.scalars[kCTok][step];
+  self.warp->high_at[self.place.lane] = (delta / kInt16Powers) * kRowBytes;
+  self.warp->low_at[self.place.lane] = (delta % kInt16Powers) * kRowBytes + (is_large ? INT32_MIN : 0);
+  self.warp->g[self.place.lane] = int16_from(is_large ? drive * kInt16Sixteenth : drive);
+  if (tile >= self.middle) {
+    operands.gate = static_cast<float>(stage.rows[kGate][step][channel]) * self.pair.gate_scale;
+    operands.out_inv = stage.scalars[kOutInv][step];
+  }
+  return operands;
+}
+
+// a and b of a group's steps.
+template <class Base, int Groups>
+VIMTRT_DEVICE void make_coefficients(Coefficients<Int16<Base>, Groups>& to, const Thread<Int16<Base>>& self, int tile,
+                                     int first, int group) {
+  constexpr int kPerLane = Base::kPerLane;
+  const int pair = pair_at<Base>(group, self.place.lane), step = first + group * kGroup;
+  const int state = self.place.lane % Base::kLanes * kPerLane;
+  int32_t high_at[kGroup], low_at[kGroup], g[kGroup];
+  read(low_at, self.warp->low_at + pair);
+  read(g, self.warp->g + pair);
+  read(high_at, self.warp->high_at + pair);
+  if constexpr (Int16<Base>::kWide) {
+    int32_t b[kGroup];
+    read(b, scaled_of(self, tile).b[step / kGroup] + state / 8 * 4 + state * kGroup);
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) to.b[group][i][0] = b[i] * g[i] + kInt16Half;
+  } else {
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) {
+      int32_t b[kPerLane];
+      read(b, &scaled_of(self, tile).b[0][0] + (step + i) * Base::kStates + state);
+#pragma unroll
+      for (int j = 0; j < kPerLane; ++j) to.b[group][i][j] = b[j] * g[i] + kInt16Half;
+    }
+  }
+  if ((low_at[0] | low_at[1] | low_at[2] | low_at[3]) < 0) {
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) {
+      if (low_at[i] >= 0) continue;
+      low_at[i] -= INT32_MIN;
+#pragma unroll
+      for (int j = 0; j < kPerLane; ++j) to.b[group][i][j] = int16_saturate((to.b[group][i][j] >> 15) * 16) * (1 << 15);
+    }
+  }
+  const int8_t* const high = reinterpret_cast<const int8_t*>(self.decay.tables->high) + self.decay.offset;
+  const int8_t* const low = reinterpret_cast<const int8_t*>(self.decay.tables->low) + self.decay.offset;
+#pragma unroll
+  for (int i = 0; i < kGroup; ++i) {
+    int32_t highs[kPerLane], lows[kPerLane];
+    read(highs, reinterpret_cast<const uint16_t*>(high + high_at[i]));
+    read(lows, reinterpret_cast<const uint16_t*>(low + low_at[i]));
+#pragma unroll
+    for (int j = 0; j < kPerLane; ++j) {
+      to.a[group][i][j] = (highs[j] * lows[j] + (kInt16Half - 1)) >> 15;
+      to.b[group][i][j] = (to.b[group][i][j] & ~kInt16LowBits) | (kInt16Half - 1);
+    }
+  }
+}
+
+// Wide: where h has a pair's row, and from which four states on the pair reads it. So neither the channels of a warp,
+// which write at once, nor eight neighbouring pairs, which read at once, meet in a bank.
+template <class Base>
+VIMTRT_DEVICE int int16_row(int pair) {
+  return pair ^ (pair / kGroup % Base::kWarpChannels);
+}
+template <class Base>
+VIMTRT_DEVICE int int16_quad(int quad, int pair) {
+  return quad ^ (pair / Base::kWarpChannels % (Base::kStates / 4));
+}
+
+// Narrow: where a lane leaves its four sums: those of lanes 4 c and 4 c + q are 4 c + (q ^ c / 2), so that eight lanes
+// write into all banks and 32 pairs read from all.
+VIMTRT_DEVICE int int16_sums(int lane) { return (lane ^ (lane / 8 % 4)) * kGroup; }
+
+template <bool Int8State, class Base, int Groups>
+VIMTRT_DEVICE void advance(int32_t (&state)[Base::kPerLane], const Coefficients<Int16<Base>, Groups>& with,
+                           const Thread<Int16<Base>>& self, int group) {
+  const int pair = pair_at<Base>(group, self.place.lane);
+#pragma unroll
+  for (int i = 0; i < kGroup; ++i) {
+    static_assert(Base::kPerLane == 1, "of wide");
+    state[0] = int16_state(state[0], with.a[group][i][0], with.b[group][i][0]);
+    self.warp->h[int16_row<Base>(pair + i) * Base::kStates + self.place.lane % Base::kLanes] = state[0];
+  }
+}
+
+template <bool Int8State, class Base>
+VIMTRT_DEVICE void scan_group(int32_t (&state)[Base::kPerLane], const Thread<Int16<Base>>& self, int tile, int first) {
+  constexpr int kPerLane = Base::kPerLane;
+  Coefficients<Int16<Base>, 1> coefficients;
+  make_coefficients(coefficients, self, tile, first, 0);
+  uint32_t sums[kGroup] = {};
+#pragma unroll
+  for (int i = 0; i < kGroup; ++i) {
+    int32_t c[kPerLane];
+    read(c, scaled_of(self, tile).c[first + i] + self.place.lane % Base::kLanes * kPerLane);
+#pragma unroll
+    for (int j = 0; j < kPerLane; ++j) {
+      state[j] = int16_state(state[j], coefficients.a[0][i][j], coefficients.b[0][i][j]);
+      sums[i] += static_cast<uint32_t>(state[j] * c[j]);
+    }
+  }
+  int32_t* const to = self.warp->h + int16_sums(self.place.lane);
+  *reinterpret_cast<uint4*>(to) = uint4{sums[0], sums[1], sums[2], sums[3]};
+}
+
+// What S adds to a pair's y.
+template <class Base>
+VIMTRT_DEVICE float sum_of_pair(const Thread<Int16<Base>>& self, const Operands& operands, int tile, int step) {
+  const int lane = self.place.lane;
+  uint32_t sum = 0;
+  if constexpr (Int16<Base>::kWide) {
+#pragma unroll
+    for (int j = 0; j < Base::kStates / 4; ++j) {
+      const int state = int16_quad<Base>(j, lane) * 4;
+      int32_t h[4], c[4];
+      read(h, self.warp->h + int16_row<Base>(lane) * Base::kStates + state);
+      read(c, scaled_of(self, tile).c[step] + state);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum += static_cast<uint32_t>(h[i] * c[i]);
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < Base::kLanes; ++j) {
+      sum += static_cast<uint32_t>(self.warp->h[int16_sums(lane / Base::kLanes * Base::kLanes + j) + self.pair.step]);
+    }
+  }
+  return (static_cast<float>(static_cast<int32_t>(sum)) * self.pair.y_scale) * operands.c_tok;
 }
 
 // Narrow: one warpgroup, all in order
@@ -554,7 +907,7 @@ VIMTRT_DEVICE void scan_group(float (&state)[Shape::kPerLane], const Thread<Shap
 
 template <bool Int8State, class Shape>
 VIMTRT_DEVICE void scan_in_order(const Thread<Shape>& self, const Launch& launch) {
-  float state[Shape::kPerLane] = {};
+  typename Shape::State state[Shape::kPerLane] = {};
   Copies<Shape> copies = make_copies<Shape>(launch.p, self.place, 0);
   copy_tile(copies, self, launch, 0);
 #pragma unroll 1
@@ -585,7 +938,7 @@ template <bool Int8State, class Shape>
 VIMTRT_DEVICE void scan_ping_pong(const Thread<Shape>& self, const Launch& launch) {
   constexpr int kGroups = Shape::kPart / kGroup;
   const int warpgroup = self.place.warpgroup, tiles = self.tiles;
-  float* const handed = self.direction->states[self.place.warp] + self.place.lane;
+  typename Shape::State* const handed = self.direction->states[self.place.warp] + self.place.lane;
   Coefficients<Shape, kGroups> coefficients;
   Operands operands;
 
@@ -606,7 +959,7 @@ VIMTRT_DEVICE void scan_ping_pong(const Thread<Shape>& self, const Launch& launc
     if (runs) {
       if (tile + 3 < tiles) copy_tile(copies, self, launch, tile + 3);
       if (tile >= 0 && tile < tiles) {
-        float state[1] = {tile == 0 ? 0.0f : *handed};
+        typename Shape::State state[1] = {tile == 0 ? typename Shape::State(0) : *handed};
 #pragma unroll
         for (int group = 0; group < kGroups; ++group) {
           if (tile * Shape::kTile + group * kGroup < self.tokens) advance<Int8State>(state, coefficients, self, group);
@@ -629,11 +982,7 @@ VIMTRT_DEVICE void scan_ping_pong(const Thread<Shape>& self, const Launch& launc
       cuda::sync_warp();
       if (tile + 1 < tiles) {
 #pragma unroll
-        for (int group = 0; group < kGroups; ++group) {
-          float delta[kGroup], decay_tok[kGroup];
-          read_group(coefficients, delta, decay_tok, self, tile + 1, 0, group);
-          make_decays<true>(coefficients, group, delta, decay_tok, self.decay);
-        }
+        for (int group = 0; group < kGroups; ++group) make_coefficients(coefficients, self, tile + 1, 0, group);
       }
     }
   }
@@ -700,7 +1049,7 @@ VIMTRT_DEVICE Merge make_merge(const Launch& launch, float* shared, const Place&
   return m;
 }
 
-template <class Shape, bool Int8State>
+template <class Shape, int StateBits>
 VIMTRT_KERNEL void bidirectional_scan_kernel(Launch launch) {
   const BidirectionalScanParams& p = launch.p;
   Shared<Shape>* const shared = cuda::dynamic_shared<Shared<Shape>>();
@@ -711,7 +1060,13 @@ VIMTRT_KERNEL void bidirectional_scan_kernel(Launch launch) {
   self.warp = &shared->warps[(place.warpgroup * kDirections + place.d) * kDirectionWarps + place.warp];
   self.pair = make_pair<Shape>(p, place);
   self.merge = make_merge<Shape>(launch, reinterpret_cast<float*>(shared + 1), place, self.pair);
-  self.decay = make_decay<Shape>(p, place);
+  if constexpr (StateBits == 16) {
+    make_tables(*self.direction, p, place);
+    self.decay = {&self.direction->tables[place.warp],
+                  place.lane * Shape::kPerLane * static_cast<int>(sizeof(uint16_t))};
+  } else {
+    self.decay = make_decay<Shape>(p, place);
+  }
   self.tokens = p.tokens;
   self.tiles = (p.tokens - 1) / Shape::kTile + 1;
   self.middle = (p.tokens - 1) / (2 * Shape::kTile);
@@ -723,9 +1078,9 @@ VIMTRT_KERNEL void bidirectional_scan_kernel(Launch launch) {
         cuda::load(from + place.d * Shape::kStates + place.thread % Shape::kStates);
   }
   if constexpr (Shape::kWarpgroups == 1) {
-    scan_in_order<Int8State>(self, launch);
+    scan_in_order<StateBits == 8>(self, launch);
   } else {
-    scan_ping_pong<Int8State>(self, launch);
+    scan_ping_pong<StateBits == 8>(self, launch);
   }
 }
 
@@ -752,8 +1107,8 @@ size_t workspace_bytes(const BidirectionalScanParams& p) {
   return shared_bytes<Shape>(p, false) <= kMaxSharedBytes ? 0 : sizeof(float) * p.batch * p.tokens * p.channels;
 }
 
-template <class Shape>
-int launch_layout(const BidirectionalScanParams& p, cuda::Stream stream, void* workspace) {
+template <class Shape, int StateBits>
+int launch_state(const BidirectionalScanParams& p, cuda::Stream stream, void* workspace) {
   const bool with_workspace = workspace_bytes<Shape>(p) > 0;
   if (with_workspace && workspace == nullptr) return kInvalidValue;
   Launch launch;
@@ -769,8 +1124,7 @@ int launch_layout(const BidirectionalScanParams& p, cuda::Stream stream, void* w
   launch.row_width = width_of(rows);
   launch.bc_width = width_of(bc);
 
-  const auto kernel =
-      p.state == ScanState::kInt8 ? bidirectional_scan_kernel<Shape, true> : bidirectional_scan_kernel<Shape, false>;
+  const auto kernel = bidirectional_scan_kernel<Shape, StateBits>;
   const size_t shared = shared_bytes<Shape>(p, with_workspace);
   cuda::Grid grid;
   return cuda::launch_in_parts(p.batch, cuda::kMaxGridX / launch.groups, [&](int64_t first_image, int64_t images) {
@@ -780,11 +1134,24 @@ int launch_layout(const BidirectionalScanParams& p, cuda::Stream stream, void* w
   });
 }
 
+template <class Shape>
+size_t layout_workspace_bytes(const BidirectionalScanParams& p) {
+  return p.state == ScanState::kInt16 ? workspace_bytes<Int16<Shape>>(p) : workspace_bytes<Shape>(p);
+}
+
+template <class Shape>
+int launch_layout(const BidirectionalScanParams& p, cuda::Stream stream, void* workspace) {
+  return p.state == ScanState::kInt8   ? launch_state<Shape, 8>(p, stream, workspace)
+         : p.state == ScanState::kFp32 ? launch_state<Shape, 32>(p, stream, workspace)
+                                       : launch_state<Int16<Shape>, 16>(p, stream, workspace);
+}
+
 }  // namespace
 
 size_t bidirectional_scan_workspace_bytes(const BidirectionalScanParams& p) {
-  if (p.states == 16) return is_narrow<16>(p) ? workspace_bytes<Narrow<16>>(p) : workspace_bytes<Wide<16>>(p);
-  return is_narrow<8>(p) ? workspace_bytes<Narrow<8>>(p) : workspace_bytes<Wide<8>>(p);
+  if (p.states == 16)
+    return is_narrow<16>(p) ? layout_workspace_bytes<Narrow<16>>(p) : layout_workspace_bytes<Wide<16>>(p);
+  return is_narrow<8>(p) ? layout_workspace_bytes<Narrow<8>>(p) : layout_workspace_bytes<Wide<8>>(p);
 }
 
 int bidirectional_scan_launch(const BidirectionalScanParams& p, cuda::Stream stream, void* workspace) {
