@@ -120,6 +120,7 @@ struct Launch {
   int32_t groups = 0;  // of channels
   int32_t row_width = 1, bc_width = 1;
   float* workspace = nullptr;
+  int32_t rounding = (1 << 14) - 1;  // of the int16 state; as a constant it would cost an instruction each time
 };
 
 enum Scalar { kDecay, kBTok, kCTok, kOutInv, kScalars };
@@ -189,7 +190,7 @@ struct alignas(16) Direction<Int16<Base>> {
   int32_t states[kDirectionWarps][Base::kWarpgroups == 1 ? 4 : kWarpThreads];  // from warpgroup to warpgroup
 };
 
-// high_at and low_at are where the pair's rows of the tables begin, in bytes; low_at is negative where the drive is in
+// high_at and low_at are where the tables have the pair's rows, in bytes; low_at is negative where the drive is in
 // sixteenths. Wide leaves every h for the pairs, narrow each lane's part of the sums of h * Ci.
 template <class Base>
 struct alignas(16) Warp<Int16<Base>> {
@@ -248,11 +249,11 @@ struct Decay {
   float reach;
 };
 
-// Where a lane's states stand in the tables.
+// Where a lane's states stand in the first row of the tables.
 template <class Base>
 struct Decay<Int16<Base>> {
-  const Tables<Base>* tables;
-  int offset;  // in bytes
+  const int8_t* entries;
+  int32_t rounding;
 };
 
 template <class Shape>
@@ -744,21 +745,31 @@ VIMTRT_DEVICE void scale(const Thread<Int16<Base>>& self, int tile) {
   }
 }
 
-// Where the pair's rows of the tables begin, and g, of the part whose first step is `first` of the tile.
+VIMTRT_DEVICE float int16_y(const Pair& pair, uint32_t sum, float c_tok) {
+  return (static_cast<float>(static_cast<int32_t>(sum)) * pair.y_scale) * c_tok;
+}
+
+// Where the tables have the pair's rows, and g.
+template <class Base>
+VIMTRT_DEVICE void int16_begin(const Thread<Int16<Base>>& self, uint8_t delta_byte, int32_t u, float b_tok) {
+  constexpr int kRowBytes = sizeof(Tables<Base>::high[0]), kLow = sizeof(Tables<Base>::high);
+  const int32_t delta = delta_byte ^ 0x80;
+  const float drive = (static_cast<float>(delta * u) * self.pair.input_scale) * b_tok;
+  const bool is_large = !(fabsf(drive) < kInt16LargeDrive);
+  self.warp->high_at[self.place.lane] = (delta & 0xf0) * (kRowBytes / kInt16Powers);
+  self.warp->low_at[self.place.lane] = (delta & 0x0f) * kRowBytes + (is_large ? kLow + INT32_MIN : kLow);
+  self.warp->g[self.place.lane] = int16_from(is_large ? drive * kInt16Sixteenth : drive);
+}
+
 template <class Base>
 VIMTRT_DEVICE Operands begin_part(const Thread<Int16<Base>>& self, int tile, int first) {
-  constexpr int kRowBytes = sizeof(uint16_t) * Tables<Base>::kRow;
   const Stage<Int16<Base>>& stage = stage_of(self, tile);
   const int step = first + self.pair.step, channel = self.pair.channel;
-  const int32_t delta = stage.rows[kDelta][step][channel] + 128, u = stage.rows[kU][step][channel];
-  const float drive = (static_cast<float>(delta * u) * self.pair.input_scale) * stage.scalars[kBTok][step];
-  const bool is_large = !(fabsf(drive) < kInt16LargeDrive);
+  const int32_t u = stage.rows[kU][step][channel];
+  int16_begin(self, static_cast<uint8_t>(stage.rows[kDelta][step][channel]), u, stage.scalars[kBTok][step]);
   Operands operands;
   operands.u = static_cast<float>(u);
   operands.c_tok = stage.scalars[kCTok][step];
-  self.warp->high_at[self.place.lane] = (delta / kInt16Powers) * kRowBytes;
-  self.warp->low_at[self.place.lane] = (delta % kInt16Powers) * kRowBytes + (is_large ? INT32_MIN : 0);
-  self.warp->g[self.place.lane] = int16_from(is_large ? drive * kInt16Sixteenth : drive);
   if (tile >= self.middle) {
     operands.gate = static_cast<float>(stage.rows[kGate][step][channel]) * self.pair.gate_scale;
     operands.out_inv = stage.scalars[kOutInv][step];
@@ -766,57 +777,52 @@ VIMTRT_DEVICE Operands begin_part(const Thread<Int16<Base>>& self, int tile, int
   return operands;
 }
 
-// a and b of a group's steps.
-template <class Base, int Groups>
-VIMTRT_DEVICE void make_coefficients(Coefficients<Int16<Base>, Groups>& to, const Thread<Int16<Base>>& self, int tile,
-                                     int first, int group) {
+// a of a group's steps from the tables, and b of bg, which holds Bi * g + 2^14.
+template <class Base>
+VIMTRT_DEVICE void int16_coefficients(int32_t (&a)[kGroup][Base::kPerLane], int32_t (&b)[kGroup][Base::kPerLane],
+                                      const Thread<Int16<Base>>& self, int pair) {
   constexpr int kPerLane = Base::kPerLane;
-  const int pair = pair_at<Base>(group, self.place.lane), step = first + group * kGroup;
-  const int state = self.place.lane % Base::kLanes * kPerLane;
-  int32_t high_at[kGroup], low_at[kGroup], g[kGroup];
+  int32_t high_at[kGroup], low_at[kGroup];
   read(low_at, self.warp->low_at + pair);
-  read(g, self.warp->g + pair);
   read(high_at, self.warp->high_at + pair);
-  if constexpr (Int16<Base>::kWide) {
-    int32_t b[kGroup];
-    read(b, scaled_of(self, tile).b[step / kGroup] + state / 8 * 4 + state * kGroup);
-#pragma unroll
-    for (int i = 0; i < kGroup; ++i) to.b[group][i][0] = b[i] * g[i] + kInt16Half;
-  } else {
-#pragma unroll
-    for (int i = 0; i < kGroup; ++i) {
-      int32_t b[kPerLane];
-      read(b, &scaled_of(self, tile).b[0][0] + (step + i) * Base::kStates + state);
-#pragma unroll
-      for (int j = 0; j < kPerLane; ++j) to.b[group][i][j] = b[j] * g[i] + kInt16Half;
-    }
-  }
   if ((low_at[0] | low_at[1] | low_at[2] | low_at[3]) < 0) {
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) {
       if (low_at[i] >= 0) continue;
       low_at[i] -= INT32_MIN;
 #pragma unroll
-      for (int j = 0; j < kPerLane; ++j) to.b[group][i][j] = int16_saturate((to.b[group][i][j] >> 15) * 16) * (1 << 15);
+      for (int j = 0; j < kPerLane; ++j) b[i][j] = int16_saturate((b[i][j] >> 15) * 16) * (1 << 15);
     }
   }
-  const int8_t* const high = reinterpret_cast<const int8_t*>(self.decay.tables->high) + self.decay.offset;
-  const int8_t* const low = reinterpret_cast<const int8_t*>(self.decay.tables->low) + self.decay.offset;
 #pragma unroll
   for (int i = 0; i < kGroup; ++i) {
     int32_t highs[kPerLane], lows[kPerLane];
-    read(highs, reinterpret_cast<const uint16_t*>(high + high_at[i]));
-    read(lows, reinterpret_cast<const uint16_t*>(low + low_at[i]));
+    read(highs, reinterpret_cast<const uint16_t*>(self.decay.entries + high_at[i]));
+    read(lows, reinterpret_cast<const uint16_t*>(self.decay.entries + low_at[i]));
 #pragma unroll
     for (int j = 0; j < kPerLane; ++j) {
-      to.a[group][i][j] = (highs[j] * lows[j] + (kInt16Half - 1)) >> 15;
-      to.b[group][i][j] = (to.b[group][i][j] & ~kInt16LowBits) | (kInt16Half - 1);
+      a[i][j] = (highs[j] * lows[j] + (kInt16Half - 1)) >> 15;
+      b[i][j] = (b[i][j] & ~kInt16LowBits) | self.decay.rounding;
     }
   }
 }
 
-// Wide: where h has a pair's row, and from which four states on the pair reads it. So neither the channels of a warp,
-// which write at once, nor eight neighbouring pairs, which read at once, meet in a bank.
+// Wide
+
+template <class Base, int Groups>
+VIMTRT_DEVICE void make_coefficients(Coefficients<Int16<Base>, Groups>& to, const Thread<Int16<Base>>& self, int tile,
+                                     int first, int group) {
+  const int pair = pair_at<Base>(group, self.place.lane), state = self.place.lane % Base::kLanes;
+  int32_t b[kGroup], g[kGroup];
+  read(g, self.warp->g + pair);
+  read(b, scaled_of(self, tile).b[first / kGroup + group] + state / 8 * 4 + state * kGroup);
+#pragma unroll
+  for (int i = 0; i < kGroup; ++i) to.b[group][i][0] = b[i] * g[i] + kInt16Half;
+  int16_coefficients(to.a[group], to.b[group], self, pair);
+}
+
+// Where h has a pair's row, and from which four states on the pair reads it. So neither the channels of a warp, which
+// write at once, nor eight neighbouring pairs, which read at once, meet in a bank.
 template <class Base>
 VIMTRT_DEVICE int int16_row(int pair) {
   return pair ^ (pair / kGroup % Base::kWarpChannels);
@@ -826,64 +832,138 @@ VIMTRT_DEVICE int int16_quad(int quad, int pair) {
   return quad ^ (pair / Base::kWarpChannels % (Base::kStates / 4));
 }
 
-// Narrow: where a lane leaves its four sums: those of lanes 4 c and 4 c + q are 4 c + (q ^ c / 2), so that eight lanes
-// write into all banks and 32 pairs read from all.
-VIMTRT_DEVICE int int16_sums(int lane) { return (lane ^ (lane / 8 % 4)) * kGroup; }
-
 template <bool Int8State, class Base, int Groups>
-VIMTRT_DEVICE void advance(int32_t (&state)[Base::kPerLane], const Coefficients<Int16<Base>, Groups>& with,
+VIMTRT_DEVICE void advance(int32_t (&state)[1], const Coefficients<Int16<Base>, Groups>& with,
                            const Thread<Int16<Base>>& self, int group) {
   const int pair = pair_at<Base>(group, self.place.lane);
 #pragma unroll
   for (int i = 0; i < kGroup; ++i) {
-    static_assert(Base::kPerLane == 1, "of wide");
     state[0] = int16_state(state[0], with.a[group][i][0], with.b[group][i][0]);
     self.warp->h[int16_row<Base>(pair + i) * Base::kStates + self.place.lane % Base::kLanes] = state[0];
   }
 }
 
-template <bool Int8State, class Base>
-VIMTRT_DEVICE void scan_group(int32_t (&state)[Base::kPerLane], const Thread<Int16<Base>>& self, int tile, int first) {
-  constexpr int kPerLane = Base::kPerLane;
-  Coefficients<Int16<Base>, 1> coefficients;
-  make_coefficients(coefficients, self, tile, first, 0);
-  uint32_t sums[kGroup] = {};
-#pragma unroll
-  for (int i = 0; i < kGroup; ++i) {
-    int32_t c[kPerLane];
-    read(c, scaled_of(self, tile).c[first + i] + self.place.lane % Base::kLanes * kPerLane);
-#pragma unroll
-    for (int j = 0; j < kPerLane; ++j) {
-      state[j] = int16_state(state[j], coefficients.a[0][i][j], coefficients.b[0][i][j]);
-      sums[i] += static_cast<uint32_t>(state[j] * c[j]);
-    }
-  }
-  int32_t* const to = self.warp->h + int16_sums(self.place.lane);
-  *reinterpret_cast<uint4*>(to) = uint4{sums[0], sums[1], sums[2], sums[3]};
-}
-
-// What S adds to a pair's y.
+// sum over the states of h * Ci, with its scales.
 template <class Base>
 VIMTRT_DEVICE float sum_of_pair(const Thread<Int16<Base>>& self, const Operands& operands, int tile, int step) {
   const int lane = self.place.lane;
+  const int32_t* const h_row = self.warp->h + int16_row<Base>(lane) * Base::kStates;
   uint32_t sum = 0;
-  if constexpr (Int16<Base>::kWide) {
 #pragma unroll
-    for (int j = 0; j < Base::kStates / 4; ++j) {
-      const int state = int16_quad<Base>(j, lane) * 4;
-      int32_t h[4], c[4];
-      read(h, self.warp->h + int16_row<Base>(lane) * Base::kStates + state);
-      read(c, scaled_of(self, tile).c[step] + state);
+  for (int j = 0; j < Base::kStates / 4; ++j) {
+    const int state = int16_quad<Base>(j, lane) * 4;
+    int32_t h[4], c[4];
+    read(h, h_row + state);
+    read(c, scaled_of(self, tile).c[step] + state);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) sum += static_cast<uint32_t>(h[i] * c[i]);
-    }
-  } else {
+    for (int i = 0; i < 4; ++i) sum += static_cast<uint32_t>(h[i] * c[i]);
+  }
+  return int16_y(self.pair, sum, operands.c_tok);
+}
+
+// Narrow: what a part needs stands at pointers that go on from part to part, for counting costs as much as the work.
+
+struct Int16Part {
+  const int8_t* rows;    // of the pair
+  const float* scalars;  // of the pair
+  const int32_t* b;      // of the lane's states
+  const int32_t* c;
+};
+
+// Where a lane leaves its four sums: lane 4 c + q at 4 c + (q ^ c / 2), so that eight lanes write into all banks and 32
+// pairs read from all.
+VIMTRT_DEVICE int int16_sums(int lane) { return (lane ^ (lane / 8 % 4)) * kGroup; }
+
+// The part up to y of the pair, without the skip.
+template <class Base>
+VIMTRT_DEVICE float int16_part(int32_t (&state)[Base::kPerLane], const Thread<Int16<Base>>& self,
+                               const Int16Part& part) {
+  constexpr int kPerLane = Base::kPerLane, kRow = Base::kTile * Base::kChannels;
+  const int lane = self.place.lane, pair = pair_at<Base>(0, lane);
+  int16_begin(self, static_cast<uint8_t>(part.rows[kDelta * kRow]), part.rows[kU * kRow],
+              part.scalars[kBTok * Base::kTile]);
+  cuda::sync_warp();
+  int32_t g[kGroup], a[kGroup][kPerLane], b[kGroup][kPerLane];
+  uint32_t sums[kGroup] = {};
+  read(g, self.warp->g + pair);
 #pragma unroll
-    for (int j = 0; j < Base::kLanes; ++j) {
-      sum += static_cast<uint32_t>(self.warp->h[int16_sums(lane / Base::kLanes * Base::kLanes + j) + self.pair.step]);
+  for (int i = 0; i < kGroup; ++i) {
+    read(b[i], part.b + i * Base::kStates);
+#pragma unroll
+    for (int j = 0; j < kPerLane; ++j) b[i][j] = b[i][j] * g[i] + kInt16Half;
+  }
+  int16_coefficients(a, b, self, pair);
+#pragma unroll
+  for (int i = 0; i < kGroup; ++i) {
+    int32_t c[kPerLane];
+    read(c, part.c + i * Base::kStates);
+#pragma unroll
+    for (int j = 0; j < kPerLane; ++j) {
+      state[j] = int16_state(state[j], a[i][j], b[i][j]);
+      sums[i] += static_cast<uint32_t>(state[j] * c[j]);
     }
   }
-  return (static_cast<float>(static_cast<int32_t>(sum)) * self.pair.y_scale) * operands.c_tok;
+  *reinterpret_cast<uint4*>(self.warp->h + int16_sums(lane)) = uint4{sums[0], sums[1], sums[2], sums[3]};
+  cuda::sync_warp();
+  uint32_t sum = 0;
+#pragma unroll
+  for (int j = 0; j < Base::kLanes; ++j)
+    sum += static_cast<uint32_t>(self.warp->h[int16_sums(lane / Base::kLanes * Base::kLanes + j) + self.pair.step]);
+  return int16_y(self.pair, sum, part.scalars[kCTok * Base::kTile]);
+}
+
+template <bool Int8State, class Base>
+VIMTRT_DEVICE void scan_in_order(const Thread<Int16<Base>>& self, const Launch& launch) {
+  constexpr int kTile = Base::kTile, kPart = Base::kPart, kRow = kTile * Base::kChannels;
+  const Pair& pair = self.pair;
+  const Scaled<Int16<Base>>& scaled = self.direction->scaled[0];
+  const int sign = self.place.d == 0 ? 1 : -1, token = self.place.d == 0 ? pair.step : self.tokens - 1 - pair.step;
+  const int64_t kept_advance = static_cast<int64_t>(sign * kPart) * self.merge.kept_step;
+  const int64_t y_advance = static_cast<int64_t>(sign * kPart) * self.merge.y_step;
+  float* kept = self.merge.kept + static_cast<int64_t>(token) * self.merge.kept_step;
+  int8_t* y = self.merge.y + static_cast<int64_t>(token) * self.merge.y_step;
+  int left = self.tokens - pair.step;  // steps of the pair and behind it
+  // The first direction at a token is the one with more parts left behind this one, or the forward one. A part has
+  // (left - 1) / kPart behind it, and before it what is missing to all: so the pair's first half of parts, rounded up.
+  const int parts = (left - 1) / kPart + 1, firsts = (parts + (self.place.d == 0 ? 1 : 0)) / 2;
+  const int first_left = left - firsts * kPart;
+  int32_t state[Base::kPerLane] = {};
+  Copies<Int16<Base>> copies = make_copies<Int16<Base>>(launch.p, self.place, 0);
+  copy_tile(copies, self, launch, 0);
+#pragma unroll 1
+  for (int tile = 0; tile < self.tiles; ++tile) {
+    cuda::wait_copies<0>();
+    cuda::sync_block();  // the tile is there, and no one reads the previous one any more
+    if (tile + 1 < self.tiles) copy_tile(copies, self, launch, tile + 1);
+    scale<kB>(self, tile);
+    scale<kC>(self, tile);
+    cuda::sync_block();
+    const Stage<Int16<Base>>& stage = stage_of(self, tile);
+    const int first_state = self.place.lane % Base::kLanes * Base::kPerLane;
+    Int16Part part = {&stage.rows[0][pair.step][pair.channel], &stage.scalars[0][pair.step],
+                      &scaled.b[0][0] + first_state, &scaled.c[0][0] + first_state};
+#pragma unroll 1
+    for (int first = 0; first < kTile && tile * kTile + first < self.tokens; first += kPart) {
+      const float sum = int16_part(state, self, part);
+      const float u = static_cast<float>(part.rows[kU * kRow]);
+      const float own = fmaf(u, pair.skip_scale, sum);
+      const bool exists = pair.exists && left > 0, is_first = left > first_left;
+      if (exists && is_first) *kept = own;
+      if (tile == self.middle) cuda::sync_block();
+      if (exists && !is_first) {
+        const float gate = static_cast<float>(part.rows[kGate * kRow]) * pair.gate_scale;
+        const float o = (*kept + own) * gate;
+        *y = static_cast<int8_t>(cuda::quantized_s8(o * part.scalars[kOutInv * kTile]));
+      }
+      kept += kept_advance;
+      y += y_advance;
+      left -= kPart;
+      part.rows += kPart * Base::kChannels;
+      part.scalars += kPart;
+      part.b += kPart * Base::kStates;
+      part.c += kPart * Base::kStates;
+    }
+  }
 }
 
 // Narrow: one warpgroup, all in order
@@ -1062,8 +1142,9 @@ VIMTRT_KERNEL void bidirectional_scan_kernel(Launch launch) {
   self.merge = make_merge<Shape>(launch, reinterpret_cast<float*>(shared + 1), place, self.pair);
   if constexpr (StateBits == 16) {
     make_tables(*self.direction, p, place);
-    self.decay = {&self.direction->tables[place.warp],
-                  place.lane * Shape::kPerLane * static_cast<int>(sizeof(uint16_t))};
+    self.decay.entries =
+        reinterpret_cast<const int8_t*>(&self.direction->tables[place.warp].high[0][place.lane * Shape::kPerLane]);
+    self.decay.rounding = launch.rounding;
   } else {
     self.decay = make_decay<Shape>(p, place);
   }
