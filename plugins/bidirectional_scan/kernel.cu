@@ -170,6 +170,7 @@ struct alignas(16) Scaled<Int16<Base>> {
   static constexpr int kGroupPitch = kGroup * Base::kStates + (Base::kPerLane == 1 ? 8 : 0);
   int32_t b[Base::kTile / kGroup][kGroupPitch];
   int32_t c[Base::kTile][Base::kStates];
+  float c_tok[Base::kPerLane == 1 ? Base::kTile : 4];  // for wide, which reads it when the stage has gone
 };
 
 // High and minus Low of a warp's channels and states, a row of every power: whatever powers the lanes read, lane i
@@ -281,7 +282,6 @@ VIMTRT_DEVICE Scaled<Shape>& scaled_of(const Thread<Shape>& self, int tile) {
 // What a pair needs to the end.
 struct Operands {
   float u = 0, gate = 0, out_inv = 0;
-  float c_tok = 0;  // of the int16 state alone
 };
 
 // h = fma(a, state, b) of some groups.
@@ -563,7 +563,7 @@ VIMTRT_DEVICE float sum_of_states(const float* h_row, const float* c_row) {
 }
 
 template <class Shape>
-VIMTRT_DEVICE float sum_of_pair(const Thread<Shape>& self, const Operands&, int tile, int step) {
+VIMTRT_DEVICE float sum_of_pair(const Thread<Shape>& self, int tile, int step) {
   return sum_of_states<Shape::kStates>(self.warp->h[self.place.lane], scaled_of(self, tile).c[step]) *
          self.pair.y_scale;
 }
@@ -579,7 +579,7 @@ struct Output {
 template <class Shape>
 VIMTRT_DEVICE Output make_output(const Thread<Shape>& self, const Operands& operands, int tile, int first) {
   const Pair& pair = self.pair;
-  const float sum = sum_of_pair(self, operands, tile, first + pair.step);
+  const float sum = sum_of_pair(self, tile, first + pair.step);
   const int step = tile * Shape::kTile + first + pair.step;
   const int mirrored = self.tokens - 1 - step;  // the other direction's step at this token
   const unsigned part = static_cast<unsigned>(step) / Shape::kPart,
@@ -724,7 +724,7 @@ VIMTRT_DEVICE void scale(const Thread<Int16<Base>>& self, int tile) {
   constexpr int kWords = Base::kStates / 4, kItems = Base::kTile * kWords;
   const Stage<Int16<Base>>& from = stage_of(self, tile);
   Scaled<Int16<Base>>& to = scaled_of(self, tile);
-  const int step = self.place.thread / kWords, state = self.place.thread % kWords * 4;
+  const unsigned thread = static_cast<unsigned>(self.place.thread), step = thread / kWords, state = thread % kWords * 4;
   static_assert(kItems <= kDirectionThreads, "one for each thread");
   if (self.place.thread >= kItems) return;
   const uint32_t word = *reinterpret_cast<const uint32_t*>(&from.bc[step][Factor * Base::kStates + state]);
@@ -736,6 +736,7 @@ VIMTRT_DEVICE void scale(const Thread<Int16<Base>>& self, int tile) {
     scaled[i] = int16_from(static_cast<float>(static_cast<int8_t>(word >> (8 * i))) * factor[i]);
   if constexpr (Factor == kC) {
     write(&to.c[step][state], scaled);
+    if (Int16<Base>::kWide && state == 0) to.c_tok[step] = from.scalars[kCTok][step];
   } else if constexpr (Int16<Base>::kWide) {
     int32_t* const b = to.b[step / kGroup] + state / 8 * 4 + state * kGroup + step % kGroup;
 #pragma unroll
@@ -751,9 +752,8 @@ VIMTRT_DEVICE float int16_y(const Pair& pair, uint32_t sum, float c_tok) {
 
 // Where the tables have the pair's rows, and g.
 template <class Base>
-VIMTRT_DEVICE void int16_begin(const Thread<Int16<Base>>& self, uint8_t delta_byte, int32_t u, float b_tok) {
+VIMTRT_DEVICE void int16_begin(const Thread<Int16<Base>>& self, int32_t delta, int32_t u, float b_tok) {
   constexpr int kRowBytes = sizeof(Tables<Base>::high[0]), kLow = sizeof(Tables<Base>::high);
-  const int32_t delta = delta_byte ^ 0x80;
   const float drive = (static_cast<float>(delta * u) * self.pair.input_scale) * b_tok;
   const bool is_large = !(fabsf(drive) < kInt16LargeDrive);
   self.warp->high_at[self.place.lane] = (delta & 0xf0) * (kRowBytes / kInt16Powers);
@@ -766,10 +766,9 @@ VIMTRT_DEVICE Operands begin_part(const Thread<Int16<Base>>& self, int tile, int
   const Stage<Int16<Base>>& stage = stage_of(self, tile);
   const int step = first + self.pair.step, channel = self.pair.channel;
   const int32_t u = stage.rows[kU][step][channel];
-  int16_begin(self, static_cast<uint8_t>(stage.rows[kDelta][step][channel]), u, stage.scalars[kBTok][step]);
+  int16_begin(self, stage.rows[kDelta][step][channel] + 128, u, stage.scalars[kBTok][step]);
   Operands operands;
   operands.u = static_cast<float>(u);
-  operands.c_tok = stage.scalars[kCTok][step];
   if (tile >= self.middle) {
     operands.gate = static_cast<float>(stage.rows[kGate][step][channel]) * self.pair.gate_scale;
     operands.out_inv = stage.scalars[kOutInv][step];
@@ -845,7 +844,7 @@ VIMTRT_DEVICE void advance(int32_t (&state)[1], const Coefficients<Int16<Base>, 
 
 // sum over the states of h * Ci, with its scales.
 template <class Base>
-VIMTRT_DEVICE float sum_of_pair(const Thread<Int16<Base>>& self, const Operands& operands, int tile, int step) {
+VIMTRT_DEVICE float sum_of_pair(const Thread<Int16<Base>>& self, int tile, int step) {
   const int lane = self.place.lane;
   const int32_t* const h_row = self.warp->h + int16_row<Base>(lane) * Base::kStates;
   uint32_t sum = 0;
@@ -858,7 +857,7 @@ VIMTRT_DEVICE float sum_of_pair(const Thread<Int16<Base>>& self, const Operands&
 #pragma unroll
     for (int i = 0; i < 4; ++i) sum += static_cast<uint32_t>(h[i] * c[i]);
   }
-  return int16_y(self.pair, sum, operands.c_tok);
+  return int16_y(self.pair, sum, scaled_of(self, tile).c_tok[step]);
 }
 
 // Narrow: what a part needs stands at pointers that go on from part to part, for counting costs as much as the work.
@@ -880,8 +879,7 @@ VIMTRT_DEVICE float int16_part(int32_t (&state)[Base::kPerLane], const Thread<In
                                const Int16Part& part) {
   constexpr int kPerLane = Base::kPerLane, kRow = Base::kTile * Base::kChannels;
   const int lane = self.place.lane, pair = pair_at<Base>(0, lane);
-  int16_begin(self, static_cast<uint8_t>(part.rows[kDelta * kRow]), part.rows[kU * kRow],
-              part.scalars[kBTok * Base::kTile]);
+  int16_begin(self, part.rows[kDelta * kRow] + 128, part.rows[kU * kRow], part.scalars[kBTok * Base::kTile]);
   cuda::sync_warp();
   int32_t g[kGroup], a[kGroup][kPerLane], b[kGroup][kPerLane];
   uint32_t sums[kGroup] = {};
@@ -922,11 +920,11 @@ VIMTRT_DEVICE void scan_in_order(const Thread<Int16<Base>>& self, const Launch& 
   const int64_t y_advance = static_cast<int64_t>(sign * kPart) * self.merge.y_step;
   float* kept = self.merge.kept + static_cast<int64_t>(token) * self.merge.kept_step;
   int8_t* y = self.merge.y + static_cast<int64_t>(token) * self.merge.y_step;
-  int left = self.tokens - pair.step;  // steps of the pair and behind it
-  // The first direction at a token is the one with more parts left behind this one, or the forward one. A part has
-  // (left - 1) / kPart behind it, and before it what is missing to all: so the pair's first half of parts, rounded up.
-  const int parts = (left - 1) / kPart + 1, firsts = (parts + (self.place.d == 0 ? 1 : 0)) / 2;
-  const int first_left = left - firsts * kPart;
+  // Steps that the pair still has; it keeps y while more than first_left are left. Of its parts the first direction has
+  // the first half: of a part in the middle the forward one.
+  int left = pair.exists ? self.tokens - pair.step : 0;
+  const int parts = (left + kPart - 1) / kPart, firsts = (parts + (self.place.d == 0 ? 1 : 0)) / 2;
+  const int first_left = left > firsts * kPart ? left - firsts * kPart : 0;
   int32_t state[Base::kPerLane] = {};
   Copies<Int16<Base>> copies = make_copies<Int16<Base>>(launch.p, self.place, 0);
   copy_tile(copies, self, launch, 0);
@@ -947,10 +945,10 @@ VIMTRT_DEVICE void scan_in_order(const Thread<Int16<Base>>& self, const Launch& 
       const float sum = int16_part(state, self, part);
       const float u = static_cast<float>(part.rows[kU * kRow]);
       const float own = fmaf(u, pair.skip_scale, sum);
-      const bool exists = pair.exists && left > 0, is_first = left > first_left;
-      if (exists && is_first) *kept = own;
+      const bool keeps = left > first_left;
+      if (keeps) *kept = own;
       if (tile == self.middle) cuda::sync_block();
-      if (exists && !is_first) {
+      if (!keeps && left > 0) {
         const float gate = static_cast<float>(part.rows[kGate * kRow]) * pair.gate_scale;
         const float o = (*kept + own) * gate;
         *y = static_cast<int8_t>(cuda::quantized_s8(o * part.scalars[kOutInv * kTile]));
