@@ -495,12 +495,15 @@ VIMTRT_DEVICE void read_group(Coefficients<Shape, Groups>& to, float (&delta)[kG
   }
 }
 
+// a and b of all groups of a tile.
 template <class Shape, int Groups>
-VIMTRT_DEVICE void make_coefficients(Coefficients<Shape, Groups>& to, const Thread<Shape>& self, int tile, int first,
-                                     int group) {
-  float delta[kGroup], decay_tok[kGroup];
-  read_group(to, delta, decay_tok, self, tile, first, group);
-  make_decays<true>(to, group, delta, decay_tok, self.decay);
+VIMTRT_DEVICE void make_coefficients(Coefficients<Shape, Groups>& to, const Thread<Shape>& self, int tile) {
+#pragma unroll
+  for (int group = 0; group < Groups; ++group) {
+    float delta[kGroup], decay_tok[kGroup];
+    read_group(to, delta, decay_tok, self, tile, 0, group);
+    make_decays<true>(to, group, delta, decay_tok, self.decay);
+  }
 }
 
 // The recurrence over a group.
@@ -776,23 +779,16 @@ VIMTRT_DEVICE Operands begin_part(const Thread<Int16<Base>>& self, int tile, int
   return operands;
 }
 
-// a of a group's steps from the tables, and b of bg, which holds Bi * g + 2^14.
+// Bi * g + 2^14 where g is a sixteenth of the drive.
+VIMTRT_DEVICE int32_t int16_large_drive(int32_t b) { return int16_saturate((b >> 15) * 16) * (1 << 15); }
+
+// a and b of a group's steps, of which b holds Bi * g + 2^14, for drives that are not large: low_at is not negative.
 template <class Base>
 VIMTRT_DEVICE void int16_coefficients(int32_t (&a)[kGroup][Base::kPerLane], int32_t (&b)[kGroup][Base::kPerLane],
-                                      const Thread<Int16<Base>>& self, int pair) {
+                                      const Thread<Int16<Base>>& self, int pair, const int32_t (&low_at)[kGroup]) {
   constexpr int kPerLane = Base::kPerLane;
-  int32_t high_at[kGroup], low_at[kGroup];
-  read(low_at, self.warp->low_at + pair);
+  int32_t high_at[kGroup];
   read(high_at, self.warp->high_at + pair);
-  if ((low_at[0] | low_at[1] | low_at[2] | low_at[3]) < 0) {
-#pragma unroll
-    for (int i = 0; i < kGroup; ++i) {
-      if (low_at[i] >= 0) continue;
-      low_at[i] -= INT32_MIN;
-#pragma unroll
-      for (int j = 0; j < kPerLane; ++j) b[i][j] = int16_saturate((b[i][j] >> 15) * 16) * (1 << 15);
-    }
-  }
 #pragma unroll
   for (int i = 0; i < kGroup; ++i) {
     int32_t highs[kPerLane], lows[kPerLane];
@@ -806,18 +802,47 @@ VIMTRT_DEVICE void int16_coefficients(int32_t (&a)[kGroup][Base::kPerLane], int3
   }
 }
 
+// Bi * g + 2^14 of a group's steps, and where their rows of Low are. Large drives are rare: all groups ask for them at
+// once.
+template <class Base, int Groups>
+VIMTRT_DEVICE void int16_large_drives(int32_t (&b)[Groups][kGroup][Base::kPerLane], int32_t (&low_at)[Groups][kGroup]) {
+  int32_t signs = 0;
+#pragma unroll
+  for (int group = 0; group < Groups; ++group)
+    signs |= low_at[group][0] | low_at[group][1] | low_at[group][2] | low_at[group][3];
+  if (signs >= 0) return;
+#pragma unroll
+  for (int group = 0; group < Groups; ++group) {
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) {
+      if (low_at[group][i] >= 0) continue;
+      low_at[group][i] -= INT32_MIN;
+#pragma unroll
+      for (int j = 0; j < Base::kPerLane; ++j) b[group][i][j] = int16_large_drive(b[group][i][j]);
+    }
+  }
+}
+
 // Wide
 
 template <class Base, int Groups>
-VIMTRT_DEVICE void make_coefficients(Coefficients<Int16<Base>, Groups>& to, const Thread<Int16<Base>>& self, int tile,
-                                     int first, int group) {
-  const int pair = pair_at<Base>(group, self.place.lane), state = self.place.lane % Base::kLanes;
-  int32_t b[kGroup], g[kGroup];
-  read(g, self.warp->g + pair);
-  read(b, scaled_of(self, tile).b[first / kGroup + group] + state / 8 * 4 + state * kGroup);
+VIMTRT_DEVICE void make_coefficients(Coefficients<Int16<Base>, Groups>& to, const Thread<Int16<Base>>& self, int tile) {
+  const int state = self.place.lane % Base::kLanes;
+  int32_t low_at[Groups][kGroup];
 #pragma unroll
-  for (int i = 0; i < kGroup; ++i) to.b[group][i][0] = b[i] * g[i] + kInt16Half;
-  int16_coefficients(to.a[group], to.b[group], self, pair);
+  for (int group = 0; group < Groups; ++group) {
+    const int pair = pair_at<Base>(group, self.place.lane);
+    int32_t b[kGroup], g[kGroup];
+    read(g, self.warp->g + pair);
+    read(low_at[group], self.warp->low_at + pair);
+    read(b, scaled_of(self, tile).b[group] + state / 8 * 4 + state * kGroup);
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) to.b[group][i][0] = b[i] * g[i] + kInt16Half;
+  }
+  int16_large_drives<Base>(to.b, low_at);
+#pragma unroll
+  for (int group = 0; group < Groups; ++group)
+    int16_coefficients(to.a[group], to.b[group], self, pair_at<Base>(group, self.place.lane), low_at[group]);
 }
 
 // Where h has a pair's row, and from which four states on the pair reads it. So neither the channels of a warp, which
@@ -881,23 +906,25 @@ VIMTRT_DEVICE float int16_part(int32_t (&state)[Base::kPerLane], const Thread<In
   const int lane = self.place.lane, pair = pair_at<Base>(0, lane);
   int16_begin(self, part.rows[kDelta * kRow] + 128, part.rows[kU * kRow], part.scalars[kBTok * Base::kTile]);
   cuda::sync_warp();
-  int32_t g[kGroup], a[kGroup][kPerLane], b[kGroup][kPerLane];
+  int32_t g[kGroup], low_at[1][kGroup], a[kGroup][kPerLane], b[1][kGroup][kPerLane];
   uint32_t sums[kGroup] = {};
   read(g, self.warp->g + pair);
+  read(low_at[0], self.warp->low_at + pair);
 #pragma unroll
   for (int i = 0; i < kGroup; ++i) {
-    read(b[i], part.b + i * Base::kStates);
+    read(b[0][i], part.b + i * Base::kStates);
 #pragma unroll
-    for (int j = 0; j < kPerLane; ++j) b[i][j] = b[i][j] * g[i] + kInt16Half;
+    for (int j = 0; j < kPerLane; ++j) b[0][i][j] = b[0][i][j] * g[i] + kInt16Half;
   }
-  int16_coefficients(a, b, self, pair);
+  int16_large_drives<Base>(b, low_at);
+  int16_coefficients(a, b[0], self, pair, low_at[0]);
 #pragma unroll
   for (int i = 0; i < kGroup; ++i) {
     int32_t c[kPerLane];
     read(c, part.c + i * Base::kStates);
 #pragma unroll
     for (int j = 0; j < kPerLane; ++j) {
-      state[j] = int16_state(state[j], a[i][j], b[i][j]);
+      state[j] = int16_state(state[j], a[i][j], b[0][i][j]);
       sums[i] += static_cast<uint32_t>(state[j] * c[j]);
     }
   }
@@ -940,8 +967,9 @@ VIMTRT_DEVICE void scan_in_order(const Thread<Int16<Base>>& self, const Launch& 
     const int first_state = self.place.lane % Base::kLanes * Base::kPerLane;
     Int16Part part = {&stage.rows[0][pair.step][pair.channel], &stage.scalars[0][pair.step],
                       &scaled.b[0][0] + first_state, &scaled.c[0][0] + first_state};
+    const int steps = tile + 1 < self.tiles ? kTile : self.tokens - tile * kTile;
 #pragma unroll 1
-    for (int first = 0; first < kTile && tile * kTile + first < self.tokens; first += kPart) {
+    for (int first = 0; first < steps; first += kPart) {
       const float sum = int16_part(state, self, part);
       const float u = static_cast<float>(part.rows[kU * kRow]);
       const float own = fmaf(u, pair.skip_scale, sum);
@@ -1012,6 +1040,12 @@ VIMTRT_DEVICE void scan_in_order(const Thread<Shape>& self, const Launch& launch
 
 // Wide: two warpgroups, a tile is one part
 
+// Whether the groups behind the last token, of which nothing is stored, are run all the same: to ask costs as much.
+template <class Shape>
+constexpr bool kEveryGroup = false;
+template <class Base>
+constexpr bool kEveryGroup<Int16<Base>> = true;
+
 template <bool Int8State, class Shape>
 VIMTRT_DEVICE void scan_ping_pong(const Thread<Shape>& self, const Launch& launch) {
   constexpr int kGroups = Shape::kPart / kGroup;
@@ -1040,7 +1074,8 @@ VIMTRT_DEVICE void scan_ping_pong(const Thread<Shape>& self, const Launch& launc
         typename Shape::State state[1] = {tile == 0 ? typename Shape::State(0) : *handed};
 #pragma unroll
         for (int group = 0; group < kGroups; ++group) {
-          if (tile * Shape::kTile + group * kGroup < self.tokens) advance<Int8State>(state, coefficients, self, group);
+          if (kEveryGroup<Shape> || tile * Shape::kTile + group * kGroup < self.tokens)
+            advance<Int8State>(state, coefficients, self, group);
         }
         *handed = state[0];
         scale<kC>(self, tile);
@@ -1058,10 +1093,7 @@ VIMTRT_DEVICE void scan_ping_pong(const Thread<Shape>& self, const Launch& launc
       finish(self.merge, output, operands);
       operands = next;
       cuda::sync_warp();
-      if (tile + 1 < tiles) {
-#pragma unroll
-        for (int group = 0; group < kGroups; ++group) make_coefficients(coefficients, self, tile + 1, 0, group);
-      }
+      if (tile + 1 < tiles) make_coefficients(coefficients, self, tile + 1);
     }
   }
 }
