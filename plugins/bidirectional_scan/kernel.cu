@@ -121,6 +121,8 @@ struct Launch {
   int32_t row_width = 1, bc_width = 1;
   float* workspace = nullptr;
   int32_t rounding = (1 << 14) - 1;  // of the int16 state; as a constant it would cost an instruction each time
+  int32_t images_per_block = 1;      // of the int16 state
+  int64_t end_image = 0;
 };
 
 enum Scalar { kDecay, kBTok, kCTok, kOutInv, kScalars };
@@ -1188,7 +1190,18 @@ VIMTRT_KERNEL void bidirectional_scan_kernel(Launch launch) {
     (&self.direction->state_scales[0][0])[place.thread] =
         cuda::load(from + place.d * Shape::kStates + place.thread % Shape::kStates);
   }
-  if constexpr (Shape::kWarpgroups == 1) {
+  if constexpr (Shape::kWarpgroups == 1 && StateBits == 16) {
+    const int64_t first =
+        launch.first_image + cuda::block_x() / launch.groups * static_cast<int64_t>(launch.images_per_block);
+    const int64_t end =
+        first + launch.images_per_block < launch.end_image ? first + launch.images_per_block : launch.end_image;
+#pragma unroll 1
+    for (self.place.image = first; self.place.image < end; ++self.place.image) {
+      self.merge = make_merge<Shape>(launch, reinterpret_cast<float*>(shared + 1), place, self.pair);
+      scan_in_order<false>(self, launch);
+      cuda::sync_block();  // no one reads the last tile any more
+    }
+  } else if constexpr (Shape::kWarpgroups == 1) {
     scan_in_order<StateBits == 8>(self, launch);
   } else {
     scan_ping_pong<StateBits == 8>(self, launch);
@@ -1218,6 +1231,16 @@ size_t workspace_bytes(const BidirectionalScanParams& p) {
   return shared_bytes<Shape>(p, false) <= kMaxSharedBytes ? 0 : sizeof(float) * p.batch * p.tokens * p.channels;
 }
 
+// Narrow's int16 state: consecutive images of the same channels share a block's tables, which take as long as 0.7
+// tiles. But S images a block also make the last round S times as long, for half of it in vain on average: that is more
+// unless 0.7 * S * tiles rounds are left over. Here there are twice as many, by the 528 blocks that an H100 holds at
+// once: so at least 1056 blocks for each tile of an image, 13,728 for 197 tokens.
+int32_t images_per_block(const BidirectionalScanParams& p, int64_t groups) {
+  constexpr int64_t kBlocksPerTile = 2 * 528;
+  const int64_t tiles = ceil_div(p.tokens, Narrow<16>::kTile), images = p.batch * groups / (kBlocksPerTile * tiles);
+  return static_cast<int32_t>(images < 1 ? 1 : images < 64 ? images : 64);
+}
+
 template <class Shape, int StateBits>
 int launch_state(const BidirectionalScanParams& p, cuda::Stream stream, void* workspace) {
   const bool with_workspace = workspace_bytes<Shape>(p) > 0;
@@ -1235,12 +1258,14 @@ int launch_state(const BidirectionalScanParams& p, cuda::Stream stream, void* wo
   launch.row_width = width_of(rows);
   launch.bc_width = width_of(bc);
 
+  if (Shape::kWarpgroups == 1 && StateBits == 16) launch.images_per_block = images_per_block(p, launch.groups);
   const auto kernel = bidirectional_scan_kernel<Shape, StateBits>;
   const size_t shared = shared_bytes<Shape>(p, with_workspace);
   cuda::Grid grid;
   return cuda::launch_in_parts(p.batch, cuda::kMaxGridX / launch.groups, [&](int64_t first_image, int64_t images) {
     launch.first_image = first_image;
-    grid.x = static_cast<unsigned>(images * launch.groups);
+    launch.end_image = first_image + images;
+    grid.x = static_cast<unsigned>(ceil_div(images, launch.images_per_block) * launch.groups);
     return cuda::launch(kernel, grid, Shape::kThreads, shared, stream, launch);
   });
 }

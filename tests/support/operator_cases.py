@@ -827,6 +827,12 @@ LAYERS: dict[str, Make] = {
     "BidirectionalScan narrow, odd offsets, N=8, int16 state": lambda: integer_scan(
         B=36, L=18, E=61, N=8, bc_offset=1, gate_offset=1
     ),
+    **{
+        f"BidirectionalScan narrow, blocks of 2 images, N={states}, int16 state": functools.partial(
+            integer_scan, B=45, L=3, E=768, N=states
+        )
+        for states in (8, 16)
+    },
     "BidirectionalScan narrow, 1 token, int16 state": lambda: integer_scan(B=72, L=1, E=30),
     "BidirectionalScan narrow, 1 token, N=8, int16 state": lambda: integer_scan(B=72, L=1, E=30, N=8),
     **{
