@@ -111,6 +111,9 @@ template <class Base>
 struct Int16 : Base {
   using State = int32_t;
   static constexpr bool kWide = Base::kPerLane == 1;
+  static constexpr int kBlocks = kWide                 ? 2
+                                 : Base::kStates == 16 ? 4
+                                                       : 5;  // of a processor with 228 KiB of shared memory
 };
 
 // What the launcher adds to the operator's arguments; widths as in cuda_copies.h.
@@ -1161,25 +1164,18 @@ VIMTRT_DEVICE Merge make_merge(const Launch& launch, float* shared, const Place&
   return m;
 }
 
-template <class Shape, int StateBits>
-VIMTRT_KERNEL void bidirectional_scan_kernel(Launch launch) {
+// What a thread is and has; and the scales of B and C, which are there after a barrier.
+template <class Shape, class MakeDecay>
+VIMTRT_DEVICE void begin_thread(Thread<Shape>& self, const Launch& launch, Shared<Shape>* shared,
+                                const MakeDecay& make_decay_of) {
   const BidirectionalScanParams& p = launch.p;
-  Shared<Shape>* const shared = cuda::dynamic_shared<Shared<Shape>>();
-  Thread<Shape> self;
   self.place = make_place<Shape>(launch);
   const Place& place = self.place;
   self.direction = &shared->directions[place.d];
   self.warp = &shared->warps[(place.warpgroup * kDirections + place.d) * kDirectionWarps + place.warp];
   self.pair = make_pair<Shape>(p, place);
   self.merge = make_merge<Shape>(launch, reinterpret_cast<float*>(shared + 1), place, self.pair);
-  if constexpr (StateBits == 16) {
-    make_tables(*self.direction, p, place);
-    self.decay.entries =
-        reinterpret_cast<const int8_t*>(&self.direction->tables[place.warp].high[0][place.lane * Shape::kPerLane]);
-    self.decay.rounding = launch.rounding;
-  } else {
-    self.decay = make_decay<Shape>(p, place);
-  }
+  self.decay = make_decay_of(place);
   self.tokens = p.tokens;
   self.tiles = (p.tokens - 1) / Shape::kTile + 1;
   self.middle = (p.tokens - 1) / (2 * Shape::kTile);
@@ -1190,21 +1186,44 @@ VIMTRT_KERNEL void bidirectional_scan_kernel(Launch launch) {
     (&self.direction->state_scales[0][0])[place.thread] =
         cuda::load(from + place.d * Shape::kStates + place.thread % Shape::kStates);
   }
-  if constexpr (Shape::kWarpgroups == 1 && StateBits == 16) {
-    const int64_t first =
-        launch.first_image + cuda::block_x() / launch.groups * static_cast<int64_t>(launch.images_per_block);
-    const int64_t end =
-        first + launch.images_per_block < launch.end_image ? first + launch.images_per_block : launch.end_image;
+}
+
+template <class Shape, bool Int8State>
+VIMTRT_KERNEL void bidirectional_scan_kernel(Launch launch) {
+  Shared<Shape>* const shared = cuda::dynamic_shared<Shared<Shape>>();
+  Thread<Shape> self;
+  begin_thread(self, launch, shared, [&](const Place& place) { return make_decay<Shape>(launch.p, place); });
+  if constexpr (Shape::kWarpgroups == 1) {
+    scan_in_order<Int8State>(self, launch);
+  } else {
+    scan_ping_pong<Int8State>(self, launch);
+  }
+}
+
+// Of the int16 state. As many registers as the blocks that fit a processor by their shared memory leave.
+template <class Shape>
+VIMTRT_KERNEL_OF(Shape::kThreads, Shape::kBlocks)
+void int16_bidirectional_scan_kernel(Launch launch) {
+  Shared<Shape>* const shared = cuda::dynamic_shared<Shared<Shape>>();
+  Thread<Shape> self;
+  begin_thread(self, launch, shared, [&](const Place& place) {
+    make_tables(shared->directions[place.d], launch.p, place);
+    const uint16_t* const entries =
+        shared->directions[place.d].tables[place.warp].high[0] + place.lane * Shape::kPerLane;
+    return Decay<Shape>{reinterpret_cast<const int8_t*>(entries), launch.rounding};
+  });
+  if constexpr (Shape::kWide) {
+    scan_ping_pong<false>(self, launch);
+  } else {
+    const int64_t images = launch.images_per_block;
+    const int64_t first = launch.first_image + cuda::block_x() / static_cast<unsigned>(launch.groups) * images;
+    const int64_t end = first + images < launch.end_image ? first + images : launch.end_image;
 #pragma unroll 1
     for (self.place.image = first; self.place.image < end; ++self.place.image) {
-      self.merge = make_merge<Shape>(launch, reinterpret_cast<float*>(shared + 1), place, self.pair);
+      self.merge = make_merge<Shape>(launch, reinterpret_cast<float*>(shared + 1), self.place, self.pair);
       scan_in_order<false>(self, launch);
       cuda::sync_block();  // no one reads the last tile any more
     }
-  } else if constexpr (Shape::kWarpgroups == 1) {
-    scan_in_order<StateBits == 8>(self, launch);
-  } else {
-    scan_ping_pong<StateBits == 8>(self, launch);
   }
 }
 
@@ -1231,18 +1250,22 @@ size_t workspace_bytes(const BidirectionalScanParams& p) {
   return shared_bytes<Shape>(p, false) <= kMaxSharedBytes ? 0 : sizeof(float) * p.batch * p.tokens * p.channels;
 }
 
-// Narrow's int16 state: consecutive images of the same channels share a block's tables, which take as long as 0.7
-// tiles. But S images a block also make the last round S times as long, for half of it in vain on average: that is more
-// unless 0.7 * S * tiles rounds are left over. Here there are twice as many, by the 528 blocks that an H100 holds at
-// once: so at least 1056 blocks for each tile of an image, 13,728 for 197 tokens.
-int32_t images_per_block(const BidirectionalScanParams& p, int64_t groups) {
-  constexpr int64_t kBlocksPerTile = 2 * 528;
-  const int64_t tiles = ceil_div(p.tokens, Narrow<16>::kTile), images = p.batch * groups / (kBlocksPerTile * tiles);
-  return static_cast<int32_t>(images < 1 ? 1 : images < 64 ? images : 64);
+// Consecutive images of the same channels share a block's tables, which take as long as 0.7 tiles of narrow. But S
+// images a block also make the last round S times as long, half of it in vain on average. That costs more unless 0.7 *
+// S * tiles rounds are left over. Here there are twice as many, with the 528 blocks that an H100 holds at once: at
+// least 1056 blocks for each tile of an image are left, 13,728 for 197 tokens.
+template <class Shape>
+int32_t images_per_block(const BidirectionalScanParams& p) {
+  constexpr int64_t kBlocksPerTile = 2 * 528, kMost = 64;
+  if (Shape::kWide) return 1;
+  const int64_t blocks = p.batch * groups_of(p, Shape::kChannels);
+  const int64_t images = blocks / (kBlocksPerTile * ceil_div(p.tokens, Shape::kTile));
+  return static_cast<int32_t>(images < 1 ? 1 : images < kMost ? images : kMost);
 }
 
-template <class Shape, int StateBits>
-int launch_state(const BidirectionalScanParams& p, cuda::Stream stream, void* workspace) {
+template <class Shape>
+int launch_kernel(void (*kernel)(Launch), const BidirectionalScanParams& p, cuda::Stream stream, void* workspace,
+                  int32_t images_per_block = 1) {
   const bool with_workspace = workspace_bytes<Shape>(p) > 0;
   if (with_workspace && workspace == nullptr) return kInvalidValue;
   Launch launch;
@@ -1258,8 +1281,7 @@ int launch_state(const BidirectionalScanParams& p, cuda::Stream stream, void* wo
   launch.row_width = width_of(rows);
   launch.bc_width = width_of(bc);
 
-  if (Shape::kWarpgroups == 1 && StateBits == 16) launch.images_per_block = images_per_block(p, launch.groups);
-  const auto kernel = bidirectional_scan_kernel<Shape, StateBits>;
+  launch.images_per_block = images_per_block;
   const size_t shared = shared_bytes<Shape>(p, with_workspace);
   cuda::Grid grid;
   return cuda::launch_in_parts(p.batch, cuda::kMaxGridX / launch.groups, [&](int64_t first_image, int64_t images) {
@@ -1277,9 +1299,13 @@ size_t layout_workspace_bytes(const BidirectionalScanParams& p) {
 
 template <class Shape>
 int launch_layout(const BidirectionalScanParams& p, cuda::Stream stream, void* workspace) {
-  return p.state == ScanState::kInt8   ? launch_state<Shape, 8>(p, stream, workspace)
-         : p.state == ScanState::kFp32 ? launch_state<Shape, 32>(p, stream, workspace)
-                                       : launch_state<Int16<Shape>, 16>(p, stream, workspace);
+  if (p.state == ScanState::kInt16) {
+    using Of16 = Int16<Shape>;
+    return launch_kernel<Of16>(int16_bidirectional_scan_kernel<Of16>, p, stream, workspace, images_per_block<Of16>(p));
+  }
+  const auto kernel =
+      p.state == ScanState::kInt8 ? bidirectional_scan_kernel<Shape, true> : bidirectional_scan_kernel<Shape, false>;
+  return launch_kernel<Shape>(kernel, p, stream, workspace);
 }
 
 }  // namespace
