@@ -3,7 +3,7 @@
 // Grid:   x = images times groups of channels, a group's channels lying side by side.
 // Block:  a warpgroup has two warps for the forward direction of the group and two for the backward one. "Wide" has two
 //         warpgroups, 256 threads; "narrow" has one, 128 threads.
-// Shared: 15 to 40 KiB, and 4 bytes per token and channel of the group for the merge; where the two are more than
+// Shared: 15 to 46 KiB, and 4 bytes per token and channel of the group for the merge; where the two are more than
 //         48 KiB, the latter lie in the workspace.
 //
 // A recurrence is a chain over the tokens, so only channels, states and directions are parallel. A channel's N states
@@ -57,6 +57,10 @@
 // and of a warp:
 //   delta, g [32], lane as pair            so that a channel's four steps lie side by side
 //   h        [32][N + 4], row = lane as pair
+//
+// The int16 state has the same layouts and order. Its decays come from tables in shared memory, made once a block, and
+// b, c, g and h are integers. S has no order: in narrow a lane adds up its own states, and the pair the sums of four
+// lanes.
 #include <cmath>
 #include <cstdint>
 

@@ -821,6 +821,8 @@ LAYERS: dict[str, Make] = {
     "BidirectionalScan narrow, subnormal states, fp32 state": lambda: scan_with(
         subnormal_states, B=108, L=5, state="fp32"
     ),
+    "BidirectionalScan 257 tokens, int16 state": lambda: integer_scan(B=1, L=257, E=5),
+    "BidirectionalScan 721 tokens, N=8, int16 state": lambda: integer_scan(B=1, L=721, E=3, N=8),
     "BidirectionalScan narrow, int16 state": lambda: integer_scan(B=3, L=41, E=1536, bc_offset=48, gate_offset=1536),
     "BidirectionalScan narrow, 35 tokens, int16 state": lambda: integer_scan(B=46, L=35, E=40),
     "BidirectionalScan narrow, N=8, int16 state": lambda: integer_scan(B=54, L=33, E=64, N=8),
