@@ -622,8 +622,8 @@ VIMTRT_DEVICE void finish(const Merge& merge, const Output& output, const Operan
 // The int16 state. numerics.md has a = mul(High, Low), minus the decay, and h = sat16(b - mul(h, a)). With the tables'
 // positive product the signs of both roundings turn:
 //
-//   decay = -mul(High, Low)         = (High * -Low + 2^14 - 1) >> 15
-//   h     = sat16(b + mul'(h decay)) = sat16((h * decay + (b * 2^15 + 2^14 - 1)) >> 15)
+//   decay = (High * -Low + 2^14 - 1) >> 15
+//   h     = sat16((h * decay + (b * 2^15 + 2^14 - 1)) >> 15)
 //
 // b * 2^15 is Bi * g + 2^14 without its low 15 bits. With |b| <= 32768 and decay <= 32767 no sum passes an int32.
 
