@@ -473,6 +473,14 @@ def scales_beyond_16_bits(inputs: dict[str, Array], rng: np.random.Generator) ->
     inputs["b_scale_tok"][...] = rng.choice([0.0, 1.0, 1e37], inputs["b_scale_tok"].shape)
 
 
+INTEGER_CHANGES = {
+    "large drives": large_drives,
+    "drives on ties": drives_on_ties,
+    "decays at their ends": decays_at_their_ends,
+    "states at their ends": states_at_their_ends,
+    "scales beyond 16 bits": scales_beyond_16_bits,
+}
+
 INTEGER_SCAN: dict[str, Make] = {
     "int16 state": integer_scan,
     "N=8, int16 state": lambda: integer_scan(N=8),
@@ -490,13 +498,7 @@ INTEGER_SCAN: dict[str, Make] = {
     **{
         f"{name}{size}, int16 state": functools.partial(integer_scan, change=change, L=20, E=19, N=states)
         for size, states in (("", 16), (", N=8", 8))
-        for name, change in {
-            "large drives": large_drives,
-            "drives on ties": drives_on_ties,
-            "decays at their ends": decays_at_their_ends,
-            "states at their ends": states_at_their_ends,
-            "scales beyond 16 bits": scales_beyond_16_bits,
-        }.items()
+        for name, change in INTEGER_CHANGES.items()
     },
     "directions cancel, int16 state": lambda: integer_scan(change=integer_directions_cancel, B=6, L=3, E=130),
 }
@@ -819,6 +821,29 @@ LAYERS: dict[str, Make] = {
     "BidirectionalScan narrow, subnormal states, fp32 state": lambda: scan_with(
         subnormal_states, B=108, L=5, state="fp32"
     ),
+    "BidirectionalScan 257 tokens, int16 state": lambda: integer_scan(B=1, L=257, E=5),
+    "BidirectionalScan 721 tokens, N=8, int16 state": lambda: integer_scan(B=1, L=721, E=3, N=8),
+    "BidirectionalScan narrow, int16 state": lambda: integer_scan(B=3, L=41, E=1536, bc_offset=48, gate_offset=1536),
+    "BidirectionalScan narrow, 35 tokens, int16 state": lambda: integer_scan(B=46, L=35, E=40),
+    "BidirectionalScan narrow, N=8, int16 state": lambda: integer_scan(B=54, L=33, E=64, N=8),
+    "BidirectionalScan narrow, odd offsets, N=8, int16 state": lambda: integer_scan(
+        B=36, L=18, E=61, N=8, bc_offset=1, gate_offset=1
+    ),
+    **{
+        f"BidirectionalScan narrow, blocks of 2 images, N={states}, int16 state": functools.partial(
+            integer_scan, B=45, L=3, E=768, N=states
+        )
+        for states in (8, 16)
+    },
+    "BidirectionalScan narrow, 1 token, int16 state": lambda: integer_scan(B=72, L=1, E=30),
+    "BidirectionalScan narrow, 1 token, N=8, int16 state": lambda: integer_scan(B=72, L=1, E=30, N=8),
+    **{
+        f"BidirectionalScan narrow, {name}, N={states}, int16 state": functools.partial(
+            integer_scan, change=change, B=68, L=21, E=19, N=states
+        )
+        for name, change in INTEGER_CHANGES.items()
+        for states in (8, 16)
+    },
     "AddRMSNormQuant layer": lambda: norm(B=1, L=197, D=192),
     "AddRMSNormQuant 9 images": lambda: norm(B=9, L=65, D=384),
     "AddRMSNormQuant Vim-Base": lambda: norm(B=1, L=7, D=768),
