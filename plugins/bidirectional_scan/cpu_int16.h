@@ -1,16 +1,16 @@
 // The int16 state on vector units (docs/numerics.md): a register holds all states of one channel, or of several, so
-// that B, C and the rows of the decay's tables are plain loads. `Vectors` are an instruction set's `Int16Vectors`; its
-// `Int16` has, of N states:
+// that B, C and the rows of the decay's tables are plain loads. `Vectors::Int16` is an instruction set's. It has, of N
+// states:
 //
 //   Row<N>                                  a register, or what stands for one; of kChannels<N> channels
 //   zero<N>(), twice<N>(states)             twice: the same states for each of the row's channels
-//   rows<N>(tables, offsets)                each channel's states of a table; the channels of a row are a number of
-//                                           rows apart: `rows` of them make a block
+//   rows<N>(tables, offsets)                each channel's row of a table; a register's channels are as far apart in
+//                                           the block as there are registers
 //   numbers<N>(g)                           each channel's number, in all of its states; g holds each number twice
 //   multiply(x, y)                          x y / 2^15, rounded half up
 //   subtract(x, y), times_sixteen(x)        saturating
 //   select(mask, x, y)                      x where the mask's bits are set, y elsewhere
-//   dot(h, c)                               products, neighbours added: Dot<N>
+//   dot(h, c)                               products, neighbours added, in 32 bits
 //   sums<N>(dots)                           a block's sums over states, as floats; dots(row) gives them
 //   scaled<N>(source, scales, target)       rne of N int8 times their scales, within 32767 of zero
 //   powers<N>(base, is_low, target)         a table of 16 rows

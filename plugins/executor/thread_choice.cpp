@@ -34,8 +34,10 @@ void ThreadChoice::record(int64_t batch, int threads, double seconds) {
   // A run that lost its processor for long says little of the choice.
   mean = smoothed(mean, mean == 0 ? seconds : std::min(seconds, 4 * mean));
   if (b.trials_left > 0) {
-    --b.trials_left;
-  } else if (--b.until_trial <= 0 && std::max(b.all, b.alone) < kShortSeconds) {
+    if (--b.trials_left > 0) return;  // both are compared when the trial is over
+  } else if (b.until_trial > 0) {
+    --b.until_trial;
+  } else if (std::max(b.all, b.alone) < kShortSeconds) {
     b.trials_left = kTrials;
     b.until_trial = kLeastGap;
     if (b.all > 0 && b.alone > 0) {

@@ -54,8 +54,7 @@ def ground(
     monkeypatch.setattr(pyvimtrt.bench.run, "_measure", lambda requests, settings, progress: [peer])
     monkeypatch.setattr(pyvimtrt.bench.run, "operator_times", lambda network, pixels: ())
     monkeypatch.setattr("pyvimtrt.export.kserve.manifest", lambda deployment, plan: "")
-    # Neither KServe's types nor the server itself: they register the protocol's messages, as Triton's clients of other
-    # tests do, and one process takes them once.
+    # Arguments are what is tried: no server starts.
     monkeypatch.setitem(sys.modules, "pyvimtrt.serve.server", SimpleNamespace(VimServer=NoServer))
     monkeypatch.setattr("pyvimtrt.serve.logs.configure", lambda level: None)
     monkeypatch.chdir(found.work)
