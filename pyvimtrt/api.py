@@ -34,9 +34,7 @@ WeightsSource = str | Path | WeightsFile
 def per_channel(
     values: Sequence[float] | None, default: tuple[float, ...], channels: int, what: str
 ) -> tuple[float, ...]:
-    """Return one number per channel from a user's one or more numbers. Raises ModelError for any other count or bad
-    values.
-    """
+    """Return one number per channel from a user's one or more. Raises ModelError for any other count or bad values."""
     if not values:
         return default
     if len(values) not in (1, channels):
@@ -68,8 +66,7 @@ def keyed_weights(weights: str | Path | None, key: str | None) -> WeightsFile | 
 
 
 def load_model(model: str, weights: WeightsSource | None = None) -> Backbone:
-    """Return the fp32 PyTorch model in evaluation mode, by name or ``vim:...`` text, with a checkpoint or the bundled
-    weights.
+    """Return the fp32 PyTorch model for evaluation, by name or ``vim:...`` text, with a checkpoint or bundled weights.
 
     ``WeightsFile(path, key)`` chooses one of several sets of weights in a checkpoint.
     """

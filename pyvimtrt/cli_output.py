@@ -43,9 +43,7 @@ def print_json_line(value: Any) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table under its title; numbers to the right. Values are plain text, whatever brackets or escapes a file's
-    name holds.
-    """
+    """Print a table under its title; numbers to the right. Values are plain text, whatever a file's name holds."""
     if title:  # not as the table's own title, which would be folded to the table's width
         Console().print(Text(printable(title), style="bold"), soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD)

@@ -1,6 +1,4 @@
-"""What commands and Python calls do where nothing else is said. Imports nothing, as the help of the commands needs
-it.
-"""
+"""What commands and Python calls do where nothing else is said. Imports nothing, for the help of the commands."""
 
 AUTO = "auto"  # the best backend that can run the file here
 TOPK = 5  # classes of an image

@@ -50,9 +50,7 @@ def _harmless(text: str) -> str:
 
 
 def brief(text: object, length: int = 160) -> str:
-    """Return what a file or a library says as part of a sentence: one line that a terminal may show, and no longer than
-    ``length``.
-    """
+    """Return what a file or a library says as part of a sentence: one line to show, no longer than ``length``."""
     line = _harmless(" ".join(str(text)[: 8 * length].split()))
     return line if len(line) <= length else line[: length - 3] + "..."
 

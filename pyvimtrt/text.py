@@ -17,9 +17,7 @@ def encodable(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text that a terminal shows and does not obey: what controls, breaks or turns a line stands there as its
-    escape.
-    """
+    """Return a text that a terminal shows and does not obey: what controls, breaks or turns a line is escaped."""
     if text.isprintable():
         return text
     return "".join(_shown(letter) for letter in text)

@@ -56,9 +56,7 @@ def _by_number(names: list[str]) -> list[int] | None:
 
 
 def _by_text(names: list[str], classes: int) -> list[int] | None:
-    """Return the places of the names; of some of the numbers 0, 1, .. without zeros before them, those among all of
-    them.
-    """
+    """Return the places of names; of some of the numbers 0, 1, .. without zeros before them, those among them all."""
     if len(names) == classes:
         return list(range(classes))
     every = {str(number): number for number in range(classes)}

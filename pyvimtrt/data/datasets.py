@@ -25,8 +25,7 @@ I64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Dataset:
-    """A number of images of one model's size. ``read(indices)`` yields the images [C, H, W] of ascending indices, or
-    None.
+    """Images of one model's size. ``read(indices)`` yields the images [C, H, W] of ascending indices, or None.
 
     None stands for a file that ``reader`` has left out. ``labels`` is int64 [N], or None; ``class_names`` has a name
     per class of the model, or is empty. ``warnings`` are sentences about how the data was understood.
@@ -66,9 +65,7 @@ class Dataset:
             raise self.reader.nothing_read(self.source)
 
     def sample(self, count: int, seed: int) -> U8:
-        """Return ``count`` images drawn at random, in order; others are drawn for those left out, as long as there are
-        any.
-        """
+        """Return ``count`` images drawn at random, in order; for those left out others are drawn, if there are any."""
         random = np.random.default_rng(seed)
         found: dict[int, U8] = {}
         left = np.arange(len(self))

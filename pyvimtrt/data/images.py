@@ -105,9 +105,7 @@ def _too_many(name: str, size: str, max_pixels: int) -> str:
 
 
 def _allow(max_pixels: int) -> None:
-    """Raise Pillow's own limit, which is the process's and begins at twice MAX_IMAGE_PIXELS, where more is asked
-    for.
-    """
+    """Raise Pillow's own limit, the process's, which begins at twice MAX_IMAGE_PIXELS, where more is asked for."""
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > 2 * Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
 
@@ -134,8 +132,7 @@ def _to_mode(image: Image.Image, mode: str, name: str) -> Image.Image:
 
 
 def _fit(image: Image.Image, size: int, name: str) -> Image.Image:
-    """Resize the short side to size / CROP_FRACTION and crop the middle; small models (under 64 pixels) take the whole
-    middle square.
+    """Resize the short side to size / CROP_FRACTION and crop the middle; models under 64 pixels take the middle square.
 
     Sizes are rounded as torchvision's Resize and CenterCrop round them, which published accuracies were measured with.
     """

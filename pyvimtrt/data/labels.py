@@ -59,9 +59,7 @@ _INDEX_KEYS = (
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """Return the labels of a file in the order of the classes. Raises DataError, saying what is expected, for any
-    other.
-    """
+    """Return a file's labels in the order of the classes. Raises DataError, saying what is expected, for any other."""
     text = _decode(path).strip()
     if text.startswith(("{", "[")):
         labels = _parsed(path, text)
@@ -114,9 +112,7 @@ def _lines(path: Path, text: str) -> list[str]:
 
 
 def _numbered(path: Path, lines: list[str], pairs: list[tuple[int, str]]) -> list[str]:
-    """Return the labels in order of their numbers; the lines where the numbers are the labels' own ("1 euro", "2
-    euro").
-    """
+    """Return labels in order of their numbers; the lines where numbers are the labels' own ("1 euro", "2 euro")."""
     numbers, labels = [number for number, _ in pairs], {label for _, label in pairs}
     first = min(numbers)
     if len(labels) == len(pairs) and first in (0, 1) and sorted(numbers) == list(range(first, first + len(pairs))):

@@ -192,9 +192,7 @@ def _probe(path: str, failures: int) -> dict[str, Any]:
 
 
 def dockerfile(deployment: Deployment, engine: str, files: list[str], plan: PlanInfo | None) -> str:
-    """Return the Dockerfile. The plan of TensorRT runs with the very version that built it, so that version is
-    installed.
-    """
+    """Return the Dockerfile. It installs the very version of TensorRT that built the plan, for no other runs it."""
     extras, package, gpu = "serve", "", ""
     if plan is not None:
         gpu = " NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility"

@@ -1,5 +1,4 @@
-"""A model repository for NVIDIA's Triton Inference Server: a TensorRT plan under its name, with dynamic batching and
-labels.
+"""A model repository for NVIDIA's Triton Inference Server: a TensorRT plan by name, with dynamic batching and labels.
 
 The plugin library must travel inside the plan. Triton's option ``plugins`` only dlopens a library, but one that works
 in TensorRT 10 and 11 alike registers nothing by itself; from a plan TensorRT loads and registers it, where the server
@@ -28,9 +27,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def export_triton(engine: Path, output: Path, name: str = "", instances: int = TRITON_INSTANCES) -> list[Path]:
-    """Write a model repository into a new folder and return its files. Raises VimTrtError for anything a user can
-    cause.
-    """
+    """Write a model repository into a new folder and return its files. Raises VimTrtError for what a user can cause."""
     name = name or engine.stem
     if not _NAME.fullmatch(name):
         raise UsageError(

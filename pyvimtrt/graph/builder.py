@@ -32,9 +32,7 @@ def softplus(x: F64) -> F64:
 
 
 def function_tables(scales: TableScales, function: Function, zero: int = 0) -> npt.NDArray[np.int8]:
-    """Return tables [T, 256] int8: entry q + 128 holds sat8(rne(f(q * index_scale + index_center) / out_scale) -
-    zero).
-    """
+    """Return tables [T, 256] int8: entry q + 128 is sat8(rne(f(q * index_scale + index_center) / out_scale) - zero)."""
     index = (
         np.arange(-128, 128, dtype=np.float64) * scales.index_scale[:, None].astype(np.float64)
         + scales.index_center[:, None]

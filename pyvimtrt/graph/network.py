@@ -220,8 +220,7 @@ def network_from_model(model: onnx.ModelProto, source: str) -> Network:
 
 
 def _check_parts(model: onnx.ModelProto, source: str) -> None:
-    """Raise NetworkError for names that two things have, and for parts of ONNX models that a quantized network has none
-    of.
+    """Raise NetworkError for names that two things have, and for parts of ONNX that no quantized network has.
 
     Whoever reads such a file takes one of the two, and not everybody the same.
     """

@@ -96,9 +96,7 @@ OPERATORS: Mapping[str, Operator] = _Operators()
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor of the network as it is known before running: element type, shape (B is 0), and the data of a
-    constant.
-    """
+    """A tensor of the network as known before running: element type, shape (B is 0), and a constant's data."""
 
     dtype: str
     shape: Shape

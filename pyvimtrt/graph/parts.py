@@ -63,9 +63,7 @@ class PartBuilder(GraphBuilder):
     def add_rms_norm(
         self, p: str, name: str, hidden: str, residual: str, gain: str, part: Activation, epsilon: float
     ) -> tuple[str, str]:
-        """Add an AddRMSNormQuant that gives ``part``, with the checkpoint's tensor ``gain``. Returns residual_out and
-        y.
-        """
+        """Add an AddRMSNormQuant that gives ``part``, with the checkpoint's ``gain``. Returns residual_out and y."""
         inputs = [
             hidden,
             residual,

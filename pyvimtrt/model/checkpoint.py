@@ -1,6 +1,4 @@
-"""Checkpoints to and from files: .safetensors and files of torch.save as trainers write them, without ever running code
-of theirs.
-"""
+"""Checkpoints to and from files: .safetensors and torch.save's as trainers write them, none of whose code runs."""
 
 from __future__ import annotations
 
@@ -46,8 +44,7 @@ def as_weights_file(weights: str | Path | WeightsFile) -> WeightsFile:
 
 
 def load_weights(config: ModelConfig, source: str | Path | WeightsFile) -> Weights:
-    """Return the checked fp32 weights of a model from a checkpoint: the one set in it that fits, or the one that its
-    key names.
+    """Return the checked fp32 weights of a model from a checkpoint: the one set that fits, or that its key names.
 
     What was taken off its names or left out is said as a CheckpointNote. Raises ModelError where the file cannot be
     read without running code, no set fits (keys missing, extra or misshapen, values not finite), or several different
@@ -86,9 +83,7 @@ def read_sets(path: Path) -> list[WeightSet]:
 
 
 def read_content(path: Path) -> Any:
-    """Return what a checkpoint of any kind holds, as `pickle_reader` does. Raises ModelError with the cure where it is
-    none.
-    """
+    """Return what a checkpoint of any kind holds, as `pickle_reader` does. Raises ModelError, with the cure."""
     try:
         if not path.is_file():
             raise ModelError(_absent(path))

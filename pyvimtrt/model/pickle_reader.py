@@ -1,5 +1,4 @@
-"""What a pickle holds, read without unpickling: its opcodes are followed, but nothing they name is imported, made or
-called.
+"""What a pickle holds, read without unpickling: opcodes are followed, nothing they name is imported, made or called.
 
 Dictionaries, lists, numbers and texts become values; tensors and arrays become `StoredTensor`; an object of a class
 becomes a `Record` that knows the names of its class. A pickle that calls a function which is not known to give a plain
@@ -43,9 +42,7 @@ class Pairs:
 
 @dataclass(eq=False)
 class Record(Pairs):
-    """An object of a class that is not made: its name, what it was made from, its state, its items where it is a kind
-    of dictionary.
-    """
+    """An object of a class that is not made: its name, what it was made from, its state, and a dictionary's items."""
 
     cls: Name = field(default_factory=lambda: Name("", ""))
     arguments: tuple[Any, ...] = ()
@@ -141,8 +138,7 @@ class _Array(Record):
 
 
 def read_pickle(stream: IO[bytes], storage_of: StorageOf, size: int) -> Any:
-    """Return what the pickle at the stream's position holds, of ``size`` bytes at most; the stream then stands behind
-    it.
+    """Return what the pickle at the stream's position holds, of ``size`` bytes at most; the stream ends behind it.
 
     Raises CodeFoundError where it calls functions, ValueError where it is damaged or too long.
     """

@@ -1,6 +1,4 @@
-"""A tensor as a checkpoint holds it: described by the file, and not read before its size and type are known to be
-right.
-"""
+"""A tensor as a checkpoint holds it: described by the file, and not read before its size and type are found right."""
 
 from __future__ import annotations
 

@@ -78,9 +78,7 @@ def find_sets(content: Any) -> list[WeightSet]:
 
 
 def split_names(keys: tuple[str, ...], tensors: Mapping[str, StoredTensor]) -> list[WeightSet]:
-    """Return the sets of one dictionary: one for each beginning that the name of the patch embedding has, or one of all
-    its tensors.
-    """
+    """Return a dictionary's sets: one for each beginning that the patch embedding's name has, or one of all tensors."""
     prefixes = sorted({found.group(1) for name in tensors if (found := _ANCHOR.match(name))}, key=len)[
         :MAX_PREFIXES
     ] or [_common_prefix(tensors)]
@@ -179,9 +177,7 @@ def _parts(found: WeightSet) -> tuple[str, ...]:
 
 
 def pickled_class(content: Any) -> str | None:
-    """Return the class of a whole model that was pickled as an object, where the content is one or holds one near its
-    top.
-    """
+    """Return the class of a whole model pickled as an object, where the content is one or holds one near its top."""
     values = [content, *(item for _, item in _pairs(content)[:1000])]
     for value in values:
         if (

@@ -1,6 +1,4 @@
-"""Weights as NumPy arrays under the published key names: whether they are those of a model, and what to do where they
-are not.
-"""
+"""Weights as NumPy arrays under the published key names: whether they are a model's, and what to do if not."""
 
 from __future__ import annotations
 

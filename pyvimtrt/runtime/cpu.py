@@ -35,9 +35,7 @@ def choose_isa() -> str:
 
 
 def default_threads() -> int:
-    """Return the number of cores this process may use: those it may run on, and no more than its container is given
-    time on.
-    """
+    """Return the number of cores this process may use: those it may run on, within the time its container is given."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path(CPU_QUOTA).read_text(encoding="ascii").split()

@@ -1,6 +1,4 @@
-"""The reference engine: a network run node by node with the NumPy references. Slow, and the truth the others must
-equal.
-"""
+"""The reference engine: a network run node by node with the NumPy references. Slow; the others must equal it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Builds TensorRT engines from quantized networks: with TensorRT on the GPU they are for, with TensorRT for RTX on any
-machine.
-"""
+"""Builds TensorRT engines from quantized networks: with TensorRT on their GPU, with TensorRT for RTX on any machine."""
 
 from __future__ import annotations
 
@@ -71,9 +69,7 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class PlanTensors:
-    """A network's tensors: type of each input and output, and for every input the least, most frequent and largest
-    shape.
-    """
+    """A network's tensors: type of each input and output, and every input's least, most frequent and largest shape."""
 
     inputs: dict[str, str]
     outputs: dict[str, str]
@@ -159,9 +155,7 @@ def build_plan(network_file: Path, output: Path, backend: str, options: PlanOpti
 def serialize(
     network_file: Path, tensors: PlanTensors, backend: str, library: Path, options: PlanOptions, log: Path
 ) -> tuple[bytes, dict[str, Any]]:
-    """Return the plan of an ONNX network of our operators, built in a process of its own, and what that process says of
-    it.
-    """
+    """Return the plan of an ONNX network of our operators, built in a process of its own, and what that one says."""
     with tempfile.TemporaryDirectory(prefix="pyvimtrt-") as folder:
         work = Path(folder)
         request = {
@@ -210,9 +204,7 @@ def _run_worker(request: dict[str, Any], work: Path, log: Path) -> dict[str, Any
 
 
 def _library_names(package: str, work: Path) -> Path:
-    """Return a folder with links under the names that the parser looks libraries up by: wheels carry libNAME.so.1 and
-    no libNAME.so.
-    """
+    """Return a folder with links of the names that the parser looks for: wheels have libNAME.so.1 and no libNAME.so."""
     folder = work / "libraries"
     folder.mkdir()
     spec = importlib.util.find_spec(f"{package}_libs")

@@ -137,9 +137,7 @@ class Session:
         self._borrowed.append((event, borrowed))
 
     def close(self) -> None:
-        """Free everything, graphs and contexts before the memory they use. A device that fails meanwhile must not keep
-        the rest.
-        """
+        """Free everything, graphs and contexts before their memory. A device that fails then must not keep the rest."""
         with contextlib.suppress(Exception):
             self.stream.sync()
         self._borrowed.clear()

@@ -42,9 +42,7 @@ Value = bytes | str | None  # an image, the path of one, or neither
 
 @dataclass(frozen=True)
 class Group:
-    """A row group: its rows, and its images, which are more where a row holds a list of them. ``is_list`` says
-    whether.
-    """
+    """A row group: its rows, and its images, which are more where rows hold lists of them. ``is_list`` says whether."""
 
     rows: int
     images: int
@@ -52,9 +50,7 @@ class Group:
 
 
 def describe(path: Path, wanted: str | None) -> tuple[str, list[Group]]:
-    """Return the column that holds the images, or their paths, and the row groups. Raises DataError where there is
-    none.
-    """
+    """Return the column of the images, or of their paths, and the row groups. Raises DataError where there is none."""
     with _opened(path, f"{path} is not a Parquet file") as file:
         column, is_list = _choose(file.schema_arrow, path, wanted)
         return column, [_group(path, file.metadata.row_group(i), column, is_list) for i in range(file.num_row_groups)]

@@ -1,6 +1,4 @@
-"""A run of `pyvimtrt score`: units to parts of the result, each written whole, so that a run cut off goes on where it
-was.
-"""
+"""A run of `pyvimtrt score`: units to parts of the result, each written whole, so that a run cut off can go on."""
 
 from __future__ import annotations
 

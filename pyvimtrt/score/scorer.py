@@ -33,8 +33,7 @@ U8 = npt.NDArray[np.uint8]
 
 
 class Scorer:
-    """An engine, and what turns units into tables. ``threads``: those that decode the next images while the engine
-    runs.
+    """An engine, and what turns units into tables. ``threads`` decode the next images while the engine runs.
 
     ``max_pixels`` of an image, by default MAX_PIXELS.
     """
@@ -190,8 +189,7 @@ def _read_parquet(unit: Unit) -> Iterator[tuple[str, bytes | str]]:
 
 
 def _read_path(unit: Unit, name: str, text: str) -> bytes | str:
-    """Return the file that a row names, sought from the table's folder and from the input's; none outside of the
-    input's.
+    """Return the file that a row names, sought from the table's folder and the input's; none outside of the input's.
 
     A table may come from anyone, and must not make this machine open whatever it names.
     """

@@ -236,9 +236,7 @@ def _header_name(header: bytes) -> str:
 
 
 def _checksum_fits(header: bytes) -> bool:
-    """Return whether the sum of a header's bytes, its own field as spaces, is as it says; some tars add signed
-    bytes.
-    """
+    """Return whether the sum of a header's bytes, its own field as spaces, is as it says; some add signed bytes."""
     digits = header[148:156].split(b"\0")[0].strip()
     if not re.fullmatch(rb"[0-7]{1,8}", digits):
         return False

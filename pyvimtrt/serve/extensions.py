@@ -1,6 +1,4 @@
-"""What Triton's extensions of the protocol have and this server has not: a sentence each, in place of an unknown
-address.
-"""
+"""What Triton's extensions of the protocol have and this server has not: a sentence each, not an unknown address."""
 
 from __future__ import annotations
 

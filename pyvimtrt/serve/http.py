@@ -319,9 +319,7 @@ class Http:
         return Response(content, 200, out), answered
 
     async def _read(self, request: HttpRequest, headers: dict[str, str]) -> bytes:
-        """Return the body, unpacked where it was packed; its size is checked before, while it is read, and while it is
-        unpacked.
-        """
+        """Return the body, unpacked; its size is checked before, while it is read, and while it is unpacked."""
         limit = self.settings.body_bytes
         coding = coding_of(headers)
         text = headers.get("content-length", "0")

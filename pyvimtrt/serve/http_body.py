@@ -43,9 +43,7 @@ def coding_of(headers: Mapping[str, str]) -> str:
 
 
 def unpack(body: bytes, coding: str, most: int) -> bytes:
-    """Return a body unpacked. Raises RequestError where it is damaged, TooLargeError where it would have more than
-    ``most`` bytes.
-    """
+    """Return a body unpacked. Raises RequestError where it is damaged, TooLargeError beyond ``most`` bytes."""
     try:
         return _inflate(body, CODINGS[coding], most)
     except zlib.error as error:
@@ -116,9 +114,7 @@ def read_form(body: bytes, content_type: str, most: int) -> tuple[list[bytes], s
 
 
 def _find(body: bytes, line: bytes, start: int) -> int:
-    """Return where a line begins, -1 where it does not; looking at a MiB at a time, between which other threads
-    run.
-    """
+    """Return where a line begins, or -1; a MiB is looked at at a time, and between them other threads run."""
     for at in range(start, len(body), _WINDOW):
         found = body.find(line, at, at + _WINDOW + len(line) - 1)
         if found >= 0:

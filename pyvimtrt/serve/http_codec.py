@@ -1,6 +1,4 @@
-"""Requests and answers of the Open Inference Protocol over HTTP: JSON, with binary tensors behind it where the header
-says so.
-"""
+"""Requests and answers of the Open Inference Protocol over HTTP: JSON, with binary tensors where the header says so."""
 
 from __future__ import annotations
 
@@ -56,8 +54,7 @@ def is_heavy(headers: Mapping[str, str], body: bytes) -> bool:
 def parse_body(
     headers: Mapping[str, str], body: bytes, topk: str | None, default_topk: int, config: ModelConfig, most: int
 ) -> Request:
-    """Return the request of a body: JSON, with bytes behind it or not; one image file; or a form with at most ``most``
-    files.
+    """Return a body's request: JSON, with bytes behind it or not; an image file; or a form with at most ``most`` files.
 
     ``topk`` is that of the query. An image is told by its type, by its first bytes, or by a JSON part of no bytes, as
     in Triton's raw binary request. Raises RequestError where the body breaks the protocol.

@@ -1,6 +1,4 @@
-"""When a connection's bytes may come and go: a client is read no faster than it is served, and answered no faster than
-it reads.
-"""
+"""When a connection's bytes may come and go: a client is read as fast as it is served, answered as fast as it reads."""
 
 from __future__ import annotations
 

@@ -28,9 +28,7 @@ class BadRequestError(Exception):
 
 
 def check_head(version: str, method: bytes, target: bytes, headers: Headers) -> bytes:
-    """Return the path and query that a request asks for. Raises BadRequestError for a head that two servers may read in
-    two ways.
-    """
+    """Return the path and query of a request. Raises BadRequestError for a head that servers may read in two ways."""
     _check_version(version)
     _check_method(method)
     _check_length(version, headers)

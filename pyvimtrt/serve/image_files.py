@@ -49,17 +49,13 @@ class ImageFileError(VimTrtError):
 
 
 def kind_of_file(content: bytes | memoryview) -> str | None:
-    """Return what a file is by its first bytes: JPEG, PNG, WebP, or words for what is not taken; None where they say
-    nothing.
-    """
+    """Return what a file is by its first bytes: JPEG, PNG, WebP, or words for what is not taken; None for the rest."""
     head = bytes(content[:256])
     return next((kind for pattern, kind in _KINDS if pattern.match(head)), None)
 
 
 def decode(content: bytes | memoryview, config: ModelConfig, name: str, max_pixels: int) -> npt.NDArray[np.uint8]:
-    """Return the pixels that a model takes of an image file. Raises ImageFileError with the reason where it cannot be
-    read.
-    """
+    """Return the pixels that a model takes of an image file. Raises ImageFileError with the reason for a bad one."""
     if not len(content):
         raise ImageFileError(f"{name} is empty: 0 bytes; send a JPEG, PNG or WebP file")
     kind = kind_of_file(content)

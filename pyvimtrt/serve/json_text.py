@@ -93,9 +93,7 @@ def _check(text: bytes) -> None:
 
 
 def _with_long_texts(found: Any, long: list[bytes]) -> Any:
-    """Put long texts back where a request has images: into the lists named data; anywhere else there is nothing so
-    long.
-    """
+    """Put long texts back where a request has images: into the lists named data; nothing else is so long."""
     inputs = found.get("inputs") if isinstance(found, dict) else None
     for entry in inputs if isinstance(inputs, list) else []:
         if isinstance(entry, dict) and isinstance(entry.get("data"), list):

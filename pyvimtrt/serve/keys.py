@@ -57,9 +57,7 @@ class Keys:
         return bool(self._keys)
 
     def allow(self, headers: Mapping[str, str]) -> bool:
-        """Return whether headers, their names in lower case, carry a key: ``Authorization: Bearer KEY`` or
-        ``X-API-Key: KEY``.
-        """
+        """Return whether headers, in lower case, carry a key: ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``."""
         if not self._keys:
             return True
         scheme, _, token = headers.get("authorization", "").partition(" ")

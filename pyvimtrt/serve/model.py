@@ -113,8 +113,7 @@ class VimModel:
         return self._service().config
 
     async def reload(self, wait: bool = False) -> None:
-        """Load the engine file, which may be another now, and put it into service; the engine before it answers what it
-        has accepted.
+        """Load the engine file, perhaps another now, and put it into service; the one before answers what it accepted.
 
         Raises VimTrtError where the file cannot be loaded; then the engine in service stays. While another change is
         under way, ``wait`` for its end, or raise BusyError.
@@ -215,9 +214,7 @@ class VimModel:
         return Answered(answer.logits, batcher.labels, answer.queue_seconds, answer.engine_seconds)
 
     async def _decode(self, tensor: Tensor, config: ModelConfig) -> npt.NDArray[np.uint8]:
-        """Return the pixels of image files; one after another, so that a request of many leaves the threads to others
-        in between.
-        """
+        """Return the pixels of image files; one after another, so that others get the threads in between."""
         loop = asyncio.get_running_loop()
         files = await loop.run_in_executor(self._threads.codec, read_files, tensor)
         images = np.empty((len(files), config.channels, config.img, config.img), np.uint8)

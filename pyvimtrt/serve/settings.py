@@ -81,9 +81,7 @@ def parse_engines(given: Sequence[str]) -> dict[str, Path]:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Return name and path of an engine. What stands before the first equals sign is a name, unless it is part of a
-    path.
-    """
+    """Return an engine's name and path. What stands before the first equals sign is a name, unless part of a path."""
     name, equals, path = text.partition("=")
     is_path = not equals or "/" in name
     if equals and not is_path and os.path.lexists(text):

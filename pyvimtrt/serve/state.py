@@ -1,6 +1,4 @@
-"""What the protocols of a server share: its models, who may call, threads for heavy work, what is counted and
-logged.
-"""
+"""What the protocols of a server share: its models, who may call, threads for heavy work, counts and the log."""
 
 from __future__ import annotations
 
@@ -124,9 +122,7 @@ class ServerState:
     def count(
         self, model: str, protocol: str, code: int | str, kind: str, seconds: float, answered: Answered | None = None
     ) -> None:
-        """Count an inference request. ``model`` is empty for one that does not exist: names of requests do not become
-        labels.
-        """
+        """Count an inference request. ``model`` is empty for one that does not exist: requests' names are no labels."""
         if model in self.models:
             statistics = self.models[model].statistics
             if answered is not None:

@@ -1,6 +1,4 @@
-"""What has been done for a model since the server began, as the statistics of Triton's extension of the protocol count
-it.
-"""
+"""What has been done for a model since the server began, as the statistics of Triton's extension count it."""
 
 from __future__ import annotations
 

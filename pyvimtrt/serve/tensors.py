@@ -156,9 +156,7 @@ def is_cheap(tensor: Tensor) -> bool:
 
 
 def read_pixels(tensor: Tensor, info: NetworkInfo, config: ModelConfig) -> npt.NDArray[np.uint8]:
-    """Return uint8 images [B, C, H, W] of a checked input ``images``. Raises RequestError where its data cannot be
-    used.
-    """
+    """Return uint8 images [B, C, H, W] of a checked input ``images``. Raises RequestError for data of no use."""
     dtype = _DTYPES[tensor.datatype]
     if tensor.varints is not None:
         array: npt.NDArray[Any] = _unpack_varints(tensor.varints, math.prod(tensor.shape))

@@ -44,9 +44,7 @@ FileState = tuple[int, int, int, int]
 
 
 def file_state(path: Path) -> FileState:
-    """Return what tells a file from one that took its place, or its contents' place. Raises NetworkError where there is
-    none.
-    """
+    """Return what tells a file from another in its place, or with other contents. Raises NetworkError for no file."""
     try:
         status = path.stat()
     except OSError as error:

@@ -214,9 +214,7 @@ def test_a_planted_fault_is_found_by_the_part_that_is_there_for_it(
 
 @pytest.mark.needs_nvcc
 def test_what_is_right_beside_the_faults_passes(report_of_faults: dict[str, Any]) -> None:
-    """The probes of cuda.h, which no fault concerns; and without TensorRT's headers the plugins are left out and not
-    passed.
-    """
+    """The probes of cuda.h, which no fault concerns; without TensorRT's headers plugins are left out, not passed."""
     assert not any(name.startswith("probe") for name in report_of_faults["operators"]["different"])
     assert "left out" in report_of_faults["plugins"] and not report_of_faults["plugins"]["ok"]
 
@@ -230,9 +228,7 @@ def test_every_case_of_the_tests_is_one_of_the_self_test() -> None:
 
 
 def test_a_lost_context_costs_one_case_and_no_more(tmp_path: Path) -> None:
-    """A case that kills the GPU's context for its process: the process starts itself anew behind it, and keeps what it
-    had.
-    """
+    """A case kills the GPU's context for its process: the process starts itself anew behind it, keeping what it had."""
     program = tmp_path / "lost.py"
     program.write_text(f"""
 import sys, types
@@ -547,9 +543,7 @@ def test_the_model_part_compares_batches_with_and_without_graphs(
 def test_a_part_s_process_finds_packages_and_not_files_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The part tensorrt is a file of the name of the package that it looks for, in the folder that Python puts
-    first.
-    """
+    """The part tensorrt is a file named as the package that it looks for, in the folder that Python puts first."""
     folder = str(ROOT / "tools" / "selftest")
     monkeypatch.setattr(sys, "path", [folder, *sys.path])
     open_paths(options_of(tmp_path))

@@ -189,9 +189,7 @@ def save(request: pytest.FixtureRequest, tmp_path: Path, network_file: Path) -> 
 
 @pytest.fixture
 def open_engine(world: World, save: Save) -> Iterator[Callable[..., TensorRTEngine]]:
-    """Return a function that loads an engine, with the keywords of the constructor in `options`; all are closed at the
-    end.
-    """
+    """Return a function that loads an engine, with the constructor's keywords in `options`; all are closed at last."""
     opened: list[TensorRTEngine] = []
 
     def load(options: dict[str, Any] | None = None, **plan: Any) -> TensorRTEngine:

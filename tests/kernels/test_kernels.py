@@ -186,9 +186,7 @@ def test_the_sum_may_take_the_place_of_the_shared_residual_of_one_image(kernels:
 
 @pytest.mark.parametrize("D", [40, 1100])
 def test_what_is_not_finite_becomes_a_number(kernels: World, D: int) -> None:
-    """Of infinity squares leave k = 0, and infinity times 0 is NaN; NaN is -128. The bits of NaN in residual_out are
-    free.
-    """
+    """Squares of infinity leave k = 0, infinity times 0 is NaN, NaN is -128. NaN's bits in residual_out are free."""
     operator = norm(B=1, L=4, D=D)
     operator.inputs["hidden"][0, 1, 3] = np.nan
     operator.inputs["hidden"][0, 2, 5:7] = np.inf, -np.inf

@@ -1,6 +1,4 @@
-"""The contract's elementary functions: the NumPy reference against exact rationals, and the constants in all three
-places.
-"""
+"""The contract's elementary functions: the NumPy reference against exact rationals, constants in all three places."""
 
 from __future__ import annotations
 

@@ -154,9 +154,7 @@ def test_a_long_scan_gets_its_workspace_in_a_graph(plugins: World) -> None:
 def test_the_demo_model_node_by_node_gives_the_cpu_engines_logits(
     plugins: World, label: str, count: int, reuse: bool, tmp_path: Path
 ) -> None:
-    """Enqueued once and replayed from a graph; with memory of its own for each activation, and with memory that is used
-    again.
-    """
+    """Enqueued once and replayed from a graph; each activation with memory of its own, and with memory used again."""
     network = load_network(pyvimtrt.build(output=tmp_path / "demo.onnx", backend="cpu"))
     images = np.stack([load_image(path, network.config) for path in find_images(zoo.DEMO_SAMPLES)[:count]])
     pixels, expected = (images ^ np.uint8(128)).view(np.int8), CpuEngine(network).run(images)

@@ -341,9 +341,7 @@ NEEDED |= {(command, "weights") for command in ("calibrate", "compare", "export 
 
 
 def check(ground: Ground, arguments: list[str], capture: pytest.CaptureFixture[str]) -> tuple[int, float]:
-    """Run a command line and return its exit code and seconds. Asserts that it is 0 or 2, one sentence, quick, and
-    harmless.
-    """
+    """Run a command line and return its exit code and seconds: it must be 0 or 2, one sentence, quick, and harmless."""
     before = ground.state()
     kept = {path: path.read_bytes() for path in (ground.good["e.onnx"], ground.good["c.safetensors"])}
     start = time.monotonic()

@@ -43,9 +43,7 @@ def tensor(data: object, shape: list[int], name: str = "images", datatype: str =
 
 
 def refused_over_http() -> Iterator[HttpRequest]:
-    """Yield one request of each kind that is refused after its body came, or while it comes; they are as large as they
-    may be.
-    """
+    """Yield a request of each kind that is refused after or while its body comes, as large as they may be."""
     as_json = {"Content-Type": "application/json"}
     yield HttpRequest(
         "a HEIC photo", (400,), lambda: b"\0\0\0\x18ftypheic" + NOISE[: 5 * MIB], {"Content-Type": "image/heic"}

@@ -13,9 +13,7 @@ EXTREMES = (b"\0", b"\xff", b"\x7f", b"\x80", b"\xff\xff", b"\xff\xff\xff\x7f", 
 
 
 def mutate(content: bytes, random: np.random.Generator, others: list[bytes]) -> bytes:
-    """Return content with one to four changes: bytes replaced, cut, doubled, filled with extremes, or taken from
-    others.
-    """
+    """Return content with one to four changes: bytes replaced, cut, doubled, set to extremes, or taken from others."""
     data = bytearray(content)
     for _ in range(int(random.integers(1, 5))):
         place = int(random.integers(len(data) + 1))

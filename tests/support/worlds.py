@@ -1,5 +1,4 @@
-"""The two worlds that CUDA kernels and plugins run in for the tests: the CPU double, and a GPU. Needs NumPy and the
-package alone.
+"""The two worlds of CUDA kernels and plugins in tests: the CPU double, and a GPU. Needs NumPy and the package alone.
 
 A world has the modules of tests/native: ``kernels`` (``run_operator``, and probes of what kernels are made of) and
 ``plugins`` (TensorRT's part, memory, streams, graphs).

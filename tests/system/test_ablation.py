@@ -1,6 +1,4 @@
-"""tools/ablation.py: its rows, its two files, and that a row is what calibrating, running and comparing by hand
-give.
-"""
+"""tools/ablation.py: its rows, its two files, and that a row is what calibrating, running and comparing give."""
 
 from __future__ import annotations
 

@@ -43,9 +43,7 @@ def ground(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Ground:
-    """Inputs and a working directory; no server listens and no benchmark takes its time; what is imported late is
-    imported.
-    """
+    """Inputs and a working directory; no server listens, no benchmark takes its time; late imports are done."""
     found = prepare(tmp_path / "fuzz", tiny_weights_file, tiny_cache_file, tiny_engine_file)
     import pyvimtrt.bench.run
     import pyvimtrt.compare.report

@@ -68,9 +68,7 @@ def entry_point() -> str:
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment in which Polygraphy finds this package: a checkout that is not installed gets its metadata in a
-    folder.
-    """
+    """The environment in which Polygraphy finds this package: a checkout that is not installed gets its metadata."""
     values = {**os.environ, "POLYGRAPHY_INTERNAL_CORRECTNESS_CHECKS": "1"}
     installed = importlib.metadata.entry_points(group=GROUP)
     if not any(entry.module.startswith("pyvimtrt.") for entry in installed):

@@ -1,6 +1,4 @@
-"""What the README tells a newcomer is run: its commands, with a small model in place of the large one, and the output
-it shows.
-"""
+"""What the README tells a newcomer is run: its commands, with a small model for the large one, and the output shown."""
 
 from __future__ import annotations
 
@@ -65,9 +63,7 @@ def user_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run_commands(capsys: pytest.CaptureFixture[str], *names: str) -> None:
-    """Run the README's commands for CPU engines in order, all or those named; the server, which does not end, is not
-    among them.
-    """
+    """Run the README's commands for CPU engines in order, all or those named; not the server, which does not end."""
     for line in (line for line in PYVIMTRT if ".engine" not in line and "tensorrt" not in line):
         arguments = [SMALL if a == "vim_tiny_patch16_224" else a for a in shlex.split(line)[1:]]
         if arguments[0] == "serve" or (names and arguments[0] not in names):
@@ -99,9 +95,7 @@ def test_commands_run_as_written(user_files: Path, capsys: pytest.CaptureFixture
 
 @pytest.mark.slow
 def test_clients_of_the_server_run_as_written(user_files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The curl line and the Python example, against the server that the README starts; only the addresses are
-    others.
-    """
+    """The curl line and the Python example, against the server that the README starts; only addresses are others."""
     run_commands(capsys, "calibrate", "build")
     (line,) = [line for line in PYVIMTRT if shlex.split(line)[1] == "serve"]
     (curl,) = [line for line in COMMANDS if line.startswith("curl ")]

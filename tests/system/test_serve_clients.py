@@ -314,9 +314,7 @@ def test_a_request_holds_64_images_on_every_machine(tmp_path: Path, tiny_engine_
 
 
 def test_tritons_extensions(served: Served) -> None:
-    """Configuration, statistics and the repository's index over both; of shared memory, traces and the log's settings a
-    sentence.
-    """
+    """Configuration, statistics and the repository's index over both; a sentence on shared memory, traces and logs."""
     over_http, over_grpc = (
         triton_http.InferenceServerClient(served.address),
         triton_grpc.InferenceServerClient(served.grpc),

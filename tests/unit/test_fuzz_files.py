@@ -225,9 +225,7 @@ def networks() -> list[onnx.ModelProto]:
 
 
 def test_networks_are_refused_or_run_as_the_reference(tmp_path: Path, networks: list[onnx.ModelProto]) -> None:
-    """Every network that is read runs on the CPU engine with the reference's bits, or both find its logits not
-    finite.
-    """
+    """Every network that is read runs on the CPU engine with the reference's bits, or both find logits not finite."""
     rng = np.random.default_rng(int(os.environ.get("PYVIMTRT_FUZZ_SEED", "0")))
     path = tmp_path / "a.onnx"
     refused = compared = 0

@@ -1,6 +1,4 @@
-"""Command lines at the edge: paths out of reach, numbers of hundreds of digits, recipes without end; one sentence
-each.
-"""
+"""Command lines at the edge: paths out of reach, numbers of hundreds of digits, endless recipes; one sentence each."""
 
 from __future__ import annotations
 

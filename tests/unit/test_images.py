@@ -188,9 +188,7 @@ def test_an_orientation_is_read_though_what_follows_is_damaged(
 def test_every_orientation(
     tmp_path: Path, tiny_config: VimConfig, tiny_images: npt.NDArray[np.uint8], orientation: int
 ) -> None:
-    """Turning the stored pixels as the tag says gives the picture: the standard's table of where row 0 and column 0
-    are.
-    """
+    """Turning the stored pixels as the tag says gives the picture: the standard's table of row 0 and column 0."""
     shown = tiny_images[0, 0]
     turned = [
         shown,

@@ -1,6 +1,4 @@
-"""The PyTorch model against the published method step by step, its scans against each other, configurations and
-checkpoints.
-"""
+"""The PyTorch model against the published method step by step, its scans compared, configurations and checkpoints."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The network's file: what is in it, that it is the same every time, and that a file that breaks a rule is refused with
-the reason.
-"""
+"""The network's file: what is in it, that it is always the same, and that a broken rule is refused with the reason."""
 
 from __future__ import annotations
 

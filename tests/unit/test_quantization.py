@@ -1,6 +1,4 @@
-"""Calibration: every scale, factor and clip recomputed with NumPy and plain loops, and the cache file that carries
-them.
-"""
+"""Calibration: every scale, factor and clip recomputed with NumPy and plain loops, and the cache file of them."""
 
 from __future__ import annotations
 
@@ -476,9 +474,7 @@ def clips_everywhere(x: Array) -> dict[str, Array]:
 
 
 def test_heavy_tails_are_clipped_and_even_spreads_are_not() -> None:
-    """Clipping lowers the square error of 8 bits where one value in ten thousand is several times as large as the
-    others.
-    """
+    """Clipping lowers the square error of 8 bits where one value in ten thousand is several times the others."""
     even = rng(0).uniform(-1, 1, (6000, 3, 10)).astype(np.float32)
     heavy = rng(1).normal(size=(6000, 3, 10)).astype(np.float32)
     for channel in range(10):
@@ -611,9 +607,7 @@ def test_the_searched_tables_are_the_best_of_their_candidates(kind: str) -> None
 
 
 def check_table_covers(v: Array, scales: TableScales, function: Callable[[Array], Array], non_negative: bool) -> None:
-    """No value is off by more than half an output scale and what half an index scale makes of it (both slopes are below
-    1.1).
-    """
+    """No value is off by more than half an output scale and what half an index scale makes of it (slopes below 1.1)."""
     wide = v.astype(np.float64)
     error = np.abs(table_output(wide, scales, function, non_negative) - function(wide))
     bound = 0.5 * scales.out_scale_chan() + 0.55 * scales.index_scale.astype(np.float64)[scales.table_id]
@@ -951,9 +945,7 @@ def check_default_scales(cache: Cache, config: VimConfig, weights: Weights, seen
 
 
 def check_default_biases(cache: Cache, config: VimConfig, weights: Weights, seen: Tensors) -> None:
-    """Every bias is what the layer's rounded input and weight take from the mean of its output over the sample, here
-    all images.
-    """
+    """Every bias is what the layer's rounded input and weight take from the mean of its output over all images."""
     t = {name: value.astype(np.float64) for name, value in cache.tensors.items()}
     # Input in units of its channel scales, weight with them, scale per token.
     layers: dict[str, tuple[Array, Array, Array | float]] = {}
@@ -1015,9 +1007,7 @@ def check_state_clips(cache: Cache, config: VimConfig, seen: Tensors) -> None:
 
 
 def check_state_factors(t: Tensors, d: str, h: Array) -> None:
-    """The factors are the means of log h along two axes, the scale of a token covers h / (r_L r_C r_D) up to its
-    clip.
-    """
+    """The factors are the means of log h along two axes, a token's scale covers h / (r_L r_C r_D) up to its clip."""
     log = np.log(np.maximum(h, 1e-6 * h.max()))
     r_L, r_C, r_D = (
         np.exp(log.mean(axis=(1, 2))),

@@ -1,6 +1,4 @@
-"""The report: whole HTML without references to anything outside, hostile names as text, every figure in it, bounded in
-size.
-"""
+"""The report: whole HTML that refers to nothing outside, hostile names as text, every figure in it, bounded in size."""
 
 from __future__ import annotations
 

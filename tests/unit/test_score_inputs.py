@@ -1,6 +1,4 @@
-"""Inputs of `pyvimtrt score` as downloaders write them, and as nobody should: bounds before work, then the next
-file.
-"""
+"""Inputs of `pyvimtrt score` as downloaders write them, and as nobody should: bounds first, then the next file."""
 
 from __future__ import annotations
 
@@ -411,9 +409,7 @@ def test_tables_that_unfold(tmp_path: Path, tiny_engine_file: Path) -> None:
 
 
 def test_pages_are_read_as_arrow_writes_them(tmp_path: Path) -> None:
-    """Every page of honest files is found, whatever writes it and packs it; rows that share small values are no
-    bomb.
-    """
+    """Every page of honest files is found, whatever writes and packs it; rows that share small values are no bomb."""
     random = np.random.default_rng(0)
     images = [random.bytes(3000) for _ in range(500)]
     rows = pa.table(
