@@ -36,6 +36,15 @@ fi
 # Keeps the checkout's pyvimtrt/, which has no compiled module, off the path of pytest and of what it starts: the
 # installed package is what is tested.
 pytest() { PYTHONSAFEPATH=1 "$VENV/bin/pytest" "$@"; }
+# The tests of a markers' expression, on every core: a test file is one process's, as its fixtures are, and files come
+# in their order, in which no long one is the last. Threads that wait do so asleep, for the cores are others' too. Then
+# those that take the machine to themselves.
+run_tests() {
+  local failed=0
+  OMP_WAIT_POLICY=passive pytest -n "$(nproc)" --dist loadfile --no-loadscope-reorder -m "not alone$1" || failed=1
+  pytest -m "alone$1" || failed=1
+  return "$failed"
+}
 if [ "$quick" = yes ]; then
   echo "== quick tests of the installed package"
   pytest -m "not slow"
@@ -53,10 +62,9 @@ else
 fi
 have_chromium || left_out+=(needs_chromium)
 echo "== tests of the installed package"
-marked=()
-for mark in "${left_out[@]}"; do marked+=("not $mark"); done
-expression=$(printf " and %s" "${marked[@]}")
-pytest ${marked[@]:+-m "${expression:5}"}
+expression=""
+for mark in "${left_out[@]}"; do expression+=" and not $mark"; done
+run_tests "$expression"
 if [ "$plugins" = ON ]; then
   echo "== line coverage of the kernels and plugins under these tests"
   "$VENV/bin/python" tools/kernel_coverage.py

@@ -1,6 +1,4 @@
-"""`pyvimtrt bench`: what it counts, that peers are checked before they are timed, and what it says when something is
-missing.
-"""
+"""`pyvimtrt bench`: what it counts, that peers are checked before they are timed, what it says of what is missing."""
 
 from __future__ import annotations
 
@@ -26,6 +24,7 @@ from pyvimtrt.errors import BackendError, OutputError, UsageError
 from pyvimtrt.graph.network import load_network
 from pyvimtrt.native import require_native
 
+pytestmark = pytest.mark.alone  # it measures
 PEERS_TIMED = ("torch-loop", "torch", "onnxruntime", "onnxruntime-int8", "openvino")
 
 

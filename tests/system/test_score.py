@@ -241,9 +241,7 @@ def test_damaged_tar_files_are_noticed(
 def test_folders_are_read_whole(
     tmp_path: Path, tiny_engine_file: Path, engine: Engine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Behind links, with names that are no text, in the order of their parts; a link that leads nowhere is an error of
-    its own.
-    """
+    """Behind links, with names that are no text, in their parts' order; a link to nowhere is an error of its own."""
     random = np.random.default_rng(0)
     source, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
     expected: dict[str, bytes] = {}
@@ -337,7 +335,7 @@ def test_outputs_that_cannot_be(
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Two nodes of one CPU each on this machine."""
+    """Two nodes of one CPU each on this machine: tests of them take it to themselves."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
     from ray.cluster_utils import Cluster
 
@@ -368,6 +366,7 @@ def lines(printed: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_ray_scores_every_image_once_though_a_worker_is_killed(
     tmp_path: Path, cluster: Any, tiny_engine_file: Path
 ) -> None:
@@ -409,6 +408,7 @@ def test_ray_scores_every_image_once_though_a_worker_is_killed(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_ray_goes_on_where_it_was(tmp_path: Path, cluster: Any, photos: Path, tiny_engine_file: Path) -> None:
     files = sorted(path for path in photos.rglob("*") if path.is_file())
     (tmp_path / "shards").mkdir()
@@ -459,7 +459,7 @@ def damaged_parquet(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("on_ray", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("on_ray", [False, pytest.param(True, marks=pytest.mark.alone)])
 def test_what_cannot_be_read_keeps_nothing_else_from_being_scored(
     tmp_path: Path, tiny_engine_file: Path, request: pytest.FixtureRequest, on_ray: bool
 ) -> None:
@@ -481,6 +481,7 @@ def test_what_cannot_be_read_keeps_nothing_else_from_being_scored(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_worker_that_cannot_start_says_why(
     tmp_path: Path, cluster: Any, photos: Path, tiny_engine_file: Path
 ) -> None:
@@ -504,6 +505,7 @@ def test_a_worker_that_cannot_start_says_why(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_cluster_of_its_own(tmp_path: Path, cluster: Any, photos: Path, tiny_engine_file: Path) -> None:
     """`local` joins no cluster that runs here already, and leaves none behind."""
     command = [
@@ -545,6 +547,7 @@ def test_a_unit_that_kills_its_workers_is_given_up(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_no_cluster(tmp_path: Path, photos: Path, tiny_engine_file: Path) -> None:
     start = time.monotonic()
     command = [*RUN, str(tiny_engine_file), str(photos), str(tmp_path / "out"), "--ray", "--ray-address", "127.0.0.1:1"]

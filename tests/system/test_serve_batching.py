@@ -22,6 +22,7 @@ from pyvimtrt.serve.metrics import Metrics, ModelMetrics
 from pyvimtrt.serve.settings import MOST_IMAGES, ServeSettings
 from pyvimtrt.serve.worker import FileState, file_state
 
+pytestmark = pytest.mark.alone  # deadlines of hundredths of a second
 U8 = npt.NDArray[np.uint8]
 BATCH = 4
 

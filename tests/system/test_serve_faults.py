@@ -35,7 +35,7 @@ import pyvimtrt
 from pyvimtrt.data.images import load_image
 from pyvimtrt.runtime.engine import Engine
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]  # time-outs of a second, and servers under load
 U8 = npt.NDArray[np.uint8]
 SLOW = (
     "vim:img=64,patch=4,dim=192,depth=8,classes=3,channels=1"  # some milliseconds for an image, so that a queue forms

@@ -31,7 +31,7 @@ from serving import Served, wait_for
 
 from pyvimtrt.serve.memory import TRIM_SECONDS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]  # memory, and the time that the event loop is held
 ROUNDS = int(os.environ.get("PYVIMTRT_ROUNDS", "4"))
 LOOKS = 5  # at memory, again, where it has grown
 MANY = 10  # rounds from which on memory is looked at after each kind

@@ -17,7 +17,7 @@ from serving import Served
 import pyvimtrt
 from pyvimtrt.zoo import DEMO_SAMPLES
 
-pytestmark = pytest.mark.needs_chromium
+pytestmark = [pytest.mark.needs_chromium, pytest.mark.alone]  # a browser waits five seconds for what it shows
 SAMPLE = DEMO_SAMPLES / "1000_t-shirt-top.png"
 DROP = """([target, name, type, content]) => {
   const bytes = Uint8Array.from(atob(content), letter => letter.charCodeAt(0));

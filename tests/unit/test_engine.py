@@ -1,6 +1,4 @@
-"""The native engine where it is used in earnest: several threads, forked processes, hostile sizes, values that are not
-finite.
-"""
+"""The native engine used in earnest: several threads, forked processes, hostile sizes, values that are not finite."""
 
 from __future__ import annotations
 
@@ -80,6 +78,7 @@ def test_threads_share_an_engine(tiny_engine_file: Path, tiny_images: npt.NDArra
         assert all(pool.map(work, range(80)))
 
 
+@pytest.mark.alone
 def test_more_threads_than_processors_beside_busy_processes(
     tiny_engine_file: Path, tiny_images: npt.NDArray[np.uint8]
 ) -> None:
