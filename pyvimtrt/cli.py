@@ -200,7 +200,9 @@ def calibrate(
     k: Annotated[
         str | None, typer.Option(help="Clusters of tokens, such as 4, or full; default: the recipe's.")
     ] = None,
-    state: Annotated[str | None, typer.Option(help="Type of the hidden state: int8, int16 or fp32.")] = None,
+    state: Annotated[
+        str | None, typer.Option(help="Type of the hidden state: int8 or fp32; default: the recipe's.")
+    ] = None,
     without: Annotated[
         str | None, typer.Option(metavar="STEP,..", help="Leave out steps of the recipe, such as smoothing,search.")
     ] = None,

@@ -57,8 +57,12 @@ def variants(tokens: int) -> Iterator[tuple[str, Recipe]]:
                 yield f"{name}, state {state}", get_recipe(name, state=state)
     for name, step in product(("default", "paper"), STEPS):
         if any(getattr(RECIPES[name], field) != value for field, value in STEPS[step].items()):
-            recipe = get_recipe(name, without=[step])
-            yield recipe.name, recipe
+            if step == "reparameterization" and RECIPES[name].state == "fp32":  # which has none
+                recipe = get_recipe(name, state="int8", without=[step])
+                yield f"{name}, state int8 without {step}", recipe
+            else:
+                recipe = get_recipe(name, without=[step])
+                yield recipe.name, recipe
     for clusters in CLUSTERS:
         if clusters <= tokens:
             yield f"default, k = {clusters}", get_recipe("default", clusters)

@@ -17,9 +17,7 @@ extern const CpuKernels<BidirectionalScanParams> kBidirectionalScanAvx512;
 extern const CpuKernels<BidirectionalScanParams> kBidirectionalScanNeon;  // 64-bit ARM only
 
 // What the vector kernels share (cpu_generic.cpp); the layouts are drawn in README.md. `lanes` is 4, 8 or 16.
-static constexpr int bidirectional_scan_direction_rows(int states, ScanState state) {
-  return state == ScanState::kInt16 ? 2 * states + 3 : states + 4;
-}
+static constexpr int bidirectional_scan_direction_rows(int states) { return 2 * states + 3; }
 size_t bidirectional_scan_packed_bytes(const BidirectionalScanParams& params, int lanes);
 void bidirectional_scan_pack(const BidirectionalScanParams& params, int lanes, float* packed);
 

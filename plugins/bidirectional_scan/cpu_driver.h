@@ -1,140 +1,142 @@
 // What the vector kernels of BidirectionalScan share: the order of work. `Vectors` is an instruction set's, in an
 // unnamed namespace of its file:
 //
-//   kLanes, Vector, Lanes (what says which lanes there are)
+//   kLanes, Vector, Lanes                   channels of a block, a number of each, and which of them there are
 //   lanes(left)
-//   load(source), store(target, v), broadcast(x), add(a, b), multiply(a, b)
-//   load_s8(source, lanes), store_quantized(target, lanes, v), prefetch(address)
-//   scale_bc<N>(p, image, bcf)                     Bf and Cf of one image: bcf[d][t] = Bf[t, 0..N-1], Cf[t, 0..N-1]
-//   scan_tokens<N, kStateInt8, kBounded>(p, d, image, first_channel, lanes, packed, bcf, sink)
-//                                                  one direction of a block of channels; calls sink(t, y) once per
-//                                                  token, in the direction's order
-//   load_delta(source, lanes), fma(a, b, c), Int16 what the int16 state takes besides (cpu_int16.h)
+//   load(source), store(target, v), broadcast(x), add(a, b), multiply(a, b), fma(a, b, c)
+//   load_bytes(source, lanes)               a byte of each channel, zeros where there is none
+//   as_floats(bytes), unsigned_bytes(bytes), unsigned_as_floats(bytes)     unsigned_bytes: 128 more
+//   store_halves(bytes, high, low)          16 times the high half, 8 times the low half
+//   store_quantized(target, lanes, v), prefetch(address)
+//   Rows<N>, sums<N>(update, c)             the states (cpu_scan.h), and their sums with C
 //
 // Internal linkage, as in threads.h.
 #pragma once
 
 #include "plugins/bidirectional_scan/cpu.h"
-#include "plugins/bidirectional_scan/cpu_int16.h"
+#include "plugins/bidirectional_scan/cpu_scan.h"
 #include "plugins/common/threads.h"
 
 namespace vimtrt {
 namespace {
 
-// scale_bc in plain C++, for a `Vectors` to inherit. Not inlined: it runs once an image.
-struct PlainScaleBc {
-  template <int N>
-  [[gnu::noinline]] static void scale_bc(const BidirectionalScanParams& p, int64_t image, float* bcf) {
-    for (int d = 0; d < 2; ++d) {
-      for (int t = 0; t < p.tokens; ++t, bcf += 2 * N) {
-        const int8_t* bc = p.bc[d] + (image * p.tokens + t) * p.bc_stride;
-        const float b_tok = p.b_scale_tok[static_cast<int64_t>(d) * p.tokens + t];
-        const float c_tok = p.c_scale_tok[static_cast<int64_t>(d) * p.tokens + t];
-        for (int n = 0; n < N; ++n) bcf[n] = (static_cast<float>(bc[n]) * p.b_scale_state[d * N + n]) * b_tok;
-        for (int n = 0; n < N; ++n) bcf[N + n] = (static_cast<float>(bc[N + n]) * p.c_scale_state[d * N + n]) * c_tok;
-      }
-    }
-  }
-};
+// Steps that a block of channels takes at a time, and how many blocks take them in turns where there are more. So B and
+// C of these steps, and the lines of which neighbouring blocks take a part each, stay in the caches.
+constexpr int kStepsTogether = 512;
+constexpr int64_t kMaxBlocksTogether = 4;
 
-// The scan of states "int8" and "fp32".
-template <class Instructions, int kStates, bool kStateInt8>
-struct FloatScan {
-  using Vectors = Instructions;
-  static constexpr int N = kStates;
-  static constexpr int kDirectionRows = bidirectional_scan_direction_rows(N, ScanState::kInt8);
-  using Scaled = float;  // B and C
-  struct Tables {};
+// Not std::min: what is not inlined of it is a weak symbol with wide instructions, which any program may get.
+template <class Number>
+Number smaller(Number a, Number b) {
+  return b < a ? b : a;
+}
 
-  static void scale_bc(const BidirectionalScanParams& p, int64_t image, float* bc) {
-    Vectors::template scale_bc<N>(p, image, bc);
-  }
-  template <class Sink>
-  static void scan_block(const BidirectionalScanParams& p, int d, int64_t image, int first_channel,
-                         typename Vectors::Lanes lanes, const float* packed, const float* bc, Tables*,
-                         const Sink& sink) {
-    if (packed[(N + 3) * Vectors::kLanes] != 0.0f) {
-      Vectors::template scan_tokens<N, kStateInt8, true>(p, d, image, first_channel, lanes, packed, bc, sink);
-    } else {
-      Vectors::template scan_tokens<N, kStateInt8, false>(p, d, image, first_channel, lanes, packed, bc, sink);
-    }
-  }
-};
+inline int64_t blocks_together(const BidirectionalScanParams& p, int64_t blocks, int threads) {
+  if (p.tokens <= kStepsTogether) return 1;
+  const int64_t of_thread = p.batch * blocks / (2 * static_cast<int64_t>(threads));  // and something left to share
+  return of_thread < 1 ? 1 : smaller(of_thread, kMaxBlocksTogether);
+}
 
-// A worker's scratch: B and C of both directions of an image, scaled; y of the forward direction; tables.
+// Where a worker's scratch has what, in bytes: tables; states between one run of steps and the next, and y of the
+// forward direction, of the blocks that take turns; B and C of both directions, scaled.
 template <class Scan>
 struct ScanScratch {
-  typename Scan::Scaled* bc;
-  float* y_forward;
-  typename Scan::Tables* tables;
+  size_t tables, states, y_forward, bc[2], bytes = 0;
 
-  ScanScratch(const BidirectionalScanParams& p, char* start) {
-    const auto take = [&](size_t bytes) {
-      char* const taken = start;
-      start += (bytes + 63) / 64 * 64;
-      return taken;
-    };
-    const size_t L = static_cast<size_t>(p.tokens);
-    char* const first = start;
-    bc = reinterpret_cast<typename Scan::Scaled*>(take(L * 2 * 2 * Scan::N * sizeof *bc));
-    y_forward = reinterpret_cast<float*>(take(L * Scan::Vectors::kLanes * sizeof *y_forward));
-    tables = reinterpret_cast<typename Scan::Tables*>(take(sizeof *tables));
-    bytes = static_cast<size_t>(start - first);
+  ScanScratch(const BidirectionalScanParams& p, int64_t together) {
+    const size_t L = static_cast<size_t>(p.tokens), blocks = static_cast<size_t>(together);
+    tables = take(sizeof(typename Scan::Tables));
+    states = take(blocks * sizeof(typename Scan::State));
+    y_forward = take(blocks * L * Scan::kLanes * sizeof(float));
+    for (size_t& of_direction : bc)
+      of_direction = take(smaller<size_t>(L, kStepsTogether) * 2 * Scan::N * sizeof(float));
   }
-  size_t bytes;
+
+ private:
+  size_t take(size_t count) {
+    const size_t taken = bytes;
+    bytes += (count + 63) / 64 * 64;
+    return taken;
+  }
 };
 
 template <class Scan>
-size_t worker_scratch_bytes(const BidirectionalScanParams& p) {
-  alignas(64) static char nowhere;
-  return ScanScratch<Scan>(p, &nowhere).bytes;
+size_t worker_scratch_bytes(const BidirectionalScanParams& p, int64_t together) {
+  return ScanScratch<Scan>(p, together).bytes;
+}
+
+// One direction of some blocks; sink_of(block) is called with t and y.
+template <class Scan, class SinkOf>
+void scan_blocks(const BidirectionalScanParams& p, int d, int64_t image, WorkRange blocks, const float* packed,
+                 const ScanScratch<Scan>& at, char* scratch, bool bc_is_scaled, const SinkOf& sink_of) {
+  using Vectors = typename Scan::Vectors;
+  constexpr int kLanes = Vectors::kLanes, kDirection = Scan::kDirectionRows * kLanes;
+  float* bc = reinterpret_cast<float*>(scratch + at.bc[d]);
+  auto* tables = reinterpret_cast<typename Scan::Tables*>(scratch + at.tables);
+  auto* states = reinterpret_cast<typename Scan::State*>(scratch + at.states);
+  for (int begin = 0; begin < p.tokens; begin += kStepsTogether) {
+    const Steps steps = {begin, smaller(begin + kStepsTogether, p.tokens)};
+    if (!bc_is_scaled) Scan::scale_bc(p, d, image, steps, bc);
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+      const int first_channel = static_cast<int>(block) * kLanes;
+      Scan::scan_block(p, d, image, first_channel, Vectors::lanes(p.channels - first_channel),
+                       packed + block * (2 * kDirection + kLanes) + d * kDirection, steps, bc, *tables,
+                       states[block - blocks.begin], sink_of(block));
+    }
+  }
 }
 
 template <class Scan>
-void run_items(const BidirectionalScanParams& p, const float* packed, char* scratch_start, Pieces<RangeCut>& pieces) {
+void run_items(const BidirectionalScanParams& p, const float* packed, int64_t together, char* scratch,
+               Pieces<RangeCut>& pieces) {
   using Vectors = typename Scan::Vectors;
   using Vector = typename Vectors::Vector;
-  constexpr int N = Scan::N, kLanes = Vectors::kLanes, kDirection = Scan::kDirectionRows * kLanes;
+  constexpr int kLanes = Vectors::kLanes, kDirection = Scan::kDirectionRows * kLanes;
   constexpr int kAhead = 16;  // tokens: their rows may be in another processor's cache
   const int64_t L = p.tokens, E = p.channels;
-  const int64_t blocks = (E + kLanes - 1) / kLanes;
-  const ScanScratch<Scan> scratch(p, scratch_start);
-  int64_t scaled_image = -1;
+  const int64_t blocks = (E + kLanes - 1) / kLanes, groups = (blocks + together - 1) / together;
+  const ScanScratch<Scan> at(p, together);
+  float* const all_y_forward = reinterpret_cast<float*>(scratch + at.y_forward);
+  int64_t scaled_image = -1;  // whose B and C are there as a whole
   for (WorkRange range; pieces.next(range);) {
-    const int64_t item = range.begin, image = item / blocks;
-    const int first_channel = static_cast<int>(item % blocks) * kLanes;
-    if (image != scaled_image) {
-      Scan::scale_bc(p, image, scratch.bc);
-      scaled_image = image;
-    }
-    const typename Vectors::Lanes lanes = Vectors::lanes(E - first_channel);
-    const float* block = packed + (item % blocks) * (2 * kDirection + kLanes);
-    Scan::scan_block(p, 0, image, first_channel, lanes, block, scratch.bc, scratch.tables,
-                     [&](int t, Vector y) { Vectors::store(scratch.y_forward + static_cast<int64_t>(t) * kLanes, y); });
-
-    const int8_t* gate = p.gate + image * L * p.gate_stride + first_channel;
-    int8_t* out = p.y + image * L * E + first_channel;
-    const Vector gate_scale = Vectors::load(block + 2 * kDirection);
-    Scan::scan_block(
-        p, 1, image, first_channel, lanes, block + kDirection, scratch.bc + L * (2 * N), scratch.tables,
-        [&](int t, Vector y) {
-          const int64_t ahead = t >= kAhead ? t - kAhead : t;
-          Vectors::prefetch(gate + ahead * p.gate_stride);
-          Vectors::prefetch(out + ahead * E);
-          const Vector y_both = Vectors::add(Vectors::load(scratch.y_forward + static_cast<int64_t>(t) * kLanes), y);
-          const Vector gates = Vectors::multiply(Vectors::load_s8(gate + t * p.gate_stride, lanes), gate_scale);
-          const Vector o = Vectors::multiply(y_both, gates);
-          Vectors::store_quantized(out + t * E, lanes,
-                                   Vectors::multiply(o, Vectors::broadcast(p.out_inv_scale_tok[t])));
-        });
+    const int64_t image = range.begin / groups, first = range.begin % groups * together;
+    const WorkRange group = {first, smaller(first + together, blocks)};
+    const auto keep = [&](int64_t block) {
+      float* y_forward = all_y_forward + (block - first) * L * kLanes;
+      return [=](int t, Vector y)
+                 VIMTRT_ALWAYS_INLINE { Vectors::store(y_forward + static_cast<int64_t>(t) * kLanes, y); };
+    };
+    const auto finish = [&](int64_t block) {
+      const float* y_forward = all_y_forward + (block - first) * L * kLanes;
+      const int8_t* gate = p.gate + image * L * p.gate_stride + block * kLanes;
+      int8_t* out = p.y + image * L * E + block * kLanes;
+      const typename Vectors::Lanes lanes = Vectors::lanes(E - block * kLanes);
+      const Vector gate_scale = Vectors::load(packed + block * (2 * kDirection + kLanes) + 2 * kDirection);
+      return [=, &p](int t, Vector y) VIMTRT_ALWAYS_INLINE {
+        const int64_t ahead = t >= kAhead ? t - kAhead : t;
+        Vectors::prefetch(gate + ahead * p.gate_stride);
+        Vectors::prefetch(out + ahead * E);
+        const Vector y_both = Vectors::add(Vectors::load(y_forward + static_cast<int64_t>(t) * kLanes), y);
+        const Vector gates =
+            Vectors::multiply(Vectors::as_floats(Vectors::load_bytes(gate + t * p.gate_stride, lanes)), gate_scale);
+        const Vector o = Vectors::multiply(y_both, gates);
+        Vectors::store_quantized(out + t * E, lanes, Vectors::multiply(o, Vectors::broadcast(p.out_inv_scale_tok[t])));
+      };
+    };
+    scan_blocks(p, 0, image, group, packed, at, scratch, image == scaled_image, keep);
+    scan_blocks(p, 1, image, group, packed, at, scratch, image == scaled_image, finish);
+    if (L <= kStepsTogether) scaled_image = image;
   }
 }
 
 // What runs one kind of state with one number of states.
 struct ScanRunner {
   int lanes;
-  void (*items)(const BidirectionalScanParams& p, const float* packed, char* scratch, Pieces<RangeCut>& pieces);
-  size_t (*scratch_bytes)(const BidirectionalScanParams& p);  // of a worker
+  void (*items)(const BidirectionalScanParams& p, const float* packed, int64_t together, char* scratch,
+                Pieces<RangeCut>& pieces);
+  size_t (*scratch_bytes)(const BidirectionalScanParams& p, int64_t together);  // of a worker
+
+  int64_t blocks(const BidirectionalScanParams& p) const { return (int64_t{p.channels} + lanes - 1) / lanes; }
 };
 
 template <class Scan>
@@ -142,15 +144,7 @@ constexpr ScanRunner kScanRunner = {Scan::Vectors::kLanes, run_items<Scan>, work
 
 template <class Vectors, int N>
 const ScanRunner& scan_runner_of(ScanState state) {
-  switch (state) {
-    case ScanState::kFp32:
-      return kScanRunner<FloatScan<Vectors, N, false>>;
-    case ScanState::kInt16:
-      return kScanRunner<Int16Scan<Vectors, N>>;
-    case ScanState::kInt8:
-      break;
-  }
-  return kScanRunner<FloatScan<Vectors, N, true>>;
+  return state == ScanState::kInt8 ? kScanRunner<Scan<Vectors, N, true>> : kScanRunner<Scan<Vectors, N, false>>;
 }
 
 template <class Vectors>
@@ -170,16 +164,25 @@ void pack(const BidirectionalScanParams& p, void* packed) {
 
 template <class Vectors>
 size_t scratch_bytes(const BidirectionalScanParams& p, int threads) {
-  return scan_runner<Vectors>(p).scratch_bytes(p) * static_cast<size_t>(threads);
+  const ScanRunner& runner = scan_runner<Vectors>(p);
+  // Of fewer threads each takes more blocks, but no two take as much as all.
+  size_t most = 0;
+  for (int count = 1; count <= threads; ++count) {
+    const size_t bytes = runner.scratch_bytes(p, blocks_together(p, runner.blocks(p), count)) * count;
+    most = most < bytes ? bytes : most;
+  }
+  return most;
 }
 
 template <class Vectors>
 void run(const BidirectionalScanParams& p, const void* packed, void* scratch, int threads) {
   const ScanRunner& runner = scan_runner<Vectors>(p);
-  const size_t worker_bytes = runner.scratch_bytes(p);
-  const int64_t blocks = (static_cast<int64_t>(p.channels) + runner.lanes - 1) / runner.lanes;
-  run_workers(threads, RangeCut(p.batch * blocks, 1), [&](int worker, auto& pieces) {
-    runner.items(p, static_cast<const float*>(packed), static_cast<char*>(scratch) + worker * worker_bytes, pieces);
+  const int64_t blocks = runner.blocks(p), together = blocks_together(p, blocks, threads);
+  const size_t worker_bytes = runner.scratch_bytes(p, together);
+  const int64_t groups = (blocks + together - 1) / together;
+  run_workers(threads, RangeCut(p.batch * groups, 1), [&](int worker, auto& pieces) {
+    runner.items(p, static_cast<const float*>(packed), together, static_cast<char*>(scratch) + worker * worker_bytes,
+                 pieces);
   });
 }
 

@@ -8,8 +8,9 @@
 
 namespace vimtrt {
 
-// Device memory that the launch needs beside its operands, aligned to 4: 0 for L up to several hundred, else 4 B L E
-// bytes. Looks at batch, tokens, channels and states alone, and does not shrink when the batch grows.
+// Device memory that the launch needs beside its operands, aligned to 4: 4 B L E bytes, L and E rounded up, or 0 for
+// few images of some hundred tokens. Looks at batch, tokens, channels and states alone, and does not shrink when the
+// batch grows.
 size_t bidirectional_scan_workspace_bytes(const BidirectionalScanParams& params);
 
 // Starts the kernel on `stream`; asynchronous. All pointers of `params` are device memory, the floats and `workspace`

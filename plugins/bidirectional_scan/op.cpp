@@ -47,8 +47,7 @@ const OpDef& bidirectional_scan_op() {
        constant("y_scale", Type::kFloat32, "2 E"), constant("skip_scale", Type::kFloat32, "2 E"),
        constant("gate_scale", Type::kFloat32, "E"), constant("out_inv_scale_tok", Type::kFloat32, "L")},
       {output("y", Type::kInt8, "B L E")},
-      {integer_attribute("bc_offset"), integer_attribute("gate_offset"),
-       text_attribute("state", {"int8", "fp32", "int16"})},
+      {integer_attribute("bc_offset"), integer_attribute("gate_offset"), text_attribute("state", {"int8", "fp32"})},
       0,
       check,
   };

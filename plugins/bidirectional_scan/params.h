@@ -5,7 +5,7 @@
 
 namespace vimtrt {
 
-enum class ScanState { kInt8, kFp32, kInt16 };  // in the order of the attribute's texts
+enum class ScanState { kInt8, kFp32 };  // in the order of the attribute's texts
 
 struct BidirectionalScanParams {
   int64_t batch = 0;     // B
@@ -20,7 +20,7 @@ struct BidirectionalScanParams {
   const int8_t* bc[2] = {nullptr, nullptr};     // B at columns 0..N-1, C at N..2N-1: already advanced by bc_offset
   const int8_t* gate = nullptr;                 // already advanced by gate_offset
   const float* a_log2 = nullptr;                // [2, E, N]
-  const float* decay_tok = nullptr;             // [2, L]
+  const float* decay_tok = nullptr;             // [2, L], for the int8 state
   const float* input_scale = nullptr;           // [2, E]
   const float* b_scale_state = nullptr;         // [2, N]
   const float* b_scale_tok = nullptr;           // [2, L]

@@ -20,7 +20,7 @@
 namespace vimtrt {
 
 // Attributes `plugin_version` and `plugin_namespace` of the ONNX nodes: by these the parser finds a creator.
-constexpr const char* kPluginVersion = "1";
+constexpr const char* kPluginVersion = "2";
 constexpr const char* kPluginNamespace = "vimtrt";
 
 using nvinfer1::DataType;

@@ -12,17 +12,11 @@ from pyvimtrt.graph.network import Network
 from pyvimtrt.native import require_native
 from pyvimtrt.runtime.cpu import CpuEngine
 
-# Vector operations of one state update that no kernel of the contract can do without: fma of the exponent, floor (two
-# where the processor splits it), subtract, five fma, scale (AVX2: convert, shift, add), g B, fma; for an int8 state
-# maximum, minimum and rounding (two again); fma of y. For an int16 state three products, subtract and the product with
-# C, of twice the lanes.
-SCAN_OPERATIONS: dict[tuple[str, str], float] = {
-    ("amx", "int8"): 17,
-    ("avx512", "int8"): 17,
-    ("amx", "fp32"): 13,
-    ("avx512", "fp32"): 13,
-    **{(isa, state): count for isa in ("avxvnni", "avx2") for state, count in (("int8", 19), ("fp32", 15))},
-    **{(isa, "int16"): 2.5 for isa in ("amx", "avx512", "avxvnni", "avx2")},
+# Vector operations of one state update that no kernel of the contract can do without: the product of two powers, g B,
+# fma, fma of y; for an int8 state a product with the token's factor, maximum, minimum and rounding (two where the
+# processor splits it).
+SCAN_OPERATIONS = {
+    (isa, state): count for isa in ("amx", "avx512", "avxvnni", "avx2") for state, count in (("int8", 9), ("fp32", 4))
 }
 RUNS = 15
 

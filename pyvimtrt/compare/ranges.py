@@ -12,7 +12,7 @@ from pyvimtrt.families import ModelConfig, describe
 from pyvimtrt.families.description import Activation, Table
 from pyvimtrt.quantization.cache import Cache, TableScales
 from pyvimtrt.quantization.reparameterize import floored
-from pyvimtrt.quantization.rounding import INT16_LEVELS, LEVELS
+from pyvimtrt.quantization.rounding import LEVELS
 
 UNSIGNED_LEVELS = 255.0  # of a table without negative entries
 
@@ -22,7 +22,6 @@ class RangeRecord:
 
     def __init__(self, config: ModelConfig, cache: Cache) -> None:
         self._layers, self._cache = describe(config).layers, cache.tensors
-        self._state_levels = INT16_LEVELS if cache.info.state == "int16" else LEVELS
         self._tensors = [layer.activations() for layer in self._layers]
         self._largest: dict[tuple[int, str], Tensor] = {}  # [L, C]
         self._states: dict[tuple[int, bool], Tensor] = {}  # [L, E, N]
@@ -85,10 +84,10 @@ class RangeRecord:
             tok, chan, state = (
                 self._cache[f"{name}.scale_{axis}"].astype(np.float64) for axis in ("tok", "chan", "state")
             )
-            after = before / (tok[:, None, None] * chan[:, None] * state) / self._state_levels
+            after = before / (tok[:, None, None] * chan[:, None] * state) / LEVELS
             one_scale = before / before.max()
             profiles = _profiles(one_scale), _profiles(after / after.max())
-            used = [_used_bits(x, self._state_levels) for x in (one_scale, after)]
+            used = [_used_bits(x) for x in (one_scale, after)]
             found.append(StateRange(layer, part.direction, *profiles, *used))
         return tuple(found)
 
@@ -114,6 +113,6 @@ def _profiles(x: npt.NDArray[np.float64]) -> dict[str, F32]:
     return {name: x.max(axis=axis).astype(np.float32) for name, axis in axes.items()}
 
 
-def _used_bits(x: npt.NDArray[np.float64], levels: float) -> float:
-    """Return the mean bits of a magnitude that entries get, x in units of the largest that ``levels`` reach."""
-    return float(np.clip(np.log2(np.maximum(x, 1e-30) * levels), 0.0, np.log2(levels)).mean())
+def _used_bits(x: npt.NDArray[np.float64]) -> float:
+    """Return the mean bits of a magnitude that entries get, x in units of the largest that int8 reaches."""
+    return float(np.clip(np.log2(np.maximum(x, 1e-30) * LEVELS), 0.0, np.log2(LEVELS)).mean())

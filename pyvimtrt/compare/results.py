@@ -79,8 +79,8 @@ class StateRange:
 
     Each is the largest over the other two axes, divided by the largest of all: ``token`` [L], ``channel`` [E],
     ``state`` [N].
-    ``token_by_state`` [L, N]. ``used_bits``: mean over all entries of log2(127 x entry / the scale's reach), of an
-    int16 state with 32767: the bits that an entry gets.
+    ``token_by_state`` [L, N]. ``used_bits``: mean over all entries of log2(127 x entry / the scale's reach): the
+    bits that an entry gets.
     """
 
     layer: int

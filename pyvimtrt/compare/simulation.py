@@ -204,11 +204,9 @@ class Simulation:
         tok = self._cache[f"{quantizer}.scale_tok"]
         factors = self._cache[f"{quantizer}.scale_chan"][:, None] * self._cache[f"{quantizer}.scale_state"]
 
-        low, high = (-128.0, 127.0) if self._state == "int8" else (-32768.0, 32767.0)
-
         def round_state(t: int, h: Tensor) -> Tensor:
             scale = factors * tok[t]
-            return h.div_(scale).round_().clamp_(low, high).mul_(scale)
+            return h.div_(scale).round_().clamp_(-128.0, 127.0).mul_(scale)
 
         return round_state
 

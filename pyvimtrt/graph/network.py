@@ -21,7 +21,7 @@ from pyvimtrt.errors import ModelError, NetworkError, brief
 from pyvimtrt.families import ModelConfig, parse_model
 from pyvimtrt.graph.operators import DOMAIN, OPERATORS, OPSET, Value, check_node
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
 PIXEL_ZERO = 128  # the input is int8: pixel - 128

@@ -17,9 +17,9 @@ from pyvimtrt.errors import NetworkError
 from pyvimtrt.native import require_native
 
 DOMAIN = "vimtrt"
-OPSET = 1
+OPSET = 2
 # Attributes by which TensorRT's ONNX parser finds the plugin of a node.
-PLUGIN_VERSION = "1"
+PLUGIN_VERSION = "2"
 PLUGIN_ATTRIBUTES: dict[str, Any] = {"plugin_version": PLUGIN_VERSION, "plugin_namespace": DOMAIN}
 
 Shape = tuple[int, ...]

@@ -33,7 +33,7 @@ from pyvimtrt.quantization.kscale import F64, I64, cluster, group_max, power_of_
 from pyvimtrt.quantization.observe import LayerRecord, StateStatistics, Statistics
 from pyvimtrt.quantization.recipes import Recipe
 from pyvimtrt.quantization.reparameterize import floored, log_rank1_factors, published_factors, unit_factors
-from pyvimtrt.quantization.rounding import INT16_LEVELS, LEVELS, SMALLEST_SCALE, array, fake_quantize, tensor
+from pyvimtrt.quantization.rounding import LEVELS, SMALLEST_SCALE, array, fake_quantize, tensor
 
 BATCH_ELEMENTS = 1 << 21  # of [B, L, E]: bounds the memory of one batch's activations
 SAMPLE_ROWS = 4096  # images times tokens that scales are searched on
@@ -41,9 +41,6 @@ STATE_SAMPLE_ELEMENTS = 1 << 23  # of the states kept for their clipping, at lea
 TABLE_ROWS = 1024  # rows that table scales are searched on
 SMOOTHING_STRENGTH = 0.5  # share of a channel's range that moves from activations into weights
 MAX_IMAGES = 65536
-# The int16 state has one unit for all tokens: what the largest state of the calibration leaves unused for larger ones
-# costs nothing that can be measured (docs/method.md).
-INT16_ROOM = 2.0
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
 Tensors = dict[str, npt.NDArray[Any]]
@@ -447,23 +444,18 @@ class _Calibrator:
             r_L, r_C, r_D = unit_factors(largest)
         scaled = floored(largest) / (r_L[:, None, None] * r_C[:, None] * r_D)
         per_token = scaled.max(axis=(1, 2))
-        if self.recipe.state == "int16":
-            unit = INT16_ROOM * float((per_token * r_L).max()) / INT16_LEVELS
-            self._store_state(name, np.full(len(r_L), unit), r_C, r_D)
-            return
         groups = (
             np.arange(len(per_token)) if part.role in self.recipe.token_wise else np.zeros(len(per_token), np.int64)
         )
         scales = self._token_scales(per_token, groups) * r_L
-        if self.recipe.search == "output_error":
+        if self.recipe.state == "fp32":
+            pass  # nothing is clipped
+        elif self.recipe.search == "output_error":
             scales = search.fit_state(state.samples, scales, r_C, r_D, array(c.square().mean(dim=(0, 1))), groups)
         elif self.recipe.search == "cosine":
             count = min(len(state.samples), len(c))
             scales = cosine.state_scales(state.samples[:count], c[:count], r_C, r_D, scales)
-        self._store_state(name, scales, r_C, r_D)
-
-    def _store_state(self, name: str, tok: F64, chan: F64, state: F64) -> None:
-        for suffix, values in (("tok", tok), ("chan", chan), ("state", state)):
+        for suffix, values in (("tok", scales), ("chan", r_C), ("state", r_D)):
             self._store(f"{name}.scale_{suffix}", values)
 
 

@@ -9,7 +9,6 @@ from torch import Tensor
 from pyvimtrt.quantization.kscale import F64
 
 LEVELS = 127.0
-INT16_LEVELS = 32767.0
 SMALLEST_SCALE = 1e-30  # of anything: a dead tensor must not have the scale 0
 
 

@@ -20,7 +20,7 @@ from pyvimtrt.files import atomic_output
 from pyvimtrt.graph.network import NetworkInfo
 
 PLAN_SUFFIX = ".engine"
-PLAN_FORMAT = 1
+PLAN_FORMAT = 2
 MAX_DESCRIPTION_BYTES = 1 << 20
 MAX_PLAN_BYTES = 1 << 34
 _HASH = re.compile("[0-9a-f]{64}")

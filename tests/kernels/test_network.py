@@ -86,13 +86,10 @@ def test_recipes_equal_the_reference(recipe: str) -> None:
     assert_same_bits(*random_network(TINY, recipe))
 
 
-@pytest.mark.parametrize("state", ["fp32", "int16"])
-def test_other_states_equal_the_reference(state: str) -> None:
-    assert_same_bits(*random_network(TINY, state=state))
-
-
-def test_an_int16_state_of_eight_numbers_equals_the_reference() -> None:
-    assert_same_bits(*random_network(dataclasses.replace(TINY, state=8), state="int16"))
+@pytest.mark.parametrize("states", [8, 16])
+@pytest.mark.parametrize("state", ["fp32", "int8"])
+def test_both_kinds_of_state_equal_the_reference(state: str, states: int) -> None:
+    assert_same_bits(*random_network(dataclasses.replace(TINY, state=states), state=state))
 
 
 @pytest.mark.slow

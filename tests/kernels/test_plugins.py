@@ -234,7 +234,7 @@ ONE = np.int32(1).tobytes()
         ("KScaledLinear", [field("out_type", "x" * 200)], "attribute out_type: must be text"),
         ("KScaledLinear", [("out_type", "int8", b"int8", 4)], "must be text"),
         ("KScaledLinear", [field("stride", 1)], "KScaledLinear: there is no attribute stride"),
-        ("BidirectionalScan", [field("state", "int4")], "attribute state: must be int8 or fp32 or int16"),
+        ("BidirectionalScan", [field("state", "int4")], "attribute state: must be int8 or fp32"),
         ("AddRMSNormQuant", [field("epsilon", 1)], "attribute epsilon: must be one float32"),
         ("AddRMSNormQuant", [("epsilon", "float64", b"\0" * 8, 1)], "attribute epsilon: must be one float32"),
     ],

@@ -102,12 +102,11 @@ std::function<void()> conv(Data& data, Isa isa) {
   return prepared(data, quant_conv1d_silu_cpu(isa), p);
 }
 
-// exponents_low: of the scan's exponents; below -126 / 255 the kernels must clamp them.
-std::function<void()> scan(Data& data, Isa isa, float exponents_low, ScanState state = ScanState::kInt8,
-                           int tokens = 10) {
+// As many tokens as make little of the tables, which are the same for any number.
+std::function<void()> scan(Data& data, Isa isa, ScanState state) {
   BidirectionalScanParams p;
   p.batch = 1;
-  p.tokens = tokens;
+  p.tokens = 100;
   p.channels = 32;
   p.states = 16;
   p.state = state;
@@ -120,8 +119,8 @@ std::function<void()> scan(Data& data, Isa isa, float exponents_low, ScanState s
     p.bc[d] = data.bytes(p.tokens * p.bc_stride);
   }
   p.gate = data.bytes(p.tokens * p.gate_stride);
-  p.a_log2 = data.floats(2 * p.channels * p.states, exponents_low, 0.0f);
-  p.decay_tok = data.floats(2 * p.tokens, 0.0f, 0.0f);
+  p.a_log2 = data.floats(2 * p.channels * p.states, -0.4f, 0.0f);
+  p.decay_tok = data.floats(2 * p.tokens, 1.0f, 1.0f);
   p.input_scale = data.floats(2 * p.channels, 1e-5f, 1e-4f);
   p.b_scale_state = data.floats(2 * p.states, 0.5f, 1.0f);
   p.b_scale_tok = data.floats(2 * p.tokens, 0.5f, 1.0f);
@@ -196,10 +195,8 @@ std::function<void()> prepare(Data& data, const std::string& name, Isa isa) {
   if (name == "kscaled_linear") return linear(data, isa, false);
   if (name == "kscaled_linear_float") return linear(data, isa, true);
   if (name == "quant_conv1d_silu") return conv(data, isa);
-  if (name == "bidirectional_scan") return scan(data, isa, -0.4f);
-  // As many tokens as make little of the tables, which are the same for any number.
-  if (name == "bidirectional_scan_int16") return scan(data, isa, -0.4f, ScanState::kInt16, 100);
-  if (name == "bidirectional_scan_clamped") return scan(data, isa, -4.0f);
+  if (name == "bidirectional_scan_int8") return scan(data, isa, ScanState::kInt8);
+  if (name == "bidirectional_scan_fp32") return scan(data, isa, ScanState::kFp32);
   if (name == "add_rms_norm_quant") return norm(data, isa);
   if (name == "add_layer_norm_quant") return layer_norm(data, isa);
   throw std::runtime_error("unknown operator " + name);

@@ -318,7 +318,7 @@ def scan(
         "bc_backward": activation(bc_width),
         "gate": activation(gate_offset + E + gate_beside),
         "a_log2": -spread(rng, (2, E, N), 0.006),
-        "decay_tok": f32(0.1 * rng.normal(size=(2, L))),
+        "decay_tok": f32(np.exp2(0.1 * rng.normal(size=(2, L)))),
         "input_scale": spread(rng, (2, E), 1e-4 * drive),
         "b_scale_state": spread(rng, (2, N), 0.5),
         "b_scale_tok": spread(rng, (2, L), 0.5),
@@ -338,33 +338,70 @@ def scan_with(change: Callable[[dict[str, Array], np.random.Generator], None], *
     return Operator(base.op, base.inputs, {k: base.node.attributes[k] for k in ("bc_offset", "gate_offset", "state")})
 
 
-def decay_clamped_low(inputs: dict[str, Array], rng: np.random.Generator) -> None:
-    inputs["a_log2"][...] = -10.0
+def decays_vanish(inputs: dict[str, Array], rng: np.random.Generator) -> None:
+    """All powers but the first are the least there is. Nothing drives every other token, whose output is what the least
+    decay leaves of the state before, magnified.
+    """
+    states = inputs["a_log2"].shape[-1]
+    inputs["a_log2"][...] = -100.0
+    for direction in ("forward", "backward"):
+        inputs[f"u_{direction}"][:, 1::2] = 0
+        inputs[f"bc_{direction}"][:, 1::2, :states] = 0
+        inputs[f"delta_{direction}"][:, 1::2] = rng.integers(-128, -112, inputs[f"delta_{direction}"][:, 1::2].shape)
+    inputs["skip_scale"][...] = 0.0
+    inputs["y_scale"][...] = 2.0**60
+    inputs["out_inv_scale_tok"][...] = 2.0**-50
+    inputs["out_inv_scale_tok"][1::2] = 2.0**5
 
 
-def decay_clamped_high(inputs: dict[str, Array], rng: np.random.Generator) -> None:
-    """2^126 times a state overflows; everything is positive, so that infinities never meet their opposites."""
-    inputs["decay_tok"][...] = 300.0
+def states_grow(inputs: dict[str, Array], rng: np.random.Generator) -> None:
+    """States overflow; everything is positive, so that infinities never meet their opposites."""
+    inputs["a_log2"][...] = 0.49
     for name in ("u_forward", "u_backward", "bc_forward", "bc_backward"):
         inputs[name][...] = rng.integers(1, 128, inputs[name].shape)
     inputs["skip_scale"][...] = np.abs(inputs["skip_scale"])
 
 
+def tables_overflow(inputs: dict[str, Array], rng: np.random.Generator) -> None:
+    """Some powers are infinite, and infinity times a state of zero is no number."""
+    inputs["a_log2"][..., ::3] = rng.choice([1.0, 1e3, 1e38], inputs["a_log2"][..., ::3].shape)
+
+
+def decays_at_their_ends(inputs: dict[str, Array], rng: np.random.Generator) -> None:
+    """Decays of one, of nothing, and a little growth."""
+    inputs["a_log2"][...] = rng.choice([0.0, -1e-9, -1e-6, -0.5, -1.0, -16.0, -1e30, 0.01], inputs["a_log2"].shape)
+
+
 def decay_of_one(inputs: dict[str, Array], rng: np.random.Generator) -> None:
     """Exponents of 0 and just below, where floor(x) and the fraction are at their ends."""
     inputs["a_log2"][...] = rng.choice([-0.0, -1e-10, -(2.0**-149), -1e-7, -(2.0**-24)], inputs["a_log2"].shape)
-    inputs["decay_tok"][...] = 0.0
+    inputs["decay_tok"][...] = 1.0
 
 
 def decay_of_whole_numbers(inputs: dict[str, Array], rng: np.random.Generator) -> None:
     inputs["a_log2"][...] = -rng.integers(0, 2, inputs["a_log2"].shape)
-    inputs["decay_tok"][...] = rng.integers(-2, 3, inputs["decay_tok"].shape)
+    inputs["decay_tok"][...] = np.exp2(rng.integers(-2, 3, inputs["decay_tok"].shape))
+
+
+def undriven(inputs: dict[str, Array], rng: np.random.Generator) -> None:
+    """After three tokens nothing drives the state, then there is no B: what the least summands and powers leave is all
+    there is, and each token's output has a magnifying glass of its own.
+    """
+    states = inputs["a_log2"].shape[-1]
+    inputs["a_log2"][...] = -rng.uniform(0.01, 1.0, inputs["a_log2"].shape)
+    for name in ("u_forward", "u_backward"):
+        inputs[name][:, 3:-3] = 0
+    for name in ("bc_forward", "bc_backward"):
+        inputs[name][:, 5:-5, :states] = 0
+    inputs["skip_scale"][...] = 0.0
+    inputs["y_scale"][...] = 2.0**60
+    inputs["out_inv_scale_tok"][...] = 2.0 ** rng.choice([-50, -10, 0, 20, 30, 40], inputs["out_inv_scale_tok"].shape)
 
 
 def state_halves(inputs: dict[str, Array], rng: np.random.Generator) -> None:
     """Steps of the state are exact halves: the int8 state lies on ties."""
     inputs["a_log2"][...] = 0.0
-    inputs["decay_tok"][...] = rng.choice([0.0, -1.0], inputs["decay_tok"].shape)
+    inputs["decay_tok"][...] = rng.choice([1.0, 0.5], inputs["decay_tok"].shape)
     for name in ("input_scale", "b_scale_state", "b_scale_tok"):
         inputs[name][...] = 1.0
     inputs["input_scale"][...] = 2.0**-5
@@ -374,13 +411,11 @@ def state_halves(inputs: dict[str, Array], rng: np.random.Generator) -> None:
         inputs[f"bc_{direction}"][...] = rng.integers(-4, 5, inputs[f"bc_{direction}"].shape)
 
 
-def subnormal_states(inputs: dict[str, Array], rng: np.random.Generator) -> None:
-    """The state and its products with C are subnormal; the last factors bring y back to the int8 range."""
-    inputs["input_scale"] *= f32(1e-37)
-    inputs["c_scale_tok"] *= f32(1e-2)
+def subnormal_chains(inputs: dict[str, Array], rng: np.random.Generator) -> None:
+    """Products of the state with C are subnormal; the last factors bring y back to the int8 range."""
+    inputs["c_scale_tok"] *= f32(1e-38)
     inputs["skip_scale"][...] = 0.0
     inputs["y_scale"][...] = rng.uniform(1e37, 1e38, inputs["y_scale"].shape)
-    inputs["gate_scale"] *= f32(1e3)
 
 
 def directions_cancel(inputs: dict[str, Array], rng: np.random.Generator) -> None:
@@ -404,156 +439,87 @@ def directions_cancel(inputs: dict[str, Array], rng: np.random.Generator) -> Non
 
 
 def subnormal_scan_scales(inputs: dict[str, Array], rng: np.random.Generator) -> None:
-    inputs["input_scale"][...] = rng.uniform(1e-40, 1e-38, inputs["input_scale"].shape)
-    inputs["b_scale_state"][...] = rng.uniform(1e33, 1e34, inputs["b_scale_state"].shape)
+    inputs["c_scale_state"][...] = rng.uniform(1e-42, 1e-40, inputs["c_scale_state"].shape)
+    inputs["c_scale_tok"][...] = rng.uniform(1e37, 1e38, inputs["c_scale_tok"].shape)
 
 
-def integer_scan(
-    drive: float = 1.0,
-    *,
-    change: Callable[[dict[str, Array], np.random.Generator], None] | None = None,
-    **settings: Any,
-) -> Operator:
-    """With constants as an assembler makes them: B and C fill 16 bits, the state reaches some ten thousand units."""
-
-    def scales(inputs: dict[str, Array], rng: np.random.Generator) -> None:
-        states = inputs["a_log2"].shape[-1]
-        inputs["input_scale"] *= f32(5e3)
-        inputs["b_scale_state"][...] = 32766 / 128 * rng.uniform(0.2, 1, inputs["b_scale_state"].shape)
-        inputs["c_scale_state"][...] = rng.uniform(0.2, 1, inputs["c_scale_state"].shape)
-        inputs["c_scale_state"] *= 65500 / 128 / inputs["c_scale_state"].sum(axis=-1, keepdims=True)
-        inputs["y_scale"] *= f32(1e-5 * 16 / states)
-        inputs["decay_tok"][...] = 1e30  # not read
-        if change is not None:
-            change(inputs, rng)
-
-    return scan_with(scales, drive=drive, state="int16", **settings)
-
-
-def large_drives(inputs: dict[str, Array], rng: np.random.Generator) -> None:
-    """Drives around the number from which on they are taken in sixteenths, and B so small that the state bears them."""
-    inputs["input_scale"][...] = rng.choice([1.0, 1.004, 2.0, 16.0], inputs["input_scale"].shape)
-    inputs["b_scale_tok"][...] = rng.choice([1.0, 1.0039, 1.2], inputs["b_scale_tok"].shape)
-    for direction in ("forward", "backward"):
-        for name, ends in ((f"u_{direction}", (-128, 127)), (f"delta_{direction}", (126, 127))):
-            inputs[name][...] = rng.choice(ends, inputs[name].shape)
-        inputs[f"bc_{direction}"][..., ::2] //= 32
-
-
-def drives_on_ties(inputs: dict[str, Array], rng: np.random.Generator) -> None:
-    """Drives, B and C are halves."""
-    inputs["input_scale"][...] = rng.choice([0.5, 1 / 32], inputs["input_scale"].shape)
-    for name in ("b_scale_tok", "c_scale_tok"):
-        inputs[name][...] = 1.0
-    for name in ("b_scale_state", "c_scale_state"):
-        inputs[name][...] = rng.choice([0.5, 1.5, 100.5], inputs[name].shape)
-
-
-def decays_at_their_ends(inputs: dict[str, Array], rng: np.random.Generator) -> None:
-    """Decays of one, of nothing, and growth, which a table cannot hold."""
-    inputs["a_log2"][...] = rng.choice([0.0, -1e-9, -1e-6, -0.5, -1.0, -16.0, -1e30, 0.01], inputs["a_log2"].shape)
-
-
-def states_at_their_ends(inputs: dict[str, Array], rng: np.random.Generator) -> None:
-    """Slow decays and drives of one sign: states stay saturated, and sums pass an int32."""
-    inputs["a_log2"] *= f32(1e-3)
-    inputs["c_scale_state"][...] = 255.0
-    for direction in ("forward", "backward"):
-        sign = 1 if direction == "forward" else -1
-        inputs[f"u_{direction}"][...] = sign * rng.integers(100, 127, inputs[f"u_{direction}"].shape)
-        inputs[f"bc_{direction}"][...] = rng.integers(100, 127, inputs[f"bc_{direction}"].shape)
-
-
-def scales_beyond_16_bits(inputs: dict[str, Array], rng: np.random.Generator) -> None:
-    """What a hostile file may hold: B, C, drives and decays overflow, some of them fp32."""
-    inputs["a_log2"][..., ::3] = rng.choice([1.0, 1e3, 1e38], inputs["a_log2"][..., ::3].shape)
-    inputs["b_scale_state"][...] = rng.choice([1e3, 1e37, -1e37], inputs["b_scale_state"].shape)
-    inputs["c_scale_state"][...] = rng.choice([1e3, 1e37, -1e37], inputs["c_scale_state"].shape)
-    inputs["input_scale"][...] = rng.choice([1.0, 1e37], inputs["input_scale"].shape)
-    inputs["b_scale_tok"][...] = rng.choice([0.0, 1.0, 1e37], inputs["b_scale_tok"].shape)
-
-
-INTEGER_CHANGES = {
-    "large drives": large_drives,
-    "drives on ties": drives_on_ties,
+SCAN_CHANGES = {
+    "decays vanish": decays_vanish,
     "decays at their ends": decays_at_their_ends,
-    "states at their ends": states_at_their_ends,
-    "scales beyond 16 bits": scales_beyond_16_bits,
+    "states grow": states_grow,
+    "tables overflow": tables_overflow,
+    "decay of one": decay_of_one,
+    "decay of whole numbers": decay_of_whole_numbers,
+    "undriven": undriven,
+    "subnormal chains": subnormal_chains,
+    "subnormal scales": subnormal_scan_scales,
 }
-
-INTEGER_SCAN: dict[str, Make] = {
-    "int16 state": integer_scan,
-    "N=8, int16 state": lambda: integer_scan(N=8),
-    "all -128, int16 state": lambda: integer_scan(fill=-128),
-    "all 127, int16 state": lambda: integer_scan(fill=127),
-    "saturation, int16 state": lambda: integer_scan(drive=1e5, L=30),
-    "tiny drive, int16 state": lambda: integer_scan(drive=1e-3),
-    **{f"{L} tokens, int16 state": functools.partial(integer_scan, L=L) for L in (1, 2, 3, 60)},
-    **{f"E={E}, int16 state": functools.partial(integer_scan, E=E) for E in (1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33)},
-    **{f"E={E}, N=8, int16 state": functools.partial(integer_scan, E=E, N=8) for E in (1, 7, 9, 17, 33)},
-    "197 tokens, E=33, int16 state": lambda: integer_scan(B=1, L=197, E=33),
-    "3 images, both offsets, int16 state": lambda: integer_scan(
-        B=3, E=21, bc_offset=3, bc_beside=5, gate_offset=20, gate_beside=2
-    ),
-    **{
-        f"{name}{size}, int16 state": functools.partial(integer_scan, change=change, L=20, E=19, N=states)
-        for size, states in (("", 16), (", N=8", 8))
-        for name, change in INTEGER_CHANGES.items()
-    },
-    "directions cancel, int16 state": lambda: integer_scan(change=integer_directions_cancel, B=6, L=3, E=130),
+SCAN_KINDS = {  # what follows a case's name
+    "": (16, "int8"),
+    ", fp32 state": (16, "fp32"),
+    ", N=8": (8, "int8"),
+    ", N=8, fp32 state": (8, "fp32"),
 }
 
 
-def integer_directions_cancel(inputs: dict[str, Array], rng: np.random.Generator) -> None:
-    """As directions_cancel, far enough apart for integer drives and decays to be others here and there."""
-    directions_cancel(inputs, rng)
-    inputs["input_scale"][1] *= f32(1 + 1e-3)
-    inputs["a_log2"][1] *= 1 + f32(2e-6) * rng.normal(size=inputs["a_log2"].shape[1:]).astype(np.float32)
-    inputs["out_inv_scale_tok"][...] = 3e3
+def changed_scans(**settings: Any) -> dict[str, Make]:
+    """Every change with every kind of state."""
+    return {
+        f"{name}{kind}": functools.partial(scan_with, change, N=states, state=state, **settings)
+        for name, change in SCAN_CHANGES.items()
+        for kind, (states, state) in SCAN_KINDS.items()
+    }
+
+
+def cancelling_scans(**settings: Any) -> dict[str, Make]:
+    return {
+        f"directions cancel{kind}": functools.partial(
+            scan_with, directions_cancel, L=3, N=states, state=state, **settings
+        )
+        for kind, (states, state) in SCAN_KINDS.items()
+    }
 
 
 SCAN: dict[str, Make] = {
-    **INTEGER_SCAN,
-    "base": scan,
-    "fp32 state": lambda: scan(state="fp32"),
-    "N=8": lambda: scan(N=8),
-    "N=8, fp32 state": lambda: scan(N=8, state="fp32"),
-    "all -128": lambda: scan(fill=-128),
-    "all 127": lambda: scan(fill=127),
-    "all 127, fp32 state": lambda: scan(fill=127, state="fp32"),
-    "zeros": lambda: scan(fill=0),
+    **{f"base{kind}": functools.partial(scan, N=N, state=state) for kind, (N, state) in SCAN_KINDS.items()},
+    **{
+        f"{name}{kind}": functools.partial(scan, N=N, state=state, fill=fill)
+        for name, fill in (("all -128", -128), ("all 127", 127), ("zeros", 0))
+        for kind, (N, state) in SCAN_KINDS.items()
+    },
     "saturation": lambda: scan(drive=1e5),
     "saturation, fp32 state": lambda: scan(drive=1e5, state="fp32"),
     "tiny drive": lambda: scan(drive=0.01),
-    **{f"{L} tokens": functools.partial(scan, L=L) for L in (1, 2, 3)},
+    **{
+        f"{L} tokens{kind}": functools.partial(scan, L=L, N=N, state=state)
+        for L in (1, 2, 3, 60)
+        for kind, (N, state) in SCAN_KINDS.items()
+    },
     "one token, one image, E=1": lambda: scan(B=1, L=1, E=1),
     "197 tokens, E=33": lambda: scan(B=1, L=197, E=33),
     "197 tokens, E=33, N=8, fp32 state": lambda: scan(B=1, L=197, E=33, N=8, state="fp32"),
+    # More steps than a block of channels takes at a time; blocks that take turns, and one that is left over.
+    "513 tokens": lambda: scan(B=2, L=513, E=33),
+    "1030 tokens, fp32 state": lambda: scan(B=1, L=1030, E=150, state="fp32"),
+    "1030 tokens, N=8": lambda: scan(B=2, L=1030, E=41, N=8),
     "one image": lambda: scan(B=1),
     "3 images": lambda: scan(B=3),
-    **{f"E={E}": functools.partial(scan, E=E) for E in (1, 7, 8, 9, 15, 16, 17, 32, 33)},
-    **{f"E={E}, N=8": functools.partial(scan, E=E, N=8) for E in (7, 33)},
+    **{f"E={E}": functools.partial(scan, E=E) for E in (1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 32, 33)},
+    **{f"E={E}, fp32 state": functools.partial(scan, E=E, state="fp32") for E in (1, 5, 9, 17, 33)},
+    **{f"E={E}, N=8": functools.partial(scan, E=E, N=8) for E in (1, 7, 9, 17, 33)},
     "E=7, 3 images": lambda: scan(E=7, B=3),
     "bc_offset": lambda: scan(bc_offset=3),
     "columns behind B and C": lambda: scan(bc_beside=5),
     "gate_offset": lambda: scan(gate_offset=20),
     "gate in the middle": lambda: scan(E=7, gate_offset=3, gate_beside=2),
     "both offsets, N=8, E=33": lambda: scan(E=33, N=8, bc_offset=12, bc_beside=1, gate_offset=33),
-    "decay clamped low": lambda: scan_with(decay_clamped_low),
-    "decay clamped low, fp32 state": lambda: scan_with(decay_clamped_low, state="fp32"),
-    "decay clamped high": lambda: scan_with(decay_clamped_high),
-    "decay clamped high, fp32 state": lambda: scan_with(decay_clamped_high, state="fp32"),
-    "decay of one": lambda: scan_with(decay_of_one),
-    "decay of one, fp32 state": lambda: scan_with(decay_of_one, state="fp32"),
-    "decay of whole numbers": lambda: scan_with(decay_of_whole_numbers),
+    "3 images, both offsets, fp32 state": lambda: scan(
+        B=3, E=21, bc_offset=3, bc_beside=5, gate_offset=20, gate_beside=2, state="fp32"
+    ),
     "state halves": lambda: scan_with(state_halves, L=30),
     "state halves, N=8": lambda: scan_with(state_halves, N=8, L=30),
-    "directions cancel": lambda: scan_with(directions_cancel, B=3, L=3, E=33),
-    "directions cancel, N=8": lambda: scan_with(directions_cancel, B=3, L=3, E=33, N=8),
-    "directions cancel, fp32 state": lambda: scan_with(directions_cancel, B=3, L=3, E=33, state="fp32"),
-    "subnormal states": lambda: scan_with(subnormal_states),
-    "subnormal states, fp32 state": lambda: scan_with(subnormal_states, state="fp32"),
-    "subnormal scales": lambda: scan_with(subnormal_scan_scales),
+    **changed_scans(L=20, E=19),
+    **cancelling_scans(B=3, E=33),
 }
 
 
@@ -800,50 +766,28 @@ LAYERS: dict[str, Make] = {
     "BidirectionalScan 5 images": lambda: scan(B=5, L=20, E=100, bc_offset=3, gate_offset=5),
     "BidirectionalScan Vim-Base": lambda: scan(B=2, L=10, E=1536, bc_offset=48, gate_offset=1536),
     "BidirectionalScan N=8, whole rows": lambda: scan(B=2, L=41, E=48, N=8),
-    "BidirectionalScan narrow": lambda: scan(B=3, L=41, E=1536, bc_offset=48, gate_offset=1536),
-    "BidirectionalScan narrow, fp32 state": lambda: scan(B=44, L=19, E=70, state="fp32"),
-    "BidirectionalScan narrow, N=8": lambda: scan(B=54, L=33, E=64, N=8),
+    "BidirectionalScan narrow": lambda: scan(B=6, L=41, E=1536, bc_offset=48, gate_offset=1536),
+    "BidirectionalScan narrow, fp32 state": lambda: scan(B=106, L=19, E=70, state="fp32"),
+    "BidirectionalScan narrow, N=8": lambda: scan(B=132, L=33, E=64, N=8),
     "BidirectionalScan narrow, N=8, fp32 state": lambda: scan(
-        B=54, L=18, E=61, N=8, bc_offset=1, gate_offset=1, state="fp32"
+        B=132, L=18, E=61, N=8, bc_offset=1, gate_offset=1, state="fp32"
     ),
-    "BidirectionalScan narrow, 1 token": lambda: scan(B=72, L=1, E=48),
-    "BidirectionalScan narrow, decay clamped low": lambda: scan_with(decay_clamped_low, B=108, L=5),
-    "BidirectionalScan narrow, decay clamped high, fp32 state": lambda: scan_with(
-        decay_clamped_high, B=108, L=5, state="fp32"
-    ),
-    "BidirectionalScan narrow, decay clamped low, N=8": lambda: scan_with(decay_clamped_low, B=108, L=5, N=8),
-    "BidirectionalScan narrow, decay clamped high, N=8, fp32 state": lambda: scan_with(
-        decay_clamped_high, B=108, L=5, N=8, state="fp32"
-    ),
-    "BidirectionalScan narrow, decay of one": lambda: scan_with(decay_of_one, B=108, L=5),
-    "BidirectionalScan narrow, decay of whole numbers": lambda: scan_with(decay_of_whole_numbers, B=108, L=5),
-    "BidirectionalScan narrow, state halves": lambda: scan_with(state_halves, B=108),
-    "BidirectionalScan narrow, subnormal states, fp32 state": lambda: scan_with(
-        subnormal_states, B=108, L=5, state="fp32"
-    ),
-    "BidirectionalScan 257 tokens, int16 state": lambda: integer_scan(B=1, L=257, E=5),
-    "BidirectionalScan 721 tokens, N=8, int16 state": lambda: integer_scan(B=1, L=721, E=3, N=8),
-    "BidirectionalScan narrow, int16 state": lambda: integer_scan(B=3, L=41, E=1536, bc_offset=48, gate_offset=1536),
-    "BidirectionalScan narrow, 35 tokens, int16 state": lambda: integer_scan(B=46, L=35, E=40),
-    "BidirectionalScan narrow, N=8, int16 state": lambda: integer_scan(B=54, L=33, E=64, N=8),
-    "BidirectionalScan narrow, odd offsets, N=8, int16 state": lambda: integer_scan(
-        B=36, L=18, E=61, N=8, bc_offset=1, gate_offset=1
-    ),
+    "BidirectionalScan narrow, 1 token": lambda: scan(B=176, L=1, E=48),
+    "BidirectionalScan narrow, 1 token, N=8, fp32 state": lambda: scan(B=264, L=1, E=30, N=8, state="fp32"),
+    "BidirectionalScan narrow, state halves": lambda: scan_with(state_halves, B=264),
+    "BidirectionalScan narrow, odd offsets, N=8": lambda: scan(B=132, L=18, E=61, N=8, bc_offset=1, gate_offset=1),
+    "BidirectionalScan 225 tokens": lambda: scan(B=1, L=225, E=5),
+    "BidirectionalScan 833 tokens, N=8, fp32 state": lambda: scan(B=1, L=833, E=3, N=8, state="fp32"),
+    "BidirectionalScan the most images of wide, fp32 state": lambda: scan(B=527, L=7, E=3, state="fp32"),
+    "BidirectionalScan the fewest images of narrow": lambda: scan(B=528, L=7, E=3),
     **{
-        f"BidirectionalScan narrow, blocks of 2 images, N={states}, int16 state": functools.partial(
-            integer_scan, B=45, L=3, E=768, N=states
+        f"BidirectionalScan narrow, blocks of 6 images and of 3{kind}": functools.partial(
+            scan, B=45, L=3, E=768, N=states, state=state
         )
-        for states in (8, 16)
+        for kind, (states, state) in SCAN_KINDS.items()
     },
-    "BidirectionalScan narrow, 1 token, int16 state": lambda: integer_scan(B=72, L=1, E=30),
-    "BidirectionalScan narrow, 1 token, N=8, int16 state": lambda: integer_scan(B=72, L=1, E=30, N=8),
-    **{
-        f"BidirectionalScan narrow, {name}, N={states}, int16 state": functools.partial(
-            integer_scan, change=change, B=68, L=21, E=19, N=states
-        )
-        for name, change in INTEGER_CHANGES.items()
-        for states in (8, 16)
-    },
+    **{f"BidirectionalScan narrow, {name}": make for name, make in changed_scans(B=264, L=13, E=19).items()},
+    **{f"BidirectionalScan narrow, {name}": make for name, make in cancelling_scans(B=59, E=130).items()},
     "AddRMSNormQuant layer": lambda: norm(B=1, L=197, D=192),
     "AddRMSNormQuant 9 images": lambda: norm(B=9, L=65, D=384),
     "AddRMSNormQuant Vim-Base": lambda: norm(B=1, L=7, D=768),
@@ -897,8 +841,8 @@ MANY: dict[str, Make] = {
 # the watch.
 SCANS_WITH_WORKSPACE: dict[str, dict[str, Any]] = {
     "wide": {"B": 1, "L": 2500, "E": 2},
-    "wide, 2 images, fp32 state": {"B": 2, "L": 529, "E": 5, "state": "fp32"},
-    "wide, N=8": {"B": 2, "L": 869, "E": 9, "N": 8},
-    "narrow": {"B": 216, "L": 409, "E": 1},
-    "narrow, N=8": {"B": 108, "L": 523, "E": 17, "N": 8},
+    "wide, 2 images, fp32 state": {"B": 2, "L": 225, "E": 5, "state": "fp32"},
+    "wide, N=8": {"B": 2, "L": 833, "E": 9, "N": 8},
+    "narrow": {"B": 528, "L": 197, "E": 1},
+    "narrow, N=8": {"B": 264, "L": 99, "E": 17, "N": 8},
 }

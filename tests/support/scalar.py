@@ -81,34 +81,25 @@ def bidirectional_scan(
             for d, (u, delta, bc) in enumerate(
                 ((u_forward, delta_forward, bc_forward), (u_backward, delta_backward, bc_backward))
             ):
-                if state == "int16":
-                    ys.append(
-                        integer_direction(
-                            u[b, :, e], delta[b, :, e], bc[b, :, bc_offset : bc_offset + 2 * states], a_log2[d, e],
-                            input_scale[d, e], b_scale_state[d], b_scale_tok[d], c_scale_state[d], c_scale_tok[d],
-                            y_scale[d, e], skip_scale[d, e], d == 1,
-                        )
-                    )  # fmt: skip
-                    continue
                 y: list[Any] = [None] * tokens
                 h = [exact.exact(0)] * states
+                highs = [powers(exact.exp2c(exact.mul(16, a_log2[d, e, n].item()))) for n in range(states)]
+                lows = [powers(exact.exp2c(a_log2[d, e, n].item())) for n in range(states)]
                 for t in range(tokens) if d == 0 else range(tokens - 1, -1, -1):
                     uq, dq = int(u[b, t, e]), int(delta[b, t, e]) + 128
-                    g = exact.mul(exact.mul(dq, uq), input_scale[d, e].item())
-                    chains: list[Any] = [None] * (states // 4)
+                    g = exact.fma(exact.mul(dq, uq), input_scale[d, e].item(), 2.0**-50)
+                    chains: list[Any] = [None] * 4
                     for n in range(states):
                         bq, cq = int(bc[b, t, bc_offset + n]), int(bc[b, t, bc_offset + states + n])
-                        bf = exact.mul(exact.mul(bq, b_scale_state[d, n].item()), b_scale_tok[d, t].item())
+                        bf = exact.fma(exact.mul(bq, b_scale_state[d, n].item()), b_scale_tok[d, t].item(), 2.0**-50)
                         cf = exact.mul(exact.mul(cq, c_scale_state[d, n].item()), c_scale_tok[d, t].item())
-                        a = exact.exp2c(exact.fma(dq, a_log2[d, e, n].item(), decay_tok[d, t].item()))
+                        a = exact.mul(highs[n][dq // 16], lows[n][dq % 16])
+                        if state == "int8":
+                            a = exact.mul(a, decay_tok[d, t].item())
                         new = exact.fma(a, h[n], exact.mul(g, bf))
                         h[n] = exact.exact(exact.sat8_rne(new)) if state == "int8" else new
-                        chains[n // 4] = exact.mul(new, cf) if n % 4 == 0 else exact.fma(new, cf, chains[n // 4])
-                    total = (
-                        exact.add(exact.add(chains[0], chains[1]), exact.add(chains[2], chains[3]))
-                        if states == 16
-                        else exact.add(chains[0], chains[1])
-                    )
+                        chains[n % 4] = exact.mul(new, cf) if n < 4 else exact.fma(new, cf, chains[n % 4])
+                    total = exact.add(exact.add(chains[0], chains[2]), exact.add(chains[1], chains[3]))
                     y[t] = exact.fma(uq, skip_scale[d, e].item(), exact.mul(total, y_scale[d, e].item()))
                 ys.append(y)
             for t in range(tokens):
@@ -119,53 +110,15 @@ def bidirectional_scan(
     return out
 
 
-def integer_direction(
-    u: I8, delta: I8, bc: I8, a_log2: F32, k: F32, b_state: F32, b_tok: F32, c_state: F32, c_tok: F32, y_scale: F32,
-    skip_scale: F32, reverse: bool,
-) -> list[Fraction]:  # fmt: skip
-    """y of one channel in one direction, with the int16 state."""
-    tokens, states = len(u), len(a_log2)
-    highs: list[list[int]] = []
-    lows: list[list[int]] = []
-    for n in range(states):
-        bases = exact.exp2c(exact.round_f32(16 * exact.exact(a_log2[n].item()))), exact.exp2c(a_log2[n].item())
-        for base, table, most in zip(bases, (highs, lows), (32767, 32768), strict=True):
-            power = [exact.exact(1), base]
-            for _ in range(14):
-                power.append(exact.mul(power[-2], exact.mul(base, base)))
-            table.append([min(most, round(32768 * p)) for p in power])
-    y: list[Any] = [None] * tokens
-    h = [0] * states
-    for t in range(tokens - 1, -1, -1) if reverse else range(tokens):
-        dq, uq = int(delta[t]) + 128, int(u[t])
-        drive = exact.mul(exact.mul(dq * uq, k.item()), b_tok[t].item())
-        is_large = abs(drive) >= exact.exact(32767.5)
-        g = clamped(round(drive / 16 if is_large else drive), 32767)
-        total = 0
-        for n in range(states):
-            b = half_up(clamped(round(exact.mul(int(bc[t, n]), b_state[n].item())), 32767) * g)
-            if is_large:
-                b = saturated(16 * b)
-            c = clamped(round(exact.mul(int(bc[t, states + n]), c_state[n].item())), 32767)
-            minus_decay = half_up(highs[n][dq >> 4] * -lows[n][dq & 15])
-            h[n] = saturated(b - half_up(h[n] * minus_decay))
-            total += h[n] * c
-        total = (total + 2**31) % 2**32 - 2**31
-        product = exact.mul(exact.mul(exact.round_f32(exact.exact(total)), y_scale.item()), c_tok[t].item())
-        y[t] = exact.fma(uq, skip_scale.item(), product)
-    return y
-
-
-def half_up(product: int) -> int:
-    return (product + 2**14) // 2**15
-
-
-def clamped(x: int, most: int) -> int:
-    return max(-most, min(most, x))
-
-
-def saturated(x: int) -> int:
-    return max(-32768, min(32767, x))
+def powers(base: Fraction) -> list[Fraction]:
+    """base^k for k = 0..15, none below 2^-60."""
+    least = Fraction(1, 2**60)
+    base = max(base, least)
+    square = max(exact.mul(base, base), least)
+    found = [exact.exact(1), base]
+    for _ in range(14):
+        found.append(max(exact.mul(found[-2], square), least))
+    return found
 
 
 def add_rms_norm_quant(hidden: F32, residual: F32, gain: F32, inv_scale_tok: F32, *, epsilon: float) -> tuple[F32, I8]:

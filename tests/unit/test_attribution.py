@@ -30,7 +30,7 @@ IMAGES = random_images(CONFIG, CALIBRATION_IMAGES, seed=1)
 
 
 def found(cache: Cache | None = None, detail: str = "tensors") -> Attribution:
-    cache = cache or tiny_cache(DEEP)
+    cache = cache or tiny_cache(DEEP, state="int8")
     logits = Simulation(CONFIG, WEIGHTS, cache).logits(IMAGES, Simulation(CONFIG, WEIGHTS, cache).quantizers).numpy()
     return attribute(CONFIG, WEIGHTS, cache, IMAGES, logits, detail)
 
@@ -42,7 +42,7 @@ def test_names_have_a_layer_and_a_kind() -> None:
 
 @pytest.mark.parametrize("detail", ["kinds", "tensors"])
 def test_each_partition_holds_every_quantizer_once(detail: str) -> None:
-    quantizers = Simulation(CONFIG, WEIGHTS, tiny_cache(DEEP)).quantizers
+    quantizers = Simulation(CONFIG, WEIGHTS, tiny_cache(DEEP, state="int8")).quantizers
     groups = groups_of(quantizers, detail)
     for partition in ("kind", "layer", *(["tensor"] if detail == "tensors" else [])):
         members = [name for _, group, names in groups if group == partition for name in names]
@@ -68,7 +68,7 @@ def test_costs_are_those_of_the_simulation_asked_directly(
     """Whatever layer a group begins in, and in however many batches images run."""
     if elements is not None:
         monkeypatch.setattr(module, "BATCH_ELEMENTS", elements)
-    cache = tiny_cache(DEEP)
+    cache = tiny_cache(DEEP, state="int8")
     simulation, result = Simulation(CONFIG, WEIGHTS, cache), found(cache)
     quantizers = set(simulation.quantizers)
     exact = simulation.logits(IMAGES, ()).numpy()
@@ -89,7 +89,7 @@ def test_costs_are_those_of_the_simulation_asked_directly(
 
 @pytest.mark.slow
 def test_a_step_far_too_large_is_found() -> None:
-    cache = tiny_cache(DEEP)
+    cache = tiny_cache(DEEP, state="int8")
     spoiled = Cache(
         cache.info,
         {**cache.tensors, "layers.1.backward.u.out_scale": cache.tensors["layers.1.backward.u.out_scale"] * 40},
@@ -111,7 +111,13 @@ def test_errors_name_layer_and_kind_and_are_infinite_where_nothing_differs() -> 
         (i, kind) for i in range(3) for kind in ("conv.input", "forward.delta", "backward.scan.output")
     }
     assert all(error.name == f"layers.{error.layer}.{error.kind}" and 3 < error.snr_db < 90 for error in errors)
-    record = module._Attribution(Simulation(CONFIG, WEIGHTS, tiny_cache(DEEP)), tiny_cache(DEEP), IMAGES, "kinds", None)
+    record = module._Attribution(
+        Simulation(CONFIG, WEIGHTS, tiny_cache(DEEP, state="int8")),
+        tiny_cache(DEEP, state="int8"),
+        IMAGES,
+        "kinds",
+        None,
+    )
     record._add_error("a", torch.ones(3), torch.ones(3))
     record._add_error("b", torch.zeros(3), torch.ones(3))
     record._add_error("c", torch.ones(3), torch.tensor([1.0, 1.0, 1.1]))
@@ -126,7 +132,7 @@ def test_errors_name_layer_and_kind_and_are_infinite_where_nothing_differs() -> 
 @pytest.mark.slow
 def test_progress_ends_at_its_total() -> None:
     steps: list[tuple[int, int]] = []
-    cache = tiny_cache(DEEP)
+    cache = tiny_cache(DEEP, state="int8")
     attribute(
         CONFIG,
         WEIGHTS,
@@ -148,7 +154,7 @@ def test_an_unknown_detail_is_refused() -> None:
 
 def exact_tensors() -> tuple[dict[str, np.ndarray], dict[tuple[int, str], np.ndarray]]:
     """Return every tensor of the fp32 model, and its states."""
-    cache = tiny_cache(DEEP)
+    cache = tiny_cache(DEEP, state="int8")
     seen: dict[str, torch.Tensor] = {}
     states: dict[tuple[int, str], torch.Tensor] = {}
     model = load_model(CONFIG, WEIGHTS)
@@ -182,7 +188,7 @@ def by_place(ranges: tuple[Range, ...]) -> dict[tuple[str, str], Range]:
 
 
 def test_ranges_are_the_largest_magnitudes_and_what_the_steps_reach() -> None:
-    cache, (largest, _) = tiny_cache(DEEP), exact_tensors()
+    cache, (largest, _) = tiny_cache(DEEP, state="int8"), exact_tensors()
     ranges, t = by_place(found(detail="kinds").ranges), cache.tensors
     assert len(ranges) == 3 * (4 * 2 + 6)
     for i in range(3):
@@ -206,7 +212,7 @@ def test_ranges_are_the_largest_magnitudes_and_what_the_steps_reach() -> None:
 
 @pytest.mark.slow
 def test_states_after_reparameterization_use_more_bits() -> None:
-    cache, (_, largest) = tiny_cache(DEEP), exact_tensors()
+    cache, (_, largest) = tiny_cache(DEEP, state="int8"), exact_tensors()
     states = found(detail="kinds").states
     assert states
     for state in states:
@@ -232,7 +238,7 @@ def test_states_that_are_one_product_use_all_bits() -> None:
         f"layers.0.forward.state.scale_{axis}": v.astype(np.float32)
         for axis, v in (("tok", tok), ("chan", chan), ("state", state))
     }
-    record = RangeRecord(CONFIG, Cache(tiny_cache(DEEP).info, tensors))
+    record = RangeRecord(CONFIG, Cache(tiny_cache(DEEP, state="int8").info, tensors))
     for t in range(CONFIG.tokens):
         h = torch.from_numpy((127 * tok[t] * chan[:, None] * state).astype(np.float32))[None]
         assert record.state(0, False, t, h * 0.5) is not h and record.state(0, False, t, h) is h

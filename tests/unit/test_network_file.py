@@ -76,7 +76,7 @@ def test_every_operator_writes_all_its_attributes_and_names_its_plugin() -> None
         if node.domain == DOMAIN:
             attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
             assert attributes.keys() == {*OPERATORS[node.op_type].attributes, "plugin_version", "plugin_namespace"}
-            assert attributes["plugin_version"] == b"1" and attributes["plugin_namespace"] == b"vimtrt"
+            assert attributes["plugin_version"] == b"2" and attributes["plugin_namespace"] == b"vimtrt"
             seen.add(node.op_type)
     assert seen == set(OPERATORS) - {"AddLayerNormQuant"}, "no layer of Vim has one"
 
@@ -97,7 +97,7 @@ def test_metadata_says_what_the_network_is(tmp_path: Path) -> None:
         mean=normalization(config).mean,
         std=normalization(config).std,
         recipe="default",
-        state="int8",
+        state="fp32",
         weights_sha256=cache.info.weights_sha256,
         calibration_sha256=cache.sha256(),
         calibration_images=CALIBRATION_IMAGES,
@@ -351,11 +351,11 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     ),
     "missing node": (lambda m: m.graph.node.pop(3) and None, r"unknown input"),
     "output twice": (same_output_twice, r"the output '.*' exists already"),
-    "opset of the operators": (opset("vimtrt", 2), r"operators of vimtrt have version 2, this package runs version 1"),
+    "opset of the operators": (opset("vimtrt", 1), r"operators of vimtrt have version 1, this package runs version 2"),
     "no opset of the operators": (opset("vimtrt", None), r"operators of vimtrt have version None"),
     "plugin version": (
-        attribute("BidirectionalScan", "plugin_version", "2"),
-        r"attribute plugin_version is '2'; this version runs '1'",
+        attribute("BidirectionalScan", "plugin_version", "1"),
+        r"attribute plugin_version is '1'; this version runs '2'",
     ),
     "unknown attribute": (
         attribute("BidirectionalScan", "chunk", 4),
@@ -367,7 +367,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     ),
     "unknown state": (
         attribute("BidirectionalScan", "state", "int4"),
-        r"attribute state: must be int8 or fp32 or int16, got int4",
+        r"attribute state: must be int8 or fp32, got int4",
     ),
     "epsilon of 0": (attribute("AddRMSNormQuant", "epsilon", 0.0), r"epsilon must lie between 0 and 1"),
     "epsilon that is NaN": (attribute("AddRMSNormQuant", "epsilon", float("nan")), r"epsilon must lie between 0 and 1"),
@@ -397,7 +397,10 @@ REFUSED: dict[str, tuple[Edit, str]] = {
         r"perm must reorder all axes but the first",
     ),
     "foreign metadata": (metadata("format_version", None), r"not one made by pyvimtrt build"),
-    "newer format": (metadata("format_version", "2"), r"has format version 2, this package reads version 1"),
+    "older format": (
+        metadata("format_version", "1"),
+        r"has format version 1, this package reads version 2; build the network again",
+    ),
     "damaged metadata": (metadata("labels", "["), r"damaged metadata"),
     "missing metadata": (metadata("recipe", None), r"metadata does not match this package"),
     "unknown metadata": (metadata("color", '"red"'), r"metadata does not match this package"),

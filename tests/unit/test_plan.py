@@ -78,8 +78,8 @@ def test_a_pair_that_does_not_belong_together_is_refused(
         ("plan_bytes", -1), ("plan_bytes", 1.5), ("plan_bytes", True), ("network_sha256", ""), ("tensorrt_version", 11),
         ("pyvimtrt_version", []), ("plugins", "none"), ("plugin_library_sha256", None),
         ("plugin_library_bytes", "many"), ("workspace_bytes", 0), ("build_seconds", "long"),
-        ("build_seconds", float("nan")), ("network", []), ("network", {}), ("format_version", 2),
-        ("format_version", "1"), ("another", 1),
+        ("build_seconds", float("nan")), ("network", []), ("network", {}), ("format_version", 1),
+        ("format_version", "2"), ("another", 1),
     ],
 )  # fmt: skip
 def test_entries_of_other_types_are_refused(key: str, value: Any, engine: Path) -> None:

@@ -29,7 +29,6 @@ from pyvimtrt.families.vim.config import VimConfig
 from pyvimtrt.families.vim.model import Block, VisionMamba
 from pyvimtrt.graph.assemble import assemble
 from pyvimtrt.graph.network import network_from_model
-from pyvimtrt.graph.operators import OPERATORS
 from pyvimtrt.model.checkpoint import load_model
 from pyvimtrt.model.scan import torch_scan
 from pyvimtrt.model.weights import Weights
@@ -933,8 +932,8 @@ def check_default_scales(cache: Cache, config: VimConfig, weights: Weights, seen
             "dt_proj.weight",
         )
         check_state_factors(t, d, np.abs(seen[f"{p}state.{direction}"]).max(axis=0))
+        assert not cache.tensors[p + "gate.table_id"].any(), "the gate has one table"
         for table, hook in (
-            (p + "gate", p + "gate"),
             (d + "u", f"{p}{direction}.u"),
             (d + "delta", f"{p}{direction}.delta"),
         ):
@@ -1034,41 +1033,10 @@ def test_every_default_step_is_a_candidate_times_the_min_max_scale(spec: str) ->
 def test_the_states_steps_are_clipped_for_the_least_error_in_y(spec: str) -> None:
     config, weights, images, norm = setup(SPECS[spec])
     check_state_clips(
-        calibrate(config, weights, images, RECIPES["default"], norm), config, observed(config, weights, images, norm)
+        calibrate(config, weights, images, get_recipe("default", state="int8"), norm),
+        config,
+        observed(config, weights, images, norm),
     )
-
-
-@pytest.mark.parametrize("spec", ["middle", "overlap", "state 8"])
-def test_the_int16_state_has_one_unit_that_leaves_room_for_twice_the_largest_state(spec: str) -> None:
-    config, weights, images, norm = setup(SPECS[spec])
-    seen = observed(config, weights, images, norm)
-    cache = calibrate(config, weights, images, get_recipe("default", state="int16"), norm).tensors
-    for d in (f"layers.{i}.{name}" for i in range(config.depth) for name, _, _ in DIRECTIONS):
-        layer, _, direction = d.rpartition(".")
-        factors = np.multiply.outer(cache[f"{d}.state.scale_chan"], cache[f"{d}.state.scale_state"])
-        unit = 2 * (np.abs(seen[f"{layer}.state.{direction}"]) / factors).max() / 32767
-        np.testing.assert_allclose(cache[f"{d}.state.scale_tok"], np.full(config.tokens, unit), rtol=1e-4)
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("spec", ["middle", "state 8"])
-def test_no_sum_of_an_int16_state_passes_an_int32(spec: str, recipe: str) -> None:
-    """Whatever the state: 2^15 times the sum of |C|, where every C is the largest there is and rounding adds a half."""
-    config, weights, images, norm = setup(SPECS[spec])
-    cache = calibrate(config, weights, images, get_recipe(recipe, state="int16"), norm)
-    network = network_from_model(assemble(config, weights, cache), "test")
-    scans = [node for node in network.nodes if node.op == "BidirectionalScan"]
-    assert len(scans) == config.depth
-    for node in scans:
-        given = dict(zip((tensor.name for tensor in OPERATORS[node.op].inputs), node.inputs, strict=True))
-        b, c, decay, a_log2 = (
-            np.asarray(network.values[given[name]].data, np.float64)
-            for name in ("b_scale_state", "c_scale_state", "decay_tok", "a_log2")
-        )
-        np.testing.assert_allclose(128 * np.abs(b).max(axis=-1), 32766, rtol=1e-6)
-        np.testing.assert_allclose(128 * np.abs(c).sum(axis=-1), 65500, rtol=1e-6)
-        assert (2**15 * np.rint(128 * np.abs(c) + 0.5).sum(axis=-1) < 2**31).all()
-        assert (decay == 0).all() and (a_log2 < 0).all()
 
 
 def check_usable(cache: Cache, config: VimConfig, weights: Weights) -> None:
@@ -1438,7 +1406,7 @@ def test_default_has_a_step_per_token_and_channel() -> None:
     for name in ("in_proj", "out_proj", "forward.conv", "backward.x_proj", "forward.dt_proj"):
         value = t[f"layers.0.{name}.weight.scale"]
         assert len(np.unique(value)) == len(value), name
-    assert 1 < len(t["layers.0.gate.out_scale"]) <= 8
+    assert len(t["layers.0.gate.out_scale"]) == 1 < len(t["layers.0.forward.u.out_scale"]) <= 3
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
@@ -1461,8 +1429,8 @@ def test_clusters_gather_tokens_of_like_magnitude() -> None:
 def test_the_recipes_are_those_documented() -> None:
     assert list(RECIPES) == ["default", "paper", "naive"]
     default, paper, naive = RECIPES.values()
-    assert default.token_wise == set(TOKEN_TENSORS) and default.channel_wise == set(CHANNEL_TENSORS)
-    assert (default.clusters, default.tables) == ("full", 8)
+    assert default.token_wise == set(TOKEN_TENSORS) and default.channel_wise == set(CHANNEL_TENSORS) - {"gate"}
+    assert (default.clusters, default.tables) == ("full", 3)
     assert (default.reparameterization, default.search) == ("log_rank1", "output_error")
     assert paper.token_wise == {"scan.output", "state"} and paper.channel_wise == {"u", "gate", "delta"}
     assert (paper.clusters, paper.tables, paper.reparameterization, paper.search) == (4, 4, "published", "cosine")
@@ -1470,16 +1438,17 @@ def test_the_recipes_are_those_documented() -> None:
     assert not naive.token_wise and not naive.channel_wise
     assert (naive.clusters, naive.tables, naive.reparameterization, naive.search) == (1, 1, "none", "none")
     assert naive.power_of_two == set()
-    assert all(recipe.state == "int8" for recipe in RECIPES.values())
+    assert [recipe.state for recipe in RECIPES.values()] == ["fp32", "int8", "int8"]
 
 
 def test_every_step_can_be_left_out_of_default() -> None:
     for step, changes in STEPS.items():
         if step == "power_of_two":  # of the paper alone
             continue
-        shorter = get_recipe("default", without=[step])
+        whole = get_recipe("default", state="int8") if step == "reparameterization" else RECIPES["default"]
+        shorter = get_recipe("default", state=whole.state, without=[step])
         assert shorter.name == f"default without {step}"
-        assert {k for k in vars(shorter) if getattr(shorter, k) != getattr(RECIPES["default"], k)} == {"name", *changes}
+        assert {k for k in vars(shorter) if getattr(shorter, k) != getattr(whole, k)} == {"name", *changes}
     both = get_recipe("default", without=parse_without("smoothing, search"))
     assert both.name == "default without smoothing, search" and not both.smoothing and both.search == "none"
     assert get_recipe("default", without=parse_without(None)) is RECIPES["default"]
@@ -1493,6 +1462,7 @@ def test_every_step_can_be_left_out_of_default() -> None:
         ("default", "smothing", "unknown step 'smothing'; the steps of a recipe are token_steps"),
         ("naive", "smoothing", "the recipe naive has no step smoothing to leave out"),
         ("paper", "smoothing", "the recipe paper has no step smoothing to leave out"),
+        ("default", "reparameterization", "the recipe default has no step reparameterization to leave out"),
     ],
 )
 def test_a_step_that_is_not_there_cannot_be_left_out(name: str, step: str, sentence: str) -> None:
@@ -1504,9 +1474,9 @@ def test_a_step_that_is_not_there_cannot_be_left_out(name: str, step: str, sente
 @pytest.mark.parametrize("step", STEPS)
 def test_a_calibration_without_a_step_differs_and_says_so(step: str) -> None:
     config, weights, images, norm = setup(SPECS["overlap"])
-    recipe = "paper" if step == "power_of_two" else "default"
-    whole = calibrate(config, weights, images, get_recipe(recipe), norm)
-    shorter = calibrate(config, weights, images, get_recipe(recipe, without=[step]), norm)
+    recipe, state = "paper" if step == "power_of_two" else "default", "int8" if step == "reparameterization" else None
+    whole = calibrate(config, weights, images, get_recipe(recipe, state=state), norm)
+    shorter = calibrate(config, weights, images, get_recipe(recipe, state=state, without=[step]), norm)
     assert shorter.info.recipe == f"{recipe} without {step}"
     assert any(not np.array_equal(shorter.tensors[k], whole.tensors[k]) for k in whole.tensors if k in shorter.tensors)
     network_from_model(assemble(config, weights, shorter), "the assembled network")
@@ -1524,8 +1494,8 @@ def test_get_recipe_replaces_what_is_given_and_nothing_else() -> None:
     [
         (("best",), r"unknown recipe 'best'; the recipes are default, paper, naive"),
         (("",), r"unknown recipe ''"),
-        (("default", None, "int4"), r"the state must be int8, int16 or fp32, got 'int4'"),
-        (("default", None, ""), r"the state must be int8, int16 or fp32, got ''"),
+        (("default", None, "int4"), r"the state must be int8 or fp32, got 'int4'"),
+        (("default", None, ""), r"the state must be int8 or fp32, got ''"),
         (("default", "0"), r"k must be a number from 1 to 4096, or full; got '0'"),
         (("default", 0), r"k must be a number from 1 to 4096, or full; got 0"),
         (("default", -3), r"got -3"),
@@ -1588,7 +1558,7 @@ def at_end(value: float) -> Callable[[Array], Array]:
     return edit
 
 
-GATE = "layers.0.gate"
+TABLES = "layers.0.forward.u"
 
 
 @pytest.mark.parametrize(
@@ -1611,15 +1581,15 @@ GATE = "layers.0.gate"
         (changed("head.weight.scale", at_end(-1.0)), r"head\.weight\.scale has"),
         (changed("head.weight.scale", at_end(math.nan)), r"head\.weight\.scale has"),
         (changed("layers.0.backward.state.scale_state", at_end(0.0)), r"layers\.0\.backward\.state\.scale_state has"),
-        (changed(f"{GATE}.out_scale", at_end(0.0)), r"layers\.0\.gate\.out_scale has"),
-        (changed(f"{GATE}.index_center", at_end(math.nan)), r"layers\.0\.gate\.index_center has"),
-        (changed(f"{GATE}.table_id", at_end(-1)), r"layers\.0\.gate\.table_id has"),
-        (changed(f"{GATE}.table_id", at_end(8)), r"layers\.0\.gate\.table_id has"),
-        (changed(f"{GATE}.table_id", lambda x: x.astype(np.int64)), r"layers\.0\.gate\.table_id has"),
-        (changed(f"{GATE}.table_id", lambda x: x.astype(np.float32)), r"layers\.0\.gate\.table_id has"),
-        (changed(f"{GATE}.index_scale", lambda x: x[:1]), r"layers\.0\.gate\."),
-        (changed(f"{GATE}.out_scale", lambda x: x[:1]), r"layers\.0\.gate\."),
-        (changed(f"{GATE}.index_center", lambda x: x[:0]), r"layers\.0\.gate\."),
+        (changed(f"{TABLES}.out_scale", at_end(0.0)), r"layers\.0\.forward\.u\.out_scale has"),
+        (changed(f"{TABLES}.index_center", at_end(math.nan)), r"layers\.0\.forward\.u\.index_center has"),
+        (changed(f"{TABLES}.table_id", at_end(-1)), r"layers\.0\.forward\.u\.table_id has"),
+        (changed(f"{TABLES}.table_id", at_end(3)), r"layers\.0\.forward\.u\.table_id has"),
+        (changed(f"{TABLES}.table_id", lambda x: x.astype(np.int64)), r"layers\.0\.forward\.u\.table_id has"),
+        (changed(f"{TABLES}.table_id", lambda x: x.astype(np.float32)), r"layers\.0\.forward\.u\.table_id has"),
+        (changed(f"{TABLES}.index_scale", lambda x: x[:1]), r"layers\.0\.forward\.u\."),
+        (changed(f"{TABLES}.out_scale", lambda x: x[:1]), r"layers\.0\.forward\.u\."),
+        (changed(f"{TABLES}.index_center", lambda x: x[:0]), r"layers\.0\.forward\.u\."),
     ],
 )
 def test_damaged_tensors_are_refused_by_name(
@@ -1993,7 +1963,7 @@ def test_a_saturating_state_is_noticed() -> None:
     """Steps of the state 40 times too small cost the logits their shift."""
     config, weights, images, norm = setup(SPECS["overlap"], CALIBRATION_IMAGES)
     weights = stateful(weights)
-    cache = calibrate(config, weights, images, RECIPES["default"], norm)
+    cache = calibrate(config, weights, images, get_recipe("default", state="int8"), norm)
     with torch.no_grad():
         truth = load_model(config, weights)(norm.apply(images)).numpy()
     names = [f"layers.0.{direction}.state.scale_tok" for direction in ("forward", "backward")]

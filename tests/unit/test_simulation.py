@@ -79,16 +79,15 @@ def test_all_on_it_is_the_engine(spec: str, recipe: str) -> None:
     assert to_engine > to_fp32 + 8, (to_engine, to_fp32)
 
 
-@pytest.mark.parametrize("recipe", ["default", "naive"])
-def test_all_on_it_is_the_engine_with_an_int16_state(recipe: str) -> None:
-    config, weights, cache, images = parts(recipe=recipe, state="int16")
+def test_all_on_it_is_the_engine_with_an_int8_state() -> None:
+    config, weights, cache, images = parts(state="int8")
     assert any(name.endswith(".state") for name in Simulation(config, weights, cache).quantizers)
     to_engine, to_fp32 = excess(config, weights, cache, images)
     assert to_engine > to_fp32 + 8, (to_engine, to_fp32)
 
 
 def test_a_state_in_fp32_is_no_quantizer() -> None:
-    config, weights, cache, images = parts(state="fp32")
+    config, weights, cache, images = parts()
     assert not any(name.endswith(".state") for name in Simulation(config, weights, cache).quantizers)
     to_engine, to_fp32 = excess(config, weights, cache, images)
     assert to_engine > to_fp32 + 8, (to_engine, to_fp32)
@@ -195,7 +194,7 @@ def test_every_quantizer_moves_the_logits_and_is_off_again(spec: str) -> None:
 
 
 def test_quantizers_are_named_after_the_steps_of_the_cache() -> None:
-    config, weights, cache, _ = parts(SPECS["none"])
+    config, weights, cache, _ = parts(SPECS["none"], state="int8")
     names = set(Simulation(config, weights, cache).quantizers)
     assert len(names) == len(Simulation(config, weights, cache).quantizers)
     steps_of = {name.rpartition(".scale")[0] for name in cache.tensors if ".scale" in name}

@@ -170,7 +170,7 @@ def measure_operators(
         stream.milliseconds(graph, 1)
         times = [stream.milliseconds(graph, 1) / repeats for _ in range(1 if options.is_double else 7)]
         milliseconds = statistics.median(times)
-        floor = floor_of(gpu, node.op, inputs, outputs)
+        floor = floor_of(gpu, node.op, inputs, outputs, node.attributes)
         total += milliseconds * len(nodes)
         found["operators"].append(
             {

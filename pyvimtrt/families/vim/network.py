@@ -23,9 +23,6 @@ from pyvimtrt.graph.builder import F64, function_tables, quantize_weight, silu
 from pyvimtrt.graph.network import INPUT_NAME, OUTPUT_NAME
 from pyvimtrt.graph.parts import PartBuilder
 
-# Of the int16 state: the largest |B|, and the largest sum of |C| over the states.
-MAX_B, MAX_SUM_C = 32766.0, 65500.0
-
 
 def assemble(config: VimConfig, graph: PartBuilder) -> None:
     """Add all nodes, from the images to the logits."""
@@ -143,15 +140,19 @@ def _scan(
 
 
 def _scan_constants(graph: PartBuilder, config: VimConfig, scan: ScanParts, p: str) -> dict[str, F64]:
-    """Return the constants of one direction, the factors r_C, s_L, r_D and all scales folded in."""
+    """Return the constants of one direction, the factors r_C, s_L, r_D and all scales folded in; a state that is not
+    rounded has no factors.
+    """
     R, N = config.rank, config.state
     tok, chan = (graph.scale(f"{p}{scan.dbc.name}.{kind}") for kind in ("scale_tok", "scale_chan"))
     s_L, r_C, r_D = (graph.scale(f"{p}{scan.state.name}.{kind}") for kind in ("scale_tok", "scale_chan", "scale_state"))
+    if graph.cache.info.state == "fp32":
+        s_L, r_C, r_D = (np.ones_like(factor) for factor in (s_L, r_C, r_D))
     s_u, s_delta = graph.channel_scale(p, scan.u), graph.channel_scale(p, scan.delta)
     previous = np.concatenate([s_L[1:], s_L[-1:]]) if scan.direction.reverse else np.concatenate([s_L[:1], s_L[:-1]])
-    constants = {
+    return {
         "a_log2": -np.exp(graph.weights[p + scan.A_log]) * s_delta[:, None] * math.log2(math.e),
-        "decay_tok": np.log2(previous / s_L),
+        "decay_tok": previous / s_L,
         "input_scale": s_delta * s_u / r_C,
         "b_scale_state": chan[R : R + N] / r_D,
         "b_scale_tok": tok / s_L,
@@ -159,22 +160,6 @@ def _scan_constants(graph: PartBuilder, config: VimConfig, scan: ScanParts, p: s
         "c_scale_tok": tok * s_L,
         "y_scale": r_C,
         "skip_scale": graph.weights[p + scan.D] * s_u,
-    }
-    return _in_integers(constants) if graph.cache.info.state == "int16" else constants
-
-
-def _in_integers(constants: dict[str, F64]) -> dict[str, F64]:
-    """Return a direction's constants for the int16 state: B and C fill 16 bits, and the products' 2^15 is taken back.
-
-    No sum of 32768 |C| over the states passes an int32: 128 sum |c_scale_state| is 65500 at most, and rounding adds 8.
-    """
-    b_fill = MAX_B / (128 * np.abs(constants["b_scale_state"]).max())
-    c_fill = MAX_SUM_C / (128 * np.abs(constants["c_scale_state"]).sum())
-    return constants | {
-        "input_scale": constants["input_scale"] * 2.0**15 / b_fill,
-        "b_scale_state": constants["b_scale_state"] * b_fill,
-        "c_scale_state": constants["c_scale_state"] * c_fill,
-        "y_scale": constants["y_scale"] / c_fill,
     }
 
 
