@@ -71,7 +71,8 @@ class NetworkInfo:
         if values["format_version"] != FORMAT_VERSION:
             raise NetworkError(
                 f"{source} has format version {values['format_version']}, this package reads version "
-                f"{FORMAT_VERSION}; build the network again"
+                f"{FORMAT_VERSION}; build the network again from the same cache: "
+                "pyvimtrt build MODEL --weights WEIGHTS --calib CACHE --int8 -o FILE"
             )
         for key in ("labels", "mean", "std"):
             if not isinstance(values.get(key), list):
