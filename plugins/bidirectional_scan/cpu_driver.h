@@ -92,7 +92,6 @@ void run_items(const BidirectionalScanParams& p, const float* packed, int64_t to
   using Vectors = typename Scan::Vectors;
   using Vector = typename Vectors::Vector;
   constexpr int kLanes = Vectors::kLanes, kDirection = Scan::kDirectionRows * kLanes;
-  constexpr int kAhead = 16;  // tokens: their rows may be in another processor's cache
   const int64_t L = p.tokens, E = p.channels;
   const int64_t blocks = (E + kLanes - 1) / kLanes, groups = (blocks + together - 1) / together;
   const ScanScratch<Scan> at(p, together);
@@ -113,7 +112,7 @@ void run_items(const BidirectionalScanParams& p, const float* packed, int64_t to
       const typename Vectors::Lanes lanes = Vectors::lanes(E - block * kLanes);
       const Vector gate_scale = Vectors::load(packed + block * (2 * kDirection + kLanes) + 2 * kDirection);
       return [=, &p](int t, Vector y) VIMTRT_ALWAYS_INLINE {
-        const int64_t ahead = t >= kAhead ? t - kAhead : t;
+        const int64_t ahead = t >= Scan::kAhead ? t - Scan::kAhead : t;
         Vectors::prefetch(gate + ahead * p.gate_stride);
         Vectors::prefetch(out + ahead * E);
         const Vector y_both = Vectors::add(Vectors::load(y_forward + static_cast<int64_t>(t) * kLanes), y);
@@ -165,7 +164,7 @@ void pack(const BidirectionalScanParams& p, void* packed) {
 template <class Vectors>
 size_t scratch_bytes(const BidirectionalScanParams& p, int threads) {
   const ScanRunner& runner = scan_runner<Vectors>(p);
-  // Of fewer threads each takes more blocks, but no two take as much as all.
+  // A run may have fewer threads, and each of fewer may take more blocks.
   size_t most = 0;
   for (int count = 1; count <= threads; ++count) {
     const size_t bytes = runner.scratch_bytes(p, blocks_together(p, runner.blocks(p), count)) * count;

@@ -57,7 +57,7 @@ class TensorError:
 
 @dataclass(frozen=True)
 class Range:
-    """Largest magnitudes of a tensor along one axis, and the magnitude up to which int8 reaches there, 127 scales.
+    """Largest magnitudes of a tensor along one axis, and the magnitude that 127 times the scale reaches there.
 
     ``largest`` and ``reach`` [tokens or channels]; ``groups`` [tokens or channels] numbers the scales: equal numbers,
     equal scales.

@@ -251,7 +251,7 @@ def conv_subnormal(inputs: dict[str, Array], rng: np.random.Generator) -> None:
 
 
 def conv_one_tap(inputs: dict[str, Array], rng: np.random.Generator) -> None:
-    """Hook j of channel e is 1 where j = e % 4: shows a window read one token too far in any direction."""
+    """Tap j of channel e is 1 where j = e % 4: shows a window read one token too far in any direction."""
     inputs["weight"][...] = 0
     for e in range(inputs["weight"].shape[1]):
         inputs["weight"][:, e, e % 4] = 1
