@@ -1,10 +1,7 @@
 # For the tests: the CUDA kernels on a CPU (tests/cuda_on_cpu), the Python module vimtrt_cuda_on_cpu.
 include(cmake/TestModules.cmake)
 
-set(VIMTRT_KERNELS tests/cuda_on_cpu/planted.cu tests/native/copies.cu tests/native/probes.cu)
-foreach(operator IN LISTS VIMTRT_OPERATORS)
-  list(APPEND VIMTRT_KERNELS plugins/${operator}/kernel.cu)
-endforeach()
+set(VIMTRT_KERNELS ${VIMTRT_KERNEL_SOURCES} ${VIMTRT_COPY_SOURCES} tests/cuda_on_cpu/planted.cu tests/native/probes.cu)
 
 # Locals that are not initialized hold a pattern. Deep stacks meet their guard page. Kernels look at the same bytes as
 # different types.
@@ -27,8 +24,10 @@ target_compile_definitions(vimtrt_kernels_on_cpu PUBLIC VIMTRT_CUDA_ON_CPU)
 target_compile_options(vimtrt_kernels_on_cpu PRIVATE -O2 -g)
 target_link_options(vimtrt_kernels_on_cpu PUBLIC --coverage)  # of the kernels: tools/kernel_coverage.py
 target_link_libraries(vimtrt_kernels_on_cpu PUBLIC vimtrt_flags ${CMAKE_DL_LIBS})
+set_source_files_properties(plugins/executor/cuda_program.cpp PROPERTIES COMPILE_OPTIONS --coverage)
 vimtrt_test_module(vimtrt_cuda_on_cpu tests/native/operators_module.cpp)
-target_sources(vimtrt_cuda_on_cpu PRIVATE ${VIMTRT_OPERATOR_SOURCES} ${VIMTRT_CUDA_OPERATOR_SOURCES})
+target_sources(vimtrt_cuda_on_cpu PRIVATE ${VIMTRT_OPERATOR_SOURCES} ${VIMTRT_CUDA_OPERATOR_SOURCES}
+  ${VIMTRT_CUDA_EXECUTOR_SOURCES})
 target_link_libraries(vimtrt_cuda_on_cpu PRIVATE vimtrt_kernels_on_cpu)
 if(VIMTRT_CUDA_ON_CPU_ASAN)
   target_compile_options(vimtrt_kernels_on_cpu PRIVATE -fsanitize=address -fno-omit-frame-pointer)

@@ -20,6 +20,7 @@ target_include_directories(vimtrt_plugins_for_double SYSTEM PUBLIC ${VIMTRT_TENS
   ${CUDAToolkit_INCLUDE_DIRS})
 
 vimtrt_test_module(vimtrt_plugins_on_cpu tests/native/plugins_module.cpp)
+target_sources(vimtrt_plugins_on_cpu PRIVATE plugins/executor/copy.cpp)
 target_link_libraries(vimtrt_plugins_on_cpu PRIVATE vimtrt_plugins_for_double vimtrt_kernels_on_cpu)
 target_link_options(vimtrt_plugins_on_cpu PRIVATE --coverage)
 

@@ -37,9 +37,9 @@ def check_node(
     definition.
     """
 
-class Program:
-    def __init__(self, isa: str, threads: int, max_constant_bytes: int = ...) -> None: ...
-    def set_threads(self, threads: int) -> None: ...
+class Steps:
+    """What every program has: `Program` here, and that of `pyvimtrt._cuda`. For type checkers alone."""
+
     def add_value(self, bytes_per_sample: int) -> int: ...
     def add(
         self,
@@ -86,21 +86,9 @@ class Program:
     def finalize(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         """Check that values are written before they are read, and plan the arena. Nothing can be added afterwards."""
 
-    def run(self, batch: int, inputs: Sequence[NDArray[np.generic]], outputs: Sequence[NDArray[np.generic]]) -> None:
-        """Read `batch` samples of every input, write every output. The GIL is released; concurrent calls take turns."""
-
-    def run_timed(
-        self, batch: int, inputs: Sequence[NDArray[np.generic]], outputs: Sequence[NDArray[np.generic]]
-    ) -> list[float]:
-        """Run, and return the seconds of every step."""
-
     def value_bytes(self, value: int) -> int:
         """Of one sample."""
 
-    @property
-    def isa(self) -> str: ...
-    @property
-    def threads(self) -> int: ...
     @property
     def arena_bytes(self) -> int:
         """Memory between operators, of one sample."""
@@ -109,6 +97,22 @@ class Program:
     def constant_bytes(self) -> int: ...
     @property
     def step_names(self) -> list[str]: ...
+
+class Program(Steps):
+    def __init__(self, isa: str, threads: int, max_constant_bytes: int = ...) -> None: ...
+    def set_threads(self, threads: int) -> None: ...
+    def run(self, batch: int, inputs: Sequence[NDArray[np.generic]], outputs: Sequence[NDArray[np.generic]]) -> None:
+        """Read `batch` samples of every input, write every output. The GIL is released; concurrent calls take turns."""
+
+    def run_timed(
+        self, batch: int, inputs: Sequence[NDArray[np.generic]], outputs: Sequence[NDArray[np.generic]]
+    ) -> list[float]:
+        """Run, and return the seconds of every step."""
+
+    @property
+    def isa(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
 
 def scan_fp32_supports(states: int) -> bool:
     """Whether the fp32 scan has a kernel for this state size."""

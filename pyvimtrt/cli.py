@@ -120,7 +120,7 @@ def build(
     weights_key: WeightsKey = None,
     calib: Annotated[Path | None, typer.Option(help="Calibration cache; default: the bundled one.")] = None,
     int8: Annotated[bool, typer.Option("--int8", help="Build in int8: the only precision, so required.")] = False,
-    backend: Annotated[str | None, typer.Option(help="auto, cpu, tensorrt or tensorrt-rtx.")] = None,
+    backend: Annotated[str | None, typer.Option(help="auto, cpu, cuda, tensorrt or tensorrt-rtx.")] = None,
     batch: Annotated[
         str | None,
         typer.Option("-b", "--batch", metavar="MIN,OPT,MAX", help="Batches of a GPU engine; a CPU engine takes any."),
@@ -474,9 +474,9 @@ def bench(
     """Measure an engine's speed, beside other runtimes in the same run, and against what the machine can do.
 
     \b
-    Peers: torch-loop, torch, torch-compile, onnxruntime, onnxruntime-int8, openvino, openvino-int8. Each runs in a
-    process of its own, is checked for the right answer first, and is timed at its best number of threads. They need the
-    extras torch and bench.
+    Peers: torch-loop, torch, torch-compile, onnxruntime, onnxruntime-int8, openvino, openvino-int8; on a GPU
+    torch-fp16-compile-graph, -compile, -graph, -eager, -mamba-ssm, -loop. Each runs in a process of its own, is checked
+    for the right answer first, and is timed at its best number of threads. They need the extras torch and bench.
 
     \b
     Examples:
@@ -484,12 +484,14 @@ def bench(
       pyvimtrt bench vim_t.onnx --weights vim_t.pth --vs all --batch 16 --plot bench.svg
     """
     from pyvimtrt.api import keyed_weights
+    from pyvimtrt.backends.registry import choose
     from pyvimtrt.bench.plot import check_plot, save_plot
     from pyvimtrt.bench.run import Settings, parse_peers
     from pyvimtrt.bench.run import bench as run
     from pyvimtrt.cli_output import print_bench, print_json, progress_bar
 
-    settings = Settings(parse_peers(vs), batch, _counts("--threads", threads), rounds, backend=backend)
+    on_gpu = choose(engine, backend).needs_gpu
+    settings = Settings(parse_peers(vs, on_gpu), batch, _counts("--threads", threads), rounds, backend=backend)
     if plot is not None:
         check_plot(plot, [engine, weights])
     with progress_bar("measuring") as progress:
@@ -657,6 +659,9 @@ def score(
     workers: Annotated[
         int | None, typer.Option(min=1, max=1_000_000, help="Workers of the cluster; default: as many as fit.")
     ] = None,
+    gpus: Annotated[
+        int, typer.Option(min=1, max=1024, help="GPUs of this machine, each with an engine of its own.")
+    ] = 1,
     backend: Backend = defaults.AUTO,
     threads: Threads = None,
     as_json: Json = False,
@@ -687,6 +692,7 @@ def score(
         workers,
         max_pixels,
         backend,
+        gpus,
     )
     # Ray tells on stdout of workers that were lost.
     with contextlib.redirect_stdout(sys.stderr), progress_bar("scoring") as progress:
@@ -763,6 +769,7 @@ def export_kserve(
     ] = defaults.MIN_REPLICAS,
     max_replicas: Annotated[int, typer.Option(min=1, max=1_000_000, help="Most replicas.")] = defaults.MAX_REPLICAS,
     key_secret: Annotated[str, typer.Option(help="Secret whose entry api-keys holds the API keys, one a line.")] = "",
+    backend: Annotated[str, typer.Option(help="What runs a network (.onnx): cpu, or cuda on a GPU.")] = "cpu",
     as_json: Json = False,
 ) -> None:
     """Write an InferenceService manifest and a Dockerfile for KServe on Kubernetes. Needs the extra serve.
@@ -787,6 +794,7 @@ def export_kserve(
         min_replicas=min_replicas,
         max_replicas=max_replicas,
         key_secret=key_secret,
+        backend=backend,
     )
     files = [str(path) for path in run(engine, output, deployment)]
     if as_json:
@@ -803,7 +811,7 @@ def export_kserve(
 
 @export_app.command("triton")
 def export_triton(
-    engine: Annotated[Path, typer.Argument(help="Plan made by pyvimtrt build --backend tensorrt.")],
+    engine: Annotated[Path, typer.Argument(help="Plan of TensorRT, or a network (.onnx).")],
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to make, the model repository.")
     ],
@@ -813,19 +821,23 @@ def export_triton(
 ) -> None:
     """Write a model repository for Triton Inference Server.
 
+    A plan is for its TensorRT backend. A network is for its Python backend, which runs the CUDA engine and needs this
+    package in the server's image.
+
     \b
-    Example:
+    Examples:
       pyvimtrt export triton vim_t.engine -o repository
+      pyvimtrt export triton vim_t.onnx -o repository
     """
     from pyvimtrt.cli_output import print_fields, print_json
-    from pyvimtrt.export.triton import START
     from pyvimtrt.export.triton import export_triton as run
+    from pyvimtrt.export.triton import start_command
 
     files = [str(path) for path in run(engine, output, name, instances)]
     if as_json:
         print_json({"files": files})
     else:
-        print_fields({"files": files, "start": START.format(os.path.realpath(output))})
+        print_fields({"files": files, "start": start_command(engine, output)})
 
 
 @app.command()

@@ -74,7 +74,10 @@ def print_predictions(paths: Sequence[str], predictions: Sequence[Sequence[Predi
 
 def print_bench(found: Bench) -> None:
     """Print the peers, and where the engine's time goes."""
-    columns = ("peer", "threads", "ms", "p10", "p90", "img/s", "MB", "load s", "cosine", "ratio")
+    on_gpu = bool(found.gpu)
+    columns = ["peer", "threads", "ms", "p10", "p90", "img/s", "MB", "load s", "cosine", "ratio"]
+    if on_gpu:
+        columns += ["J / image"]
     rows = []
     for p in found.peers:
         if p.problem is None:
@@ -86,10 +89,12 @@ def print_bench(found: Bench) -> None:
                 f"{p.cosine:.4f}",
                 f"{p.ratio:.2f}",
             ]
+            if on_gpu:
+                rest.append(f"{p.joules / found.batch:.3g}" if p.joules else "")
             rows.append([p.peer, p.threads, *times, *rest])
     print_table(
-        f"{found.model}, backend {found.backend}, batch {found.batch}, {found.isa}, {found.cores} cores, "
-        f"{found.rounds} rounds",
+        f"{found.model}, backend {found.backend}, batch {found.batch}, "
+        f"{found.gpu or f'{found.isa}, {found.cores} cores'}, {found.rounds} rounds",
         columns,
         rows,
     )
@@ -102,15 +107,20 @@ def print_bench(found: Bench) -> None:
             o.operator,
             f"{o.milliseconds:.3f}",
             f"{o.share:.1%}",
-            f"{o.per_second / 1e9:.1f} G {units[o.unit]}" if o.unit else "",
-            f"{o.share_of_limit:.0%}" if o.limit else "",
+            o.bound if on_gpu else f"{o.per_second / 1e9:.1f} G {units[o.unit]}" if o.unit else "",
+            f"{o.share_of_limit:.0%}" if o.limit or o.floor_ms else "",
         )
         for o in found.operators
     ]
     if operators:
         print_table(
-            "where its time goes, on one thread",
-            ("operator", "ms", "share", "a second", "of the measured limit"),
+            f"where its time goes, {'step by step' if on_gpu else 'on one thread'}",
+            (
+                "operator",
+                "ms",
+                "share",
+                *(("bound by", "of the floor") if on_gpu else ("a second", "of the measured limit")),
+            ),
             operators,
         )
 
@@ -141,10 +151,10 @@ def print_file(description: Mapping[str, Any]) -> None:
 
 def print_doctor(found: Mapping[str, Any]) -> None:
     """Print what `doctor.examine` found."""
-    nested = {"cpu", "gpu", "backends", "packages", "bundled_model"}
+    nested = {"cpu", "gpu", "cuda_engine", "backends", "packages", "bundled_model"}
     fields: dict[str, object] = {k: v for k, v in found.items() if k not in nested}
     fields.update({f"backend: {name}": problem or "runs engines here" for name, problem in found["backends"].items()})
-    for part in ("cpu", "gpu", "bundled_model"):
+    for part in ("cpu", "gpu", "cuda_engine", "bundled_model"):
         fields.update({f"{part}: {k}": v for k, v in found[part].items()})
     print_fields(fields)
     rows = [

@@ -14,8 +14,9 @@ from pyvimtrt import __version__, zoo
 from pyvimtrt.backends import registry
 from pyvimtrt.backends.base import Backend
 from pyvimtrt.errors import BackendError
-from pyvimtrt.native import native_module
+from pyvimtrt.native import cuda_module, native_module
 from pyvimtrt.runtime.cpu import ISA_VARIABLE, choose_isa, default_threads
+from pyvimtrt.runtime.cuda import built_architectures, driver_problem, kernels_for
 from pyvimtrt.runtime.gpu import find_gpus
 from pyvimtrt.runtime.plugin_library import find_plugin_library, plugin_library_version
 
@@ -34,7 +35,7 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...], str]] = {
         ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
         "pip install 'pyvimtrt[tensorrt-rtx]'",
     ),
-    "cuda-python": ("the GPU backends", ("cuda-python",), "pip install 'pyvimtrt[tensorrt]'"),
+    "cuda-core": ("engines on a GPU", ("cuda-core",), "pip install 'pyvimtrt[cuda]'"),
     "polygraphy": ("comparing with other runtimes", ("polygraphy",), "pip install 'pyvimtrt[compare]'"),
     "fastapi": ("serving", ("fastapi",), "pip install 'pyvimtrt[serve]'"),
     "pyarrow": ("scoring whole collections", ("pyarrow",), "pip install 'pyvimtrt[ray]'"),
@@ -53,6 +54,7 @@ def examine() -> dict[str, Any]:
         "gpu": _gpu(),
         "backends": {backend.name: _problem(backend) for backend in registry.BACKENDS},
         "packages": {name: _package(name) for name in PACKAGES},
+        "cuda_engine": _cuda_engine(),
         "plugin_library": _plugin_library(),
         "bundled_model": {
             "weights": zoo.DEMO_WEIGHTS.is_file(),
@@ -104,6 +106,21 @@ def _gpu() -> dict[str, Any]:
     if driver.problem is not None:
         return {**found, "problem": driver.problem}
     return {"cuda": driver.cuda, **found}
+
+
+def _cuda_engine() -> dict[str, Any]:
+    """Return which kernels are built in, and which of them each GPU takes."""
+    module = cuda_module()
+    if module is None:
+        return {"problem": "not built; run 'pip install .' in a checkout on a machine with nvcc"}
+    version, driver = module.cuda_version, find_gpus()
+    found: dict[str, Any] = {
+        "cuda": f"{version // 1000}.{version % 1000 // 10}",
+        "architectures": built_architectures(module),
+        "kernels": {gpu.name: kernels_for(gpu.compute_capability, module) for gpu in driver.devices},
+    }
+    problem = driver_problem(driver, module)
+    return found if problem is None else {**found, "problem": problem}
 
 
 def _plugin_library() -> dict[str, Any]:

@@ -18,6 +18,15 @@ def native_module() -> Any:
         return None
 
 
+@functools.cache
+def cuda_module() -> Any:
+    """Return the module ``pyvimtrt._cuda``, or None where it was not built."""
+    try:
+        return importlib.import_module("pyvimtrt._cuda")
+    except ImportError:
+        return None
+
+
 def require_native() -> Any:
     """Return the module ``pyvimtrt._native``, or raise BackendError with the way to build it."""
     module = native_module()

@@ -12,7 +12,7 @@ echo "== the package, from the checkout (build/editable)"
 # Later builds take place outside of pip, so what builds must stay: no environment of its own for the build.
 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "scikit-build-core>=0.10" "nanobind>=2.4" \
   "ninja>=1.11"
-PATH="$(realpath -s "$VENV/bin"):$PATH" CMAKE_ARGS="-DVIMTRT_TENSORRT=OFF" \
+PATH="$(realpath -s "$VENV/bin"):$PATH" CMAKE_ARGS="-DVIMTRT_TENSORRT=OFF -DVIMTRT_CUDA=OFF" \
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-build-isolation \
   -C editable.rebuild=true -C editable.verbose=false -C build-dir=build/editable --editable ".[torch,dev]"
 build_double

@@ -9,7 +9,7 @@ holds the answer.
 
 It takes a checkout, Python 3.10 or newer with numpy, onnx, safetensors, pillow, typer, rich, nanobind and torch, and
 cmake, a C++ compiler and nvcc.
-TensorRT is not needed; its headers are, for all that runs plugins: where there is no network, give TENSORRT_INCLUDE_DIR
+TensorRT is not needed; its headers are, for what runs plugins: where there is no network, give TENSORRT_INCLUDE_DIR
 or --headers.
 
 Parts, each in a process of its own, the report written after each:
@@ -17,8 +17,9 @@ Parts, each in a process of its own, the report written after each:
   build      the CPU engine, which says what is right, and the tests' modules for this GPU's architecture
   operators  every case of every kernel against the NumPy reference: canaries, poisons, least alignment; cuda.h's calls
   against NumPy plugins    every case through every call that TensorRT makes of a plugin
-  network    the demo model and Vims with random weights, node by node, against the CPU engine, batches 1 to 128
+  network    the demo model and Vims with random weights by the CUDA engine, against the CPU's, batches 1 to 128
   graphs     cases and networks inside CUDA graphs, replayed, and on two streams at once
+  engine     the CUDA engine itself, through cuda.core: host and device arrays, graphs, batches in flight; load, latency
   sanitizer  compute-sanitizer's memcheck, racecheck, initcheck and synccheck
   speed      operators beside their floors, networks under one graph, PyTorch in fp16 in turns with them
   tensorrt   the same inside TensorRT's engines, where TensorRT is installed
@@ -50,6 +51,7 @@ SECONDS = {
     "plugins": 600,
     "network": 900,
     "graphs": 600,
+    "engine": 600,
     "sanitizer": 600,
     "tensorrt": 1200,
 }

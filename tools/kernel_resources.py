@@ -1,6 +1,6 @@
 """List what the CUDA kernels take on each architecture, from compiled code alone, and check it.
 
-    python tools/kernel_resources.py                         # the plugin library of the build folder
+    python tools/kernel_resources.py                         # the CUDA engine of the build folder
     python tools/kernel_resources.py kernel.o other.so DIR   # object files, shared libraries, cubins, folders of cubins
     python tools/kernel_resources.py --json
 
@@ -30,12 +30,14 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGINS = ROOT / "plugins"
-OPERATORS = tuple(
-    re.findall(r"^VIMTRT_OPERATOR\((\w+)\)", (PLUGINS / "operators.inc").read_text(encoding="utf-8"), re.MULTILINE)
+# Folders with kernels: the operators', and the executor's with the copies.
+OPERATORS = (
+    *re.findall(r"^VIMTRT_OPERATOR\((\w+)\)", (PLUGINS / "operators.inc").read_text(encoding="utf-8"), re.MULTILINE),
+    "executor",
 )
 ARCHITECTURES = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_110", "sm_120")
 TENSOR_CORE_OPERATOR = "kscaled_linear"
-LIBRARY = "libvimtrt_plugins.so"
+LIBRARY = "_cuda.*.so"  # the CUDA engine: the kernels of the plugin library, and the copies
 
 
 class ResourcesError(RuntimeError):
@@ -300,9 +302,9 @@ def violations(kernels: list[Kernel], stated: dict[str, dict[str, int]], complet
 
 
 def default_library() -> Path:
-    """Return the newest plugin library below the build folder, or where the first one would be."""
+    """Return the newest CUDA engine below the build folder, or where the first one would be."""
     found = sorted((ROOT / "build").rglob(LIBRARY), key=lambda path: path.stat().st_mtime)
-    return found[-1] if found else ROOT / "build" / LIBRARY
+    return found[-1] if found else ROOT / "build" / "_cuda.so"
 
 
 def table_of(kernels: list[Kernel]) -> Table:

@@ -21,7 +21,7 @@ for option in "$@"; do
 done
 [ "$plugins" = OFF ] || check_cuda
 echo "== environment and build, the TensorRT plugins included"
-CMAKE_ARGS="-DVIMTRT_TENSORRT=$plugins" make_environment "[torch,dev]"
+CMAKE_ARGS="-DVIMTRT_TENSORRT=$plugins -DVIMTRT_CUDA=$plugins" make_environment "[torch,dev]"
 [ "$quick" = yes ] || bash tools/lint.sh
 build_double
 "$VENV/bin/python" tools/kernel_coverage.py --reset
@@ -31,7 +31,7 @@ if [ "$plugins" = ON ]; then
   cmake -S . -B build/device -G Ninja -DCMAKE_MAKE_PROGRAM="$(realpath -s "$VENV/bin/ninja")" \
     -DPython_EXECUTABLE="$(realpath -s "$VENV/bin/python")" \
     -DVIMTRT_PYTHON=OFF -DVIMTRT_CUDA_ON_GPU=ON -DCMAKE_CUDA_ARCHITECTURES=90-real > /dev/null
-  cmake --build build/device --target vimtrt_cuda_on_gpu vimtrt_plugins_on_gpu > /dev/null
+  cmake --build build/device --target _cuda vimtrt_cuda_on_gpu vimtrt_plugins_on_gpu > /dev/null
 fi
 # Keeps the checkout's pyvimtrt/, which has no compiled module, off the path of pytest and of what it starts: the
 # installed package is what is tested.
@@ -55,7 +55,7 @@ echo "== the CPU engine for 64-bit ARM, which an emulator runs"
 if have_aarch64; then
   cmake -S . -B build/aarch64 -G Ninja -DCMAKE_MAKE_PROGRAM="$(realpath -s "$VENV/bin/ninja")" \
     -DCMAKE_TOOLCHAIN_FILE=cmake/aarch64.cmake \
-    -DVIMTRT_PYTHON=OFF -DVIMTRT_TENSORRT=OFF -DVIMTRT_RUN_PROGRAM=ON > /dev/null
+    -DVIMTRT_PYTHON=OFF -DVIMTRT_TENSORRT=OFF -DVIMTRT_CUDA=OFF -DVIMTRT_RUN_PROGRAM=ON > /dev/null
   cmake --build build/aarch64 > /dev/null
 else
   left_out+=(needs_aarch64)
@@ -72,7 +72,7 @@ if [ "$plugins" = ON ]; then
   "$VENV/bin/python" tools/kernel_resources.py
 fi
 echo "== the demo, with the core dependencies alone"
-CMAKE_ARGS="-DVIMTRT_TENSORRT=OFF" VIMTRT_VENV=build/demo-venv bash tools/demo.sh
+CMAKE_ARGS="-DVIMTRT_TENSORRT=OFF -DVIMTRT_CUDA=OFF" VIMTRT_VENV=build/demo-venv bash tools/demo.sh
 if [ "$plugins" = OFF ]; then
   echo "left out for want of nvcc: libvimtrt_plugins.so, the plugins on a CPU, TensorRT engines," \
     "line coverage and resources of the kernels"

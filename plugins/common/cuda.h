@@ -32,6 +32,8 @@
 // The same for a kernel of that many threads, its registers limited such that `blocks` of it fit a processor.
 #define VIMTRT_KERNEL_OF(threads, blocks) static __global__ __launch_bounds__(threads, blocks)
 #define VIMTRT_DEVICE static __device__ __forceinline__
+// Of a kernel's parameter of which references are taken: it stays where the launch put it.
+#define VIMTRT_GRID_CONSTANT __grid_constant__
 
 namespace vimtrt {
 namespace cuda {

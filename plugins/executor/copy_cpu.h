@@ -2,20 +2,10 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
+
+#include "plugins/executor/copy.h"
 
 namespace vimtrt {
-
-struct StridedCopy {
-  int64_t element_bytes = 0;
-  std::vector<int64_t> shape;
-  std::vector<int64_t> src_strides;  // in elements
-  int64_t src_offset = 0;            // in elements
-};
-
-// The same copy with as few dimensions as possible and at least one; where the last dimension is contiguous,
-// it becomes the element.
-StridedCopy simplify(const StridedCopy& copy);
 
 // `copy` is simplified. A sample of x has src_sample_bytes.
 void strided_copy(const StridedCopy& copy, int64_t batch, int64_t src_sample_bytes, const uint8_t* x, uint8_t* y,

@@ -1,36 +1,26 @@
 #include "plugins/executor/program.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <chrono>
-#include <cmath>
-#include <cstdlib>
-#include <cstring>
-#include <new>
 #include <numeric>
-#include <optional>
 #include <stdexcept>
 #include <utility>
 
-#include "plugins/common/cpu_operator.h"
-#include "plugins/common/threads.h"
-#include "plugins/executor/copy_cpu.h"
 #include "plugins/operators.h"
 
 namespace vimtrt {
+
+void fail_program(const std::string& name, const std::string& sentence) {
+  throw std::invalid_argument((name.empty() ? "" : name + ": ") + sentence);
+}
+
 namespace {
 
 constexpr int64_t kAlignment = 64;
-constexpr size_t kHugePage = size_t{2} << 20;
-constexpr int kMaxThreads = 1024;
 // Far above any Vision Mamba, far below what would bring a machine down: a file of some megabytes could ask for
 // gigabytes by copying copies.
 constexpr int64_t kMaxArenaBytes = int64_t{1} << 30;  // of one sample
 
-[[noreturn]] void fail(const std::string& name, const std::string& sentence) {
-  throw std::invalid_argument((name.empty() ? "" : name + ": ") + sentence);
-}
+[[noreturn]] void fail(const std::string& name, const std::string& sentence) { fail_program(name, sentence); }
 
 std::string number(int64_t value) { return std::to_string(value); }
 
@@ -61,36 +51,20 @@ bool overlap(const void* a, int64_t a_bytes, const void* b, int64_t b_bytes) {
 
 }  // namespace
 
-AlignedBuffer::AlignedBuffer(size_t bytes) : size_(bytes) {
-  if (bytes == 0) return;
-  const size_t alignment = bytes >= 2 * kHugePage ? kHugePage : kAlignment;
-  void* memory = nullptr;
-  if (posix_memalign(&memory, alignment, bytes) != 0) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-  // Long sequences are read with strides of many pages: small ones would be looked up again and again. What the system
-  // does not grant costs nothing.
-  if (alignment == kHugePage) madvise(memory, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
-#endif
-  data_.reset(static_cast<uint8_t*>(memory));
+Arguments Program::OperatorStep::with_batch(int64_t batch) const {
+  Arguments result = arguments;
+  if (result.sizes['R'] == Sizes::kUnknown) result.sizes['R'] = batch;
+  result.sizes['B'] = batch;
+  return result;
 }
 
-void AlignedBuffer::Free::operator()(uint8_t* memory) const { std::free(memory); }
-
-Program::Program(Isa isa, int threads, int64_t max_constant_bytes)
-    : isa_(isa), threads_(1), max_constant_bytes_(max_constant_bytes) {
-  const std::vector<Isa> isas = available_isas();
-  if (std::find(isas.begin(), isas.end(), isa) == isas.end()) {
-    fail("", std::string("instruction set ") + isa_name(isa) + " cannot run on this machine");
+Arguments Program::OperatorStep::placed(int64_t batch, uint8_t* const* values) const {
+  Arguments result = with_batch(batch);
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (inputs[i] >= 0) result.inputs[i] = values[inputs[i]];
   }
-  set_threads(threads);
-}
-
-void Program::set_threads(int threads) {
-  if (threads < 1 || threads > kMaxThreads)
-    fail("", "threads is " + number(threads) + ", expected 1 to " + number(kMaxThreads));
-  const std::lock_guard<std::mutex> lock(mutex_);
-  threads_ = threads;
-  thread_choice_.forget();
+  for (size_t i = 0; i < outputs.size(); ++i) result.outputs[i] = values[outputs[i]];
+  return result;
 }
 
 int Program::add_value(int64_t bytes_per_sample) {
@@ -126,19 +100,10 @@ void Program::take_constant_bytes(size_t bytes) {
   constant_bytes_ += static_cast<int64_t>(bytes);
 }
 
-// A copy in the program's own memory.
-const void* Program::keep(const void* data, size_t bytes) {
-  take_constant_bytes(bytes);
-  AlignedBuffer buffer(bytes);
-  std::memcpy(buffer.data(), data, bytes);
-  constants_.push_back(std::move(buffer));
-  return constants_.back().data();
-}
-
 // Called when everything else has been checked, before memory is taken.
 Program::Step Program::new_step(const std::string& name, std::vector<int> reads, std::vector<int> writes) const {
   if (finalized_) fail(name, "the program is finalized: nothing can be added");
-  if (steps_.size() + 1 >= kMaxTeamCalls) fail(name, "the program has too many steps");
+  if (steps_.size() >= kMaxSteps) fail(name, "the program has too many steps");
   for (const int value : writes) {
     if (std::count(writes.begin(), writes.end(), value) > 1) fail(name, "value " + number(value) + " is written twice");
     if (std::count(reads.begin(), reads.end(), value) > 0)
@@ -181,44 +146,17 @@ void Program::add(const OpDef& op, const std::string& name, const std::vector<So
                 type_bytes(output_type(op, i, attributes)) * product(name, shape));
   }
 
-  Step step = new_step(name, reads, outputs);
-  const CpuOperator& cpu = cpu_operator_of(op);
-  const size_t packed_bytes = cpu.packed_bytes(isa_, node);
-  const void* packed = nullptr;
-  if (packed_bytes > 0) {
-    take_constant_bytes(packed_bytes);
-    AlignedBuffer buffer(packed_bytes);
-    cpu.pack(isa_, node, buffer.data());
-    constants_.push_back(std::move(buffer));
-    packed = constants_.back().data();
-  }
-  std::vector<int> values;  // of the inputs; -1: a constant
+  std::vector<int> values;
+  std::vector<size_t> constant_bytes;
   for (size_t i = 0; i < inputs.size(); ++i) {
-    values.push_back(inputs[i].data == nullptr ? inputs[i].value : -1);
-    if (inputs[i].data == nullptr) continue;
-    const bool is_needed = packed == nullptr || !op.inputs[i].is_packed;
-    const size_t bytes = static_cast<size_t>(type_bytes(inputs[i].type) * product(name, inputs[i].shape));
-    node.inputs[i] = is_needed ? keep(inputs[i].data, bytes) : nullptr;
+    const bool is_constant = inputs[i].data != nullptr;
+    values.push_back(is_constant ? -1 : inputs[i].value);
+    constant_bytes.push_back(
+        is_constant ? static_cast<size_t>(type_bytes(inputs[i].type) * product(name, inputs[i].shape)) : 0);
+    node.inputs[i] = inputs[i].data;
   }
-  const bool follows_batch = node.sizes['R'] == Sizes::kUnknown;
-  const auto with_batch = [node, follows_batch](int64_t batch) {
-    Arguments arguments = node;
-    arguments.sizes['B'] = batch;
-    if (follows_batch) arguments.sizes['R'] = batch;
-    return arguments;
-  };
-  step.scratch_bytes = [&cpu, isa = isa_, with_batch](int64_t batch, int threads) {
-    return cpu.scratch_bytes(isa, with_batch(batch), threads);
-  };
-  step.run = [&cpu, isa = isa_, with_batch, packed, values, outputs](int64_t batch, uint8_t* const* memory,
-                                                                     void* scratch, int threads) {
-    Arguments arguments = with_batch(batch);
-    for (size_t i = 0; i < values.size(); ++i) {
-      if (values[i] >= 0) arguments.inputs[i] = memory[values[i]];
-    }
-    for (size_t i = 0; i < outputs.size(); ++i) arguments.outputs[i] = memory[outputs[i]];
-    cpu.run(isa, arguments, packed, scratch, threads);
-  };
+  Step step = new_step(name, reads, outputs);
+  build(OperatorStep{op, node, std::move(values), std::move(constant_bytes), outputs});
   steps_.push_back(std::move(step));
 }
 
@@ -249,10 +187,7 @@ void Program::add_copy(const CopySpec& s) {
   }
 
   Step step = new_step(s.name, {s.x}, {s.y});
-  step.run = [copy = simplify({s.element_bytes, s.shape, s.src_strides, s.src_offset}), x = s.x, y = s.y, src_bytes](
-                 int64_t batch, uint8_t* const* values, void*, int threads) {
-    strided_copy(copy, batch, src_bytes, values[x], values[y], threads);
-  };
+  build(CopyStep{simplify({s.element_bytes, s.shape, s.src_strides, s.src_offset}), src_bytes, s.x, s.y});
   steps_.push_back(std::move(step));
 }
 
@@ -274,11 +209,7 @@ void Program::add_gather(const GatherSpec& s) {
   }
 
   Step step = new_step(s.name, {s.x}, {s.y});
-  step.run = [x = s.x, y = s.y, outer = s.outer, axis_length = s.axis_length, inner_bytes = s.inner_bytes,
-              indices = static_cast<const int64_t*>(keep(s.indices.data, s.indices.size * sizeof(int64_t))),
-              count](int64_t batch, uint8_t* const* values, void*, int threads) {
-    gather(batch * outer, axis_length, inner_bytes, indices, count, values[x], values[y], threads);
-  };
+  build(GatherStep{s.outer, s.axis_length, s.inner_bytes, s.indices, s.x, s.y});
   steps_.push_back(std::move(step));
 }
 
@@ -317,21 +248,30 @@ void Program::finalize(const std::vector<int>& inputs, const std::vector<int>& o
   finalized_ = true;
 }
 
+std::vector<int> Program::schedule() {
+  std::vector<int> times(steps_.size());
+  std::iota(times.begin(), times.end(), 0);
+  return times;
+}
+
 // Largest values first, each at the lowest offset that is free during its whole life.
 void Program::plan_arena() {
   struct Life {
     int value;
-    int first;  // the step that writes it
-    int last;   // the last step that reads it
+    int first;  // the time of the step that writes it
+    int last;   // the time of the last step that reads it
   };
   std::vector<bool> is_external(value_bytes_.size(), false);
   for (const int value : inputs_) is_external[static_cast<size_t>(value)] = true;
   for (const int value : outputs_) is_external[static_cast<size_t>(value)] = true;
   std::vector<Life> lives(value_bytes_.size(), Life{-1, -1, -1});
+  const std::vector<int> times = schedule();
   for (size_t i = 0; i < steps_.size(); ++i) {
-    const int step = static_cast<int>(i);
-    for (const int value : steps_[i].writes) lives[static_cast<size_t>(value)] = {value, step, step};
-    for (const int value : steps_[i].reads) lives[static_cast<size_t>(value)].last = step;
+    for (const int value : steps_[i].writes) lives[static_cast<size_t>(value)] = {value, times[i], times[i]};
+    for (const int value : steps_[i].reads) {
+      int& last = lives[static_cast<size_t>(value)].last;
+      last = std::max(last, times[i]);
+    }
   }
   lives.erase(
       std::remove_if(lives.begin(), lives.end(),
@@ -365,17 +305,19 @@ void Program::plan_arena() {
     fail("", "the activations of one image take " + number(arena_bytes_) + " bytes, at most " + number(kMaxArenaBytes));
 }
 
-void Program::run(int64_t batch, const std::vector<const void*>& inputs, const std::vector<void*>& outputs,
-                  std::vector<double>* seconds) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+int64_t Program::arena_bytes_of(int64_t batch) const {
   if (!finalized_) fail("", "the program is not finalized");
   if (batch < 1) fail("", "batch is " + number(batch) + ", expected at least 1");
+  for (const int64_t bytes : value_bytes_) product("", {batch, bytes});
+  return product("", {batch, arena_bytes_});
+}
+
+std::vector<uint8_t*> Program::place(int64_t batch, uint8_t* arena, const std::vector<const void*>& inputs,
+                                     const std::vector<void*>& outputs) const {
   if (inputs.size() != inputs_.size() || outputs.size() != outputs_.size()) {
     fail("", "got " + std::to_string(inputs.size()) + " inputs and " + std::to_string(outputs.size()) +
                  " outputs, expected " + std::to_string(inputs_.size()) + " and " + std::to_string(outputs_.size()));
   }
-  const int64_t arena_bytes = product("", {batch, arena_bytes_});
-  for (const int64_t bytes : value_bytes_) product("", {batch, bytes});
 
   const auto external_bytes = [&](int value) { return batch * value_bytes_[static_cast<size_t>(value)]; };
   for (size_t i = 0; i < outputs.size(); ++i) {
@@ -391,49 +333,16 @@ void Program::run(int64_t batch, const std::vector<const void*>& inputs, const s
     }
   }
 
-  size_t scratch_bytes = 0;
-  for (const Step& step : steps_) {
-    if (step.scratch_bytes) scratch_bytes = std::max(scratch_bytes, step.scratch_bytes(batch, threads_));
-  }
-  if (scratch_bytes > scratch_.size()) scratch_ = AlignedBuffer(scratch_bytes);
-  if (static_cast<size_t>(arena_bytes) > arena_.size()) {
-    arena_ = AlignedBuffer();  // not both at once
-    arena_ = AlignedBuffer(static_cast<size_t>(arena_bytes));
-  }
-
   std::vector<uint8_t*> pointers(value_bytes_.size());
   for (size_t v = 0; v < pointers.size(); ++v)
-    pointers[v] = arena_offset_[v] < 0 ? nullptr : arena_.data() + arena_offset_[v] * batch;
+    pointers[v] = arena_offset_[v] < 0 ? nullptr : arena + arena_offset_[v] * batch;
   // Inputs are only ever read: finalize has refused steps that write them.
   for (size_t i = 0; i < inputs.size(); ++i) {
     pointers[static_cast<size_t>(inputs_[i])] = static_cast<uint8_t*>(const_cast<void*>(inputs[i]));
   }
   for (size_t i = 0; i < outputs.size(); ++i)
     pointers[static_cast<size_t>(outputs_[i])] = static_cast<uint8_t*>(outputs[i]);
-  if (seconds != nullptr) seconds->assign(steps_.size(), 0.0);
-  run_steps(batch, std::move(pointers), seconds);
-}
-
-void Program::run_steps(int64_t batch, std::vector<uint8_t*> pointers, std::vector<double>* seconds) {
-  const int threads = seconds == nullptr ? thread_choice_.choose(batch, threads_) : threads_.load();
-  // A thread of the pool may still be on its way through steps that are done when this function has returned, and
-  // touches nothing but what it holds itself and the program.
-  const auto team = threads > 1 ? std::make_shared<Team>(threads) : nullptr;
-  const auto run_all = [this, batch, threads, team, scratch = scratch_.data(), values = std::move(pointers),
-                        seconds](int worker) {
-    std::optional<TeamMember> member;
-    if (team != nullptr) member.emplace(*team, worker, threads);
-    for (size_t i = 0; i < steps_.size(); ++i) {
-      const auto begin = std::chrono::steady_clock::now();
-      steps_[i].run(batch, values.data(), scratch, threads);
-      if (worker == 0 && seconds != nullptr)
-        (*seconds)[i] = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-    }
-  };
-  const auto start = Clock::now();
-  pool_.run(threads, std::make_shared<const ThreadPool::Work>(run_all));
-  if (threads_ > 1 && seconds == nullptr)
-    thread_choice_.record(batch, threads, std::chrono::duration<double>(Clock::now() - start).count());
+  return pointers;
 }
 
 std::vector<std::string> Program::step_names() const {

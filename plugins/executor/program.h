@@ -1,7 +1,7 @@
-// The native engine's executor: a list of operators over values, run one after the other on the CPU. It knows neither
-// ONNX nor Python.
+// A network as a list of steps over values, checked, with the memory planned that they share: what the executors of a
+// CPU and of a GPU are made of. It knows neither ONNX nor Python.
 //
-//   Program program(available_isas().front(), threads);
+//   CpuProgram program(available_isas().front(), threads);
 //   const int x = program.add_value(bytes), y = program.add_value(bytes);
 //   program.add(operator_named("KScaledLinear"), "in_proj", {{x, Type::kInt8, {tokens, features}}, ..}, {y},
 //   attributes); program.finalize({x}, {y}); program.run(batch, {x_pointer}, {y_pointer});
@@ -12,19 +12,14 @@
 // by finalize, and thrown as std::invalid_argument.
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
-#include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
 
-#include "plugins/common/isa.h"
 #include "plugins/common/op.h"
-#include "plugins/common/threads.h"
-#include "plugins/executor/thread_choice.h"
+#include "plugins/executor/copy.h"
 
 namespace vimtrt {
 
@@ -67,32 +62,16 @@ struct GatherSpec {
   Array<int64_t> indices;
 };
 
-// Memory aligned to 64 bytes.
-class AlignedBuffer {
- public:
-  AlignedBuffer() = default;
-  explicit AlignedBuffer(size_t bytes);
-  uint8_t* data() const { return data_.get(); }
-  size_t size() const { return size_; }
-
- private:
-  struct Free {
-    void operator()(uint8_t* memory) const;
-  };
-  std::unique_ptr<uint8_t, Free> data_;
-  size_t size_ = 0;
-};
-
 class Program {
  public:
   // Far above any Vision Mamba: Vim-Base packs to 200 MB.
   static constexpr int64_t kMaxConstantBytes = int64_t{4} << 30;
+  static constexpr size_t kMaxSteps = (size_t{1} << 24) - 2;
 
-  Program(Isa isa, int threads, int64_t max_constant_bytes = kMaxConstantBytes);
+  explicit Program(int64_t max_constant_bytes) : max_constant_bytes_(max_constant_bytes) {}
+  virtual ~Program() = default;
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;
-
-  void set_threads(int threads);
 
   int add_value(int64_t bytes_per_sample);
   // A node of an operator; constants are copied.
@@ -104,15 +83,7 @@ class Program {
   // Checks that every value is written before it is read and plans the arena. Nothing can be added afterwards.
   void finalize(const std::vector<int>& inputs, const std::vector<int>& outputs);
 
-  // Pointers in finalize's order, each to `batch` samples; outputs may overlap nothing. Allocates only when a batch
-  // needs more memory than every one before it. Calls from several threads run one after the other. `seconds`, where
-  // given, receives the time of each operator, in order.
-  void run(int64_t batch, const std::vector<const void*>& inputs, const std::vector<void*>& outputs,
-           std::vector<double>* seconds = nullptr);
-
   bool finalized() const { return finalized_; }
-  Isa isa() const { return isa_; }
-  int threads() const { return threads_; }
   const std::vector<int>& inputs() const { return inputs_; }
   const std::vector<int>& outputs() const { return outputs_; }
   int64_t value_bytes(int value) const;  // of one sample
@@ -120,41 +91,80 @@ class Program {
   int64_t arena_bytes() const { return arena_bytes_; }  // of one sample
   int64_t constant_bytes() const { return constant_bytes_; }
 
-  std::vector<std::string> step_names() const;  // one per operator, in order
+  virtual std::vector<std::string> step_names() const;  // in order
+
+ protected:
+  // An operator of a step, its arguments but for the batch: of the inputs, constants point to the caller's memory.
+  struct OperatorStep {
+    const OpDef& op;
+    Arguments arguments;
+    std::vector<int> inputs;             // values; -1: a constant
+    std::vector<size_t> constant_bytes;  // of the inputs
+    std::vector<int> outputs;
+
+    Arguments with_batch(int64_t batch) const;
+    // Those of a batch, in memory.
+    Arguments placed(int64_t batch, uint8_t* const* values) const;
+  };
+  struct CopyStep {
+    StridedCopy copy;   // simplified
+    int64_t src_bytes;  // of one sample
+    int x, y;
+  };
+  struct GatherStep {
+    int64_t outer, axis_length, inner_bytes;
+    Array<int64_t> indices;  // the caller's
+    int x, y;
+  };
+
+  // Make what runs the next step. What they throw leaves the program as it was.
+  virtual void build(OperatorStep step) = 0;
+  virtual void build(CopyStep step) = 0;
+  virtual void build(const GatherStep& step) = 0;
+
+  // When each step runs. Steps of the same time run beside each other; the others one after the other, by their times.
+  // Asked once, when all steps are known. A step's own number, where nothing else is said.
+  virtual std::vector<int> schedule();
+  size_t step_count() const { return steps_.size(); }
+  const std::vector<int>& step_reads(size_t step) const { return steps_[step].reads; }
+  const std::vector<int>& step_writes(size_t step) const { return steps_[step].writes; }
+
+  // Of memory that the constants take: the sum is limited, as a file may name one of them many times.
+  void take_constant_bytes(size_t bytes);
+
+  // Where every value is for a batch whose arena begins at `arena`; raises std::invalid_argument for what cannot be
+  // run.
+  std::vector<uint8_t*> place(int64_t batch, uint8_t* arena, const std::vector<const void*>& inputs,
+                              const std::vector<void*>& outputs) const;
+  // Of a batch; raises std::invalid_argument where the program cannot be run or the sizes are beyond any memory.
+  int64_t arena_bytes_of(int64_t batch) const;
+  const std::string& step_name(size_t step) const { return steps_[step].name; }
+
+  mutable std::mutex mutex_;
 
  private:
   struct Step {
     std::string name;
     std::vector<int> reads;
     std::vector<int> writes;
-    std::function<size_t(int64_t batch, int threads)> scratch_bytes;
-    std::function<void(int64_t batch, uint8_t* const* values, void* scratch, int threads)> run;
   };
 
-  const void* keep(const void* data, size_t bytes);
   void check_value(const std::string& name, const char* role, int value, int64_t bytes) const;
   Step new_step(const std::string& name, std::vector<int> reads, std::vector<int> writes) const;
-  void take_constant_bytes(size_t bytes);
   void plan_arena();
-  void run_steps(int64_t batch, std::vector<uint8_t*> pointers, std::vector<double>* seconds);
 
-  Isa isa_;
-  std::atomic<int> threads_;
   bool finalized_ = false;
   std::vector<int64_t> value_bytes_;
   std::vector<Step> steps_;
-  std::vector<AlignedBuffer> constants_;
   int64_t constant_bytes_ = 0;
   int64_t max_constant_bytes_;
   std::vector<int> inputs_;
   std::vector<int> outputs_;
   std::vector<int64_t> arena_offset_;  // of one sample, times the batch; -1: caller's memory
   int64_t arena_bytes_ = 0;
-  AlignedBuffer arena_;
-  AlignedBuffer scratch_;
-  ThreadChoice thread_choice_;
-  mutable std::mutex mutex_;
-  ThreadPool pool_;  // last: destroyed first, when its threads have left the steps
 };
+
+// Raises std::invalid_argument: "name: sentence", or the sentence where there is no name.
+[[noreturn]] void fail_program(const std::string& name, const std::string& sentence);
 
 }  // namespace vimtrt

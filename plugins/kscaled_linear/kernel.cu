@@ -128,6 +128,16 @@ struct Launch {
   int32_t x_width = 1, weight_width = 1, table_width = 1, y_width = 1;
 };
 
+// Two launches in one that differ in nothing but what they point to: block_z() says which of them a block belongs to.
+// What such a kernel reads is at no known place of the parameters, for which it takes up to 20 registers more. So it is
+// one of its own, of the tiles that small batches take: of larger ones a single launch fills the GPU.
+struct Pair {
+  Launch of[2];
+};
+
+VIMTRT_DEVICE const Launch& launch_of_block(const Launch& launch) { return launch; }
+VIMTRT_DEVICE const Launch& launch_of_block(const Pair& pair) { return pair.of[cuda::block_z()]; }
+
 // The block's part of the output; rows and columns are those that exist.
 struct Part {
   int64_t first_row = 0;
@@ -410,10 +420,12 @@ VIMTRT_DEVICE Operand operand(const int8_t* base, int64_t first_row, int rows, i
   return Operand{first, stride, rows, depth, width, first + at / Shape::kDepth * stride + at % Shape::kDepth};
 }
 
-template <class Shape, class Output>
+// Parameters: a Launch or a Pair.
+template <class Shape, class Output, class Parameters>
 VIMTRT_KERNEL_OF(Shape::kThreads, blocks_that_fit(Shape::kBlocks))
-void kscaled_linear_kernel(Launch launch) {
+void kscaled_linear_kernel(VIMTRT_GRID_CONSTANT const Parameters parameters) {
   static_assert(sizeof(Constants<Shape>) <= Shape::kStageBytes, "the constants fit a stage");
+  const Launch& launch = launch_of_block(parameters);
   const KScaledLinearParams& p = launch.p;
   Part part;
   part.first_row = (launch.first_row_tile + cuda::block_x()) * Shape::kRows;
@@ -470,28 +482,40 @@ void kscaled_linear_kernel(Launch launch) {
 using cuda::address;
 using cuda::width_of;
 
-template <class Shape, class Output>
-int launch_tiles(Launch launch, cuda::Stream stream) {
-  const int64_t row_tiles = cuda::ceil_div(launch.p.rows, Shape::kRows);
-  const int64_t column_tiles = cuda::ceil_div(launch.p.out_features, Shape::kColumns);
+const Launch& first_of(const Launch& launch) { return launch; }
+const Launch& first_of(const Pair& pair) { return pair.of[0]; }
+
+void begin_at(Launch& launch, int64_t row_tile, int64_t column_tile) {
+  launch.first_row_tile = row_tile;
+  launch.first_column_tile = static_cast<int32_t>(column_tile);
+}
+void begin_at(Pair& pair, int64_t row_tile, int64_t column_tile) {
+  for (Launch& launch : pair.of) begin_at(launch, row_tile, column_tile);
+}
+
+template <class Shape, class Output, class Parameters>
+int launch_tiles(Parameters parameters, cuda::Stream stream) {
+  const KScaledLinearParams& p = first_of(parameters).p;
+  const int64_t row_tiles = cuda::ceil_div(p.rows, Shape::kRows);
+  const int64_t column_tiles = cuda::ceil_div(p.out_features, Shape::kColumns);
   cuda::Grid grid;
+  grid.z = sizeof(Parameters) / sizeof(Launch);
   return cuda::launch_in_parts(row_tiles, cuda::kMaxGridX, [&](int64_t first_row, int64_t rows) {
     return cuda::launch_in_parts(column_tiles, cuda::kMaxGridY, [&](int64_t first_column, int64_t columns) {
-      launch.first_row_tile = first_row;
-      launch.first_column_tile = static_cast<int32_t>(first_column);
+      begin_at(parameters, first_row, first_column);
       grid.x = static_cast<unsigned>(rows);
       grid.y = static_cast<unsigned>(columns);
-      return cuda::launch(kscaled_linear_kernel<Shape, Output>, grid, Shape::kThreads, Shape::kSharedBytes, stream,
-                          launch);
+      return cuda::launch(kscaled_linear_kernel<Shape, Output, Parameters>, grid, Shape::kThreads, Shape::kSharedBytes,
+                          stream, parameters);
     });
   });
 }
 
 // How long the launch would take with these tiles. No result depends on it.
 template <class Shape>
-double estimated_time(const Choice<Shape>& choice, const KScaledLinearParams& p, int processors) {
+double estimated_time(const Choice<Shape>& choice, const KScaledLinearParams& p, int processors, int count) {
   const double blocks = std::ceil(static_cast<double>(p.rows) / Shape::kRows) *
-                        std::ceil(static_cast<double>(p.out_features) / Shape::kColumns);
+                        std::ceil(static_cast<double>(p.out_features) / Shape::kColumns) * count;
   const double further = std::ceil(blocks / processors) - 1;  // of one processor
   const double depth = std::ceil(static_cast<double>(p.in_features) / kStepDepth) * kStepDepth;
   return choice.cost.first + choice.cost.first_of_depth * depth +
@@ -499,10 +523,10 @@ double estimated_time(const Choice<Shape>& choice, const KScaledLinearParams& p,
 }
 
 template <class Output>
-KScaledLinearTile best_tile(const KScaledLinearParams& p, int processors) {
-  const double times[] = {
-      estimated_time(Choices<Output>::kSmall, p, processors), estimated_time(Choices<Output>::kFlat, p, processors),
-      estimated_time(Choices<Output>::kMedium, p, processors), estimated_time(Choices<Output>::kLarge, p, processors)};
+KScaledLinearTile best_tile(const KScaledLinearParams& p, int processors, int count) {
+  const auto time_of = [&](const auto& choice) { return estimated_time(choice, p, processors, count); };
+  const double times[] = {time_of(Choices<Output>::kSmall), time_of(Choices<Output>::kFlat),
+                          time_of(Choices<Output>::kMedium), time_of(Choices<Output>::kLarge)};
   return static_cast<KScaledLinearTile>(std::min_element(std::begin(times), std::end(times)) - std::begin(times));
 }
 
@@ -521,30 +545,69 @@ int launch_tile(KScaledLinearTile tile, const Launch& launch, cuda::Stream strea
   }
 }
 
-}  // namespace
-
-KScaledLinearTile kscaled_linear_tile(const KScaledLinearParams& params, int processors) {
-  return params.y_float != nullptr ? best_tile<float>(params, processors) : best_tile<int8_t>(params, processors);
-}
-
-int kscaled_linear_launch_tile(const KScaledLinearParams& params, KScaledLinearTile tile, cuda::Stream stream) {
-  if (params.rows == 0) return 0;
+Launch launch_of(const KScaledLinearParams& params) {
   Launch launch;
   launch.p = params;
   launch.x_width =
       width_of(address(params.x) | static_cast<uint64_t>(params.x_stride) | static_cast<uint64_t>(params.in_features));
   launch.weight_width = width_of(address(params.weight) | static_cast<uint64_t>(params.in_features));
   launch.table_width = width_of(address(params.table));
-  if (params.y_float != nullptr) {
-    launch.y_width = width_of(address(params.y_float) | static_cast<uint64_t>(params.out_features) * sizeof(float));
-    return launch_tile<float>(tile, launch, stream);
-  }
-  launch.y_width = width_of(address(params.y_int8) | static_cast<uint64_t>(params.out_features));
-  return launch_tile<int8_t>(tile, launch, stream);
+  launch.y_width = params.y_float != nullptr
+                       ? width_of(address(params.y_float) | static_cast<uint64_t>(params.out_features) * sizeof(float))
+                       : width_of(address(params.y_int8) | static_cast<uint64_t>(params.out_features));
+  return launch;
+}
+
+KScaledLinearTile best_tile(const KScaledLinearParams& params, int processors, int count) {
+  return params.y_float != nullptr ? best_tile<float>(params, processors, count)
+                                   : best_tile<int8_t>(params, processors, count);
+}
+
+}  // namespace
+
+KScaledLinearTile kscaled_linear_tile(const KScaledLinearParams& params, int processors) {
+  return best_tile(params, processors, 1);
+}
+
+int kscaled_linear_launch_tile(const KScaledLinearParams& params, KScaledLinearTile tile, cuda::Stream stream) {
+  if (params.rows == 0) return 0;
+  const Launch launch = launch_of(params);
+  return params.y_float != nullptr ? launch_tile<float>(tile, launch, stream)
+                                   : launch_tile<int8_t>(tile, launch, stream);
 }
 
 int kscaled_linear_launch(const KScaledLinearParams& params, cuda::Stream stream) {
   return kscaled_linear_launch_tile(params, kscaled_linear_tile(params, cuda::processors()), stream);
+}
+
+KScaledLinearTile kscaled_linear_pair_tile(const KScaledLinearParams& params, int processors) {
+  return best_tile(params, processors, 2);
+}
+
+bool kscaled_linear_can_pair(const KScaledLinearParams& a, const KScaledLinearParams& b) {
+  const auto alike = [](const void* one, const void* other) { return (one == nullptr) == (other == nullptr); };
+  return a.rows == b.rows && a.tokens == b.tokens && a.in_features == b.in_features &&
+         a.out_features == b.out_features && a.x_stride == b.x_stride && alike(a.table, b.table) &&
+         a.y_float == nullptr && b.y_float == nullptr;
+}
+
+int kscaled_linear_launch_pair(const KScaledLinearParams& a, const KScaledLinearParams& b, cuda::Stream stream) {
+  if (a.rows == 0) return 0;
+  const auto one_by_one = [&] {
+    const int status = kscaled_linear_launch(a, stream);
+    return status != 0 ? status : kscaled_linear_launch(b, stream);
+  };
+  if (!kscaled_linear_can_pair(a, b)) return one_by_one();  // now that the pointers are known
+  using Of = Choices<int8_t>;
+  const Pair pair = {{launch_of(a), launch_of(b)}};
+  switch (kscaled_linear_pair_tile(a, cuda::processors())) {
+    case KScaledLinearTile::kSmall:
+      return launch_tiles<decltype(Of::kSmall)::Shape, int8_t>(pair, stream);
+    case KScaledLinearTile::kFlat:
+      return launch_tiles<decltype(Of::kFlat)::Shape, int8_t>(pair, stream);
+    default:
+      return one_by_one();
+  }
 }
 
 }  // namespace vimtrt

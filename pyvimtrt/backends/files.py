@@ -11,6 +11,7 @@ from typing import Any
 from pyvimtrt.errors import NetworkError, UsageError
 from pyvimtrt.files import check_path
 from pyvimtrt.graph.network import NetworkInfo, load_network
+from pyvimtrt.runtime.cpu import activation_bytes
 from pyvimtrt.runtime.plan import PLAN_SUFFIX, read_plan, read_plan_info, sidecar
 
 
@@ -50,6 +51,7 @@ class _Network(FileKind):
             "kind": "engine",
             "bytes": path.stat().st_size,
             "constant_bytes": network.weight_bytes,
+            "activation_bytes_per_image": activation_bytes(network),
             **_lists(asdict(network.info)),
             "input": f"{network.input}: int8 (pixel - 128) [B, {config.channels}, {config.img}, {config.img}]",
             "output": f"{network.output}: float32 [B, {config.classes}]",

@@ -8,7 +8,7 @@ from typing import Any
 
 from pyvimtrt.backends.base import Backend
 from pyvimtrt.backends.files import engine_kind
-from pyvimtrt.backends.registry import choose, find
+from pyvimtrt.backends.registry import choose, find, for_file
 from pyvimtrt.defaults import AUTO
 from pyvimtrt.errors import NetworkError, UsageError
 from pyvimtrt.graph.network import NetworkInfo
@@ -24,10 +24,11 @@ def read_engine_info(path: str | Path) -> NetworkInfo:
     return engine_kind(path).info(path)
 
 
-def load_engine(path: str | Path, threads: int | None = None, backend: str = AUTO) -> Engine:
-    """Load an engine file: .onnx, a quantized network that the CPU runs, or .engine, a plan of TensorRT.
+def load_engine(path: str | Path, threads: int | None = None, backend: str = AUTO, device: int | None = None) -> Engine:
+    """Load an engine file: .onnx, a quantized network that the CPU or a GPU runs, or .engine, a plan of TensorRT.
 
-    ``threads`` is the CPU engine's number of threads, by default all cores. ``backend`` names what to run it with;
+    ``threads`` is the CPU engine's number of threads, by default all cores; where it is given, `auto` takes the CPU.
+    ``device`` is a GPU engine's GPU, by default the first, 0. ``backend`` names what to run it with;
     `auto` takes the best backend that can run this file on this machine, and the engine's ``backend`` says which that
     is.
 
@@ -37,9 +38,14 @@ def load_engine(path: str | Path, threads: int | None = None, backend: str = AUT
     """
     path = Path(path)
     chosen = choose(path, backend)
+    if threads is not None and backend == AUTO and not chosen.takes_threads:  # who gives threads means the CPU
+        chosen = next((each for each in for_file(path) if each.automatic and each.takes_threads), chosen)
     if threads is not None and not chosen.takes_threads:
         raise UsageError(f"threads are the CPU engine's, an engine of the backend {chosen.name} takes none")
-    return _load(path, chosen, {"threads": threads} if chosen.takes_threads else {})
+    if device is not None and not chosen.needs_gpu:
+        raise UsageError(f"a device is a GPU engine's, an engine of the backend {chosen.name} takes none")
+    settings: dict[str, Any] = {"threads": threads} if chosen.takes_threads else {}
+    return _load(path, chosen, settings if device is None else {**settings, "device": device})
 
 
 def _load(path: Path, backend: Backend, settings: Mapping[str, Any]) -> Engine:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pyvimtrt.backends.base import Backend
 from pyvimtrt.backends.cpu import CpuBackend
-from pyvimtrt.backends.files import engine_kind
+from pyvimtrt.backends.cuda import CudaBackend
+from pyvimtrt.backends.files import NETWORK, engine_kind
 from pyvimtrt.backends.reference import ReferenceBackend
 from pyvimtrt.backends.tensorrt import TensorRTBackend
 from pyvimtrt.defaults import AUTO
@@ -17,6 +18,7 @@ from pyvimtrt.runtime.gpu import find_gpus
 BACKENDS: tuple[Backend, ...] = (  # `auto` takes the first that can
     TensorRTBackend("tensorrt", "tensorrt"),
     TensorRTBackend("tensorrt-rtx", "tensorrt-rtx-cu13"),
+    CudaBackend(),
     CpuBackend(),
     ReferenceBackend(),
 )
@@ -54,7 +56,7 @@ def choose(path: Path, name: str = AUTO) -> Backend:
         candidates = [backend for backend in able if backend.automatic]
         return next((backend for backend in candidates[:-1] if _passes(backend.check_run)), candidates[-1])
     if wanted not in able:
-        what = f"{engine_kind(path).title} for {' and '.join(backend.name for backend in able)}"
+        what = f"{engine_kind(path).title} for {', '.join(backend.name for backend in able)}"
         cure = f"build an engine for {name} with pyvimtrt build --backend {name}, or leave out --backend"
         raise UsageError(f"{path} is {what}, which the backend {name} does not run; {cure}")
     return wanted
@@ -72,7 +74,9 @@ def choose_to_build(name: str = AUTO) -> Backend:
         return backend
     has_gpu = bool(find_gpus().devices)
     candidates = [backend for backend in BACKENDS if backend.automatic and (has_gpu or not backend.needs_gpu)]
-    return next((backend for backend in candidates[:-1] if _passes(backend.check_build)), candidates[-1])
+    # One whose engine is the network builds it anywhere: it is chosen where it can run it.
+    checks = ((each, each.check_run if each.file is NETWORK else each.check_build) for each in candidates[:-1])
+    return next((backend for backend, check in checks if _passes(check)), candidates[-1])
 
 
 def _passes(check: Callable[[], None]) -> bool:

@@ -7,10 +7,13 @@ from collections import defaultdict
 import numpy as np
 import numpy.typing as npt
 
+from pyvimtrt.bench.gpu_floors import Gpu, floor_of
 from pyvimtrt.bench.results import OperatorTime
 from pyvimtrt.graph.network import Network
 from pyvimtrt.native import require_native
 from pyvimtrt.runtime.cpu import CpuEngine
+from pyvimtrt.runtime.cuda import CudaEngine
+from pyvimtrt.runtime.gpu import find_gpus
 
 # Vector operations of one state update that no kernel of the contract can do without: the product of two powers, g B,
 # fma, fma of y; for an int8 state a product with the token's factor, maximum, minimum and rounding (two where the
@@ -55,15 +58,7 @@ def operator_times(network: Network, pixels: npt.NDArray[np.int8], isa: str | No
     states = {node.attributes["state"] for node in network.nodes if node.op == "BidirectionalScan"}
     operations = SCAN_OPERATIONS.get((engine.isa, next(iter(states), "")), 0)
     limits = {"int8 multiply-adds": dot, "state updates": vector / operations if operations else 0.0}
-    times: dict[str, list[float]] = defaultdict(list)
-    engine.profile(pixels)
-    for _ in range(RUNS):
-        run: dict[str, float] = defaultdict(float)
-        for name, seconds in engine.profile(pixels):
-            run[kind(name)] += seconds
-        for name, seconds in run.items():
-            times[name].append(seconds)
-    medians = {name: float(np.median(seconds)) for name, seconds in times.items()}
+    medians = _medians(engine, pixels)
     whole = sum(medians.values())
     found = []
     for name, seconds in sorted(medians.items(), key=lambda item: -item[1]):
@@ -74,3 +69,54 @@ def operator_times(network: Network, pixels: npt.NDArray[np.int8], isa: str | No
             )
         )
     return tuple(found)
+
+
+def gpu_operator_times(network: Network, pixels: npt.NDArray[np.int8]) -> tuple[OperatorTime, ...]:
+    """Return the kinds of operators by time, slowest first, on the first GPU: medians over runs, each beside the least
+    time it can take there (`gpu_floors`).
+    """
+    with CudaEngine(network, max_batch=len(pixels)) as engine:
+        medians, speed = _medians(engine, pixels), engine.copy_bytes_per_second()
+    found = find_gpus().devices[0]
+    gpu = Gpu(found.compute_capability, found.multiprocessors, found.clock_hz, speed)
+    floors: dict[str, float] = defaultdict(float)
+    bounds: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for node in network.nodes:
+        if node.op == "Reshape":
+            continue
+        inputs, outputs = (
+            [(network.values[name].dtype, _shape(network, name, len(pixels))) for name in names]
+            for names in (node.inputs, node.outputs)
+        )
+        floor = floor_of(gpu, node.op, inputs, outputs, node.attributes)
+        floors[kind(node.name)] += floor.seconds
+        bounds[kind(node.name)][floor.bound] += floor.seconds
+    whole = sum(medians.values())
+    return tuple(
+        OperatorTime(
+            name,
+            1e3 * seconds,
+            seconds / whole,
+            floor_ms=1e3 * floors[name],
+            bound=max(bounds[name], key=lambda bound: bounds[name][bound]),
+        )
+        for name, seconds in sorted(medians.items(), key=lambda item: -item[1])
+    )
+
+
+def _shape(network: Network, name: str, batch: int) -> tuple[int, ...]:
+    value = network.values[name]
+    return value.shape if value.data is not None else (batch, *value.shape[1:])
+
+
+def _medians(engine: CpuEngine | CudaEngine, pixels: npt.NDArray[np.int8]) -> dict[str, float]:
+    """Return the seconds of each kind of operator."""
+    times: dict[str, list[float]] = defaultdict(list)
+    engine.profile(pixels)
+    for _ in range(RUNS):
+        run: dict[str, float] = defaultdict(float)
+        for name, seconds in engine.profile(pixels):
+            run[kind(name)] += seconds
+        for name, seconds in run.items():
+            times[name].append(seconds)
+    return {name: float(np.median(seconds)) for name, seconds in times.items()}

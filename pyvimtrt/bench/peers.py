@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pyvimtrt.bench.gpu_names import GPU_PEERS
+
 F32 = npt.NDArray[np.float32]
 Run = Callable[[], F32]  # one batch -> logits [B, classes]
 
 ENGINE = "pyvimtrt"
+CHECKED_IMAGES = 2  # whose logits in fp16 are compared with those of fp32 on the CPU
 CALIBRATION_IMAGES = 8  # of NNCF's quantization: its speed does not depend on them
 
 
@@ -39,24 +42,71 @@ class Request:
 
 
 @dataclass(frozen=True)
+class DeviceRun:
+    """A batch on a GPU: runs it and waits for it; its logits on the host, and the GPU's memory that is held."""
+
+    run: Callable[[], Any]
+    logits: Callable[[], F32]
+    device_bytes: Callable[[], int]
+
+    def __call__(self) -> F32:
+        self.run()
+        return self.logits()
+
+
+@dataclass(frozen=True)
 class Peer:
-    """A runtime: what it is, how it loads a model, what it imports, and whether it computes in fp32."""
+    """A runtime: what it is, how it loads a model, what it imports, its precision, and whether it runs on a GPU.
+
+    There the images lie there, and a run ends when the logits do.
+    """
 
     description: str
-    load: Callable[[Request, F32], Run]
+    load: Callable[[Request, F32], Run | DeviceRun]
     modules: tuple[str, ...]  # imported before the load is timed
-    is_fp32: bool = True
+    precision: str = "fp32"  # or fp16, int8
+    on_gpu: bool | None = False  # None: where the engine's backend runs
 
 
-def _engine(request: Request, images: F32) -> Run:
+def _engine(request: Request, images: F32) -> Run | DeviceRun:
     from pyvimtrt.backends.load import load_engine
     from pyvimtrt.backends.registry import find
+    from pyvimtrt.runtime.gpu_engine import GpuEngine
 
     threads = request.threads if find(request.backend).takes_threads else None
     engine = load_engine(request.engine, threads, request.backend)
     with np.load(request.images) as arrays:
         pixels = arrays["pixels"]
-    return lambda: engine.run(pixels)
+    if not isinstance(engine, GpuEngine):
+        return lambda: engine.run(pixels)
+    source, out = engine.to_device(pixels), engine.empty((len(pixels), engine.config.classes))
+    return DeviceRun(
+        lambda: engine.run_device(source, out=out), lambda: engine.to_host(out), lambda: engine.device_bytes
+    )
+
+
+def _torch_fp16(name: str) -> Callable[[Request, F32], DeviceRun]:
+    """Return the load function of a peer of gpu_peers, whose logits are checked against the fp32 model's."""
+
+    def load(request: Request, images: F32) -> DeviceRun:
+        import torch
+
+        from pyvimtrt.bench import gpu_peers
+
+        model = _torch_model(request)
+        checked = torch.from_numpy(images[:CHECKED_IMAGES])
+        with torch.inference_mode():
+            expected = model(checked)
+        call = gpu_peers.prepare(name, model.half().cuda(), torch.from_numpy(images).half().cuda())
+        gpu_peers.check(name, lambda: call()[: len(checked)], expected)
+
+        def run() -> None:
+            call()
+            torch.cuda.synchronize()
+
+        return DeviceRun(run, lambda: call().float().cpu().numpy(), torch.cuda.max_memory_reserved)
+
+    return load
 
 
 def check_bits(request: Request, logits: F32) -> None:
@@ -171,7 +221,7 @@ def _openvino_int8(request: Request, images: F32) -> Run:
 _TORCH = ("torch", "pyvimtrt.api", "pyvimtrt.model.scan")
 
 PEERS: dict[str, Peer] = {
-    ENGINE: Peer("this engine, int8", _engine, ("pyvimtrt.backends.load",), is_fp32=False),
+    ENGINE: Peer("this engine, int8", _engine, ("pyvimtrt.backends.load",), "int8", None),
     "torch-loop": Peer(
         "PyTorch fp32, the scan a loop of its operations over the tokens, as the published code without CUDA",
         _torch_loop,
@@ -186,10 +236,12 @@ PEERS: dict[str, Peer] = {
         "ONNX Runtime, its dynamic int8 of the same export",
         _onnxruntime_int8,
         ("onnxruntime.quantization",),
-        is_fp32=False,
+        "int8",
     ),
     "openvino": Peer("OpenVINO fp32 on the same export", _openvino, ("openvino",)),
-    "openvino-int8": Peer(
-        "OpenVINO int8 by NNCF on the same export", _openvino_int8, ("openvino", "nncf"), is_fp32=False
-    ),
+    "openvino-int8": Peer("OpenVINO int8 by NNCF on the same export", _openvino_int8, ("openvino", "nncf"), "int8"),
+    **{
+        f"torch-fp16-{slug}": Peer(description, _torch_fp16(name), (*_TORCH, "pyvimtrt.bench.gpu_peers"), "fp16", True)
+        for slug, (name, description) in GPU_PEERS.items()
+    },
 }

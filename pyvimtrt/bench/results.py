@@ -10,7 +10,8 @@ class PeerResult:
     """One peer at its best number of threads; milliseconds are of one batch. ``problem`` says why there are no figures.
 
     ``ratio``: the median, over rounds, of this peer's time by the engine's in the same round. ``memory_bytes``: the
-    most memory held, without what the interpreter took before the model was loaded.
+    most memory held, without what the interpreter took before the model was loaded; a GPU's where it runs on one.
+    ``joules``: of a batch, by the GPU's counter; 0 where there is none.
     """
 
     peer: str
@@ -26,12 +27,13 @@ class PeerResult:
     cosine: float = 0.0
     ratio: float = 1.0
     median_ms_by_threads: dict[int, float] = field(default_factory=dict)
+    joules: float = 0.0
 
 
 @dataclass(frozen=True)
 class OperatorTime:
-    """One kind of operator, of one thread: share of the time, what it does a second, and the measured limit of that; 0:
-    not counted.
+    """One kind of operator, of one thread or of a GPU: share of the time, what it does a second, and the measured limit
+    of that; 0: not counted. ``floor_ms``, on a GPU: the least time it can take there, by ``bound``.
     """
 
     operator: str
@@ -40,10 +42,14 @@ class OperatorTime:
     unit: str = ""
     per_second: float = 0.0
     limit: float = 0.0
+    floor_ms: float = 0.0
+    bound: str = ""
 
     @property
     def share_of_limit(self) -> float:
         """Return what is reached of the limit, 0 where none is known."""
+        if self.floor_ms:
+            return self.floor_ms / self.milliseconds if self.milliseconds else 0.0
         return self.per_second / self.limit if self.limit else 0.0
 
 
@@ -60,3 +66,4 @@ class Bench:
     peers: tuple[PeerResult, ...]
     operators: tuple[OperatorTime, ...]
     backend: str = "cpu"
+    gpu: str = ""  # its name, where the engine runs on one

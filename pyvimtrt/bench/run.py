@@ -19,11 +19,12 @@ import numpy.typing as npt
 
 import pyvimtrt
 from pyvimtrt import api, defaults
+from pyvimtrt.backends.base import Backend
 from pyvimtrt.backends.load import read_engine_info
 from pyvimtrt.backends.registry import choose
-from pyvimtrt.bench.limits import operator_times
+from pyvimtrt.bench.limits import gpu_operator_times, operator_times
 from pyvimtrt.bench.peers import ENGINE, PEERS, Request
-from pyvimtrt.bench.results import Bench, PeerResult
+from pyvimtrt.bench.results import Bench, OperatorTime, PeerResult
 from pyvimtrt.compare.metrics import mean_cosine
 from pyvimtrt.errors import BackendError, UsageError
 from pyvimtrt.export.onnx_fp32 import build as build_fp32
@@ -33,6 +34,7 @@ from pyvimtrt.files import hash_arrays
 from pyvimtrt.graph.network import PIXEL_ZERO, load_network
 from pyvimtrt.model.checkpoint import WeightsFile, load_weights
 from pyvimtrt.runtime.cpu import choose_isa, default_threads
+from pyvimtrt.runtime.gpu import find_gpus
 
 # The package that runs here, not one that lies in the working directory.
 _WORKER = (
@@ -89,8 +91,10 @@ class _Worker:
         self.times.append(milliseconds)
         return milliseconds
 
-    def end(self) -> int:
-        """End the process and return the bytes that its model took at most."""
+    def end(self) -> tuple[int, float]:
+        """End the process and return the bytes that its model took at most, a GPU's where it runs on one, and the
+        joules of a batch, 0 where no GPU tells them.
+        """
         assert self._process.stdin is not None and self._process.stdout is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
@@ -98,7 +102,11 @@ class _Worker:
         self._process.wait()
         self._process.stdout.close()
         self._errors.close()
-        return int(json.loads(line)["peak_bytes"]) - int(self.started["base_bytes"]) if line.strip() else 0
+        if not line.strip():
+            return 0, 0.0
+        said = json.loads(line)
+        taken = said["device_bytes"] or int(said["peak_bytes"]) - int(self.started["base_bytes"])
+        return int(taken), float(said["joules"])
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -118,11 +126,11 @@ class _Worker:
         return answer
 
 
-def parse_peers(text: str | None) -> tuple[str, ...]:
+def parse_peers(text: str | None, on_gpu: bool = False) -> tuple[str, ...]:
     """Return the peers of --vs: names with commas between them, ``all``, or None for none. Raises UsageError for an
-    unknown one.
+    unknown one, and for one that does not run where the engine does.
     """
-    names = tuple(name for name in PEERS if name != ENGINE)
+    names = tuple(name for name, peer in PEERS.items() if peer.on_gpu is on_gpu)
     if text is None:
         return ()
     if text == "all":
@@ -130,8 +138,14 @@ def parse_peers(text: str | None) -> tuple[str, ...]:
     chosen = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     for name in chosen:
         if name not in names:
-            raise UsageError(f"unknown peer {name!r} in --vs; the peers are {', '.join(names)}, or all")
+            where = f"on a {'GPU' if on_gpu else 'CPU'}"
+            raise UsageError(f"unknown peer {name!r} in --vs; the peers {where} are {', '.join(names)}, or all")
     return chosen
+
+
+def takes_threads(peer: str, backend: Backend) -> bool:
+    """Return whether numbers of threads are tried for a peer."""
+    return backend.takes_threads if peer == ENGINE else PEERS[peer].on_gpu is False
 
 
 def bench(
@@ -168,11 +182,14 @@ def bench(
         requests = [
             Request(name, str(engine), config.spec(), path, exported, str(images), count, folder, key, backend.name)
             for name in (ENGINE, *settings.peers)
-            for count in (threads if name != ENGINE or backend.takes_threads else (1,))
+            for count in (threads if takes_threads(name, backend) else (1,))
         ]
         results = _measure(requests, settings, progress)
         int8 = (pixels.astype(np.int16) - PIXEL_ZERO).astype(np.int8)
-        operators = operator_times(load_network(Path(engine)), int8) if backend.profiles else ()
+        operators: tuple[OperatorTime, ...] = ()
+        if backend.profiles and results[0].problem is None:
+            network = load_network(Path(engine))
+            operators = gpu_operator_times(network, int8) if backend.needs_gpu else operator_times(network, int8)
     if results[0].problem is not None:
         raise BackendError(f"the engine cannot be measured: {results[0].problem}")
     return Bench(
@@ -185,6 +202,7 @@ def bench(
         tuple(results),
         operators,
         backend.name,
+        find_gpus().devices[0].name if backend.needs_gpu else "",
     )
 
 
@@ -217,7 +235,7 @@ def _measure(requests: Sequence[Request], settings: Settings, progress: Progress
         for request in requests:
             workers.append(_Worker(request, environment))
             step()
-        truth = next((w.logits for w in workers if w.problem is None and PEERS[w.request.peer].is_fp32), None)
+        truth = _most_precise(workers)
         for worker in workers:
             _check(worker, truth)
         for _ in range(TRIAL_ROUNDS):
@@ -240,6 +258,15 @@ def _measure(requests: Sequence[Request], settings: Settings, progress: Progress
             worker._process.wait()
 
 
+def _most_precise(workers: Sequence[_Worker]) -> F32 | None:
+    """Return the logits that the others' are compared with: fp32's, or fp16's where nobody computes in fp32."""
+    for precision in ("fp32", "fp16"):
+        for worker in workers:
+            if worker.problem is None and PEERS[worker.request.peer].precision == precision:
+                return worker.logits
+    return None
+
+
 def _turn(worker: _Worker) -> None:
     if worker.problem is None:
         time.sleep(PAUSE_S)
@@ -252,7 +279,7 @@ def _check(worker: _Worker, truth: F32 | None) -> None:
         return
     if worker.logits.shape != truth.shape or not np.isfinite(worker.logits).all():
         worker.problem = "its logits have a wrong shape or are not finite"
-    elif PEERS[worker.request.peer].is_fp32:
+    elif PEERS[worker.request.peer].precision == "fp32":
         error, largest = float(np.abs(worker.logits - truth).max()), float(np.abs(truth).max())
         if error > FP32_TOLERANCE * largest:
             worker.problem = f"its logits differ from fp32's by {error:.2g}, {error / largest:.1%} of the largest"
@@ -285,6 +312,7 @@ def _results(
             results.append(PeerResult(name, PEERS[name].description, worker.problem))
             continue
         times = np.array(worker.times)
+        memory, joules = worker.end()
         p10, median, p90 = (float(np.percentile(times, q)) for q in (10, 50, 90))
         results.append(
             PeerResult(
@@ -297,10 +325,11 @@ def _results(
                 p90,
                 1e3 * batch / median,
                 float(worker.started["load_s"]),
-                worker.end(),
+                memory,
                 1.0 if truth is None else mean_cosine(worker.logits, truth),
                 float(np.median(times / own)) if len(own) == len(times) else float("nan"),
                 by_threads[name],
+                joules,
             )
         )
     return results

@@ -2,7 +2,8 @@
 nor memory of one count for another.
 
 In: the request (the fields of Request), then a line for each turn, then the end of the input.
-Out: {"load_s", "logits", "base_bytes"}, then {"ms"} for each turn, then {"peak_bytes"}; or {"error"}.
+Out: {"load_s", "logits", "base_bytes"}, then {"ms"} for each turn, then {"peak_bytes", "device_bytes", "joules"}; or
+{"error"}.
 
 A turn is a run that is not timed, since the turns of the others have emptied the caches and put the threads to sleep,
 and some that are: their median.
@@ -16,6 +17,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,8 @@ def main() -> int:
     try:
         import numpy as np
 
-        from pyvimtrt.bench.peers import ENGINE, PEERS, Request, check_bits
+        from pyvimtrt.bench import energy
+        from pyvimtrt.bench.peers import ENGINE, PEERS, DeviceRun, Request, check_bits
 
         request = Request(**json.loads(sys.stdin.readline()))
         peer = PEERS[request.peer]
@@ -53,9 +56,11 @@ def main() -> int:
         with np.load(request.images) as arrays:
             images = arrays["normalized"]
         base, start = memory("VmRSS"), time.perf_counter()
-        run = peer.load(request, images)
+        loaded_run = peer.load(request, images)
         loaded = time.perf_counter() - start
-        logits = run()
+        logits = loaded_run()
+        on_device = loaded_run if isinstance(loaded_run, DeviceRun) else None
+        run: Callable[[], Any] = loaded_run if on_device is None else on_device.run
         for _ in range(WARM_UP):
             run()
         peak = memory("VmHWM")
@@ -70,7 +75,11 @@ def main() -> int:
                 run()
                 times.append(time.perf_counter() - start)
             answer(ms=1e3 * statistics.median(times))
-        answer(peak_bytes=peak)
+        answer(
+            peak_bytes=peak,
+            device_bytes=0 if on_device is None else on_device.device_bytes(),
+            joules=0.0 if on_device is None else energy.joules_of(run),
+        )
     except ModuleNotFoundError as error:
         answer(
             error=f"it needs the package {error.name}, which is not installed; run: pip install 'pyvimtrt[torch,bench]'"

@@ -1,29 +1,50 @@
-"""A model repository for NVIDIA's Triton Inference Server: a TensorRT plan by name, with dynamic batching and labels.
+"""A model repository for NVIDIA's Triton Inference Server, with dynamic batching and labels: a TensorRT plan by name,
+or a network for Triton's Python backend, which runs the CUDA engine.
 
-The plugin library must travel inside the plan. Triton's option ``plugins`` only dlopens a library, but one that works
-in TensorRT 10 and 11 alike registers nothing by itself; from a plan TensorRT loads and registers it, where the server
-is started with ``--backend-config=tensorrt,version-compatible=true``, which is how Triton allows the code in plans to
-run.
+A plan's plugin library must travel inside the plan. Triton's option ``plugins`` only dlopens a library, but one that
+works in TensorRT 10 and 11 alike registers nothing by itself; from a plan TensorRT loads and registers it, where the
+server is started with ``--backend-config=tensorrt,version-compatible=true``, which is how Triton allows the code in
+plans to run.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from pyvimtrt.backends.files import PLAN, engine_kind
+from pyvimtrt.backends.load import read_engine_info
 from pyvimtrt.defaults import TRITON_INSTANCES
 from pyvimtrt.errors import UsageError
 from pyvimtrt.export.folder import new_folder
 from pyvimtrt.families import parse_model
-from pyvimtrt.graph.network import INPUT_NAME, OUTPUT_NAME
-from pyvimtrt.runtime.plan import PlanInfo, read_plan
+from pyvimtrt.graph.network import INPUT_NAME, OUTPUT_NAME, NetworkInfo
+from pyvimtrt.runtime.cuda import MAX_BATCH
+from pyvimtrt.runtime.plan import read_plan
 
 DELAY_MICROSECONDS = 2000
 BATCHES_QUEUED = 2
+PYTHON_BATCH = 32
+NETWORK_FILE = "model.onnx"
+MODEL_PY = Path(__file__).parent / "triton_model.py"
+NEEDS = "# The server's image needs this package: pip install 'pyvimtrt[cuda]'\n"
+START_PYTHON = "tritonserver --model-repository={}"
 START = "tritonserver --model-repository={} --backend-config=tensorrt,version-compatible=true"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What config.pbtxt says of a model beside what all have."""
+
+    network: NetworkInfo
+    kind: str  # the line that names the backend
+    most: int
+    best: int
+    note: str = ""
 
 
 def export_triton(engine: Path, output: Path, name: str = "", instances: int = TRITON_INSTANCES) -> list[Path]:
@@ -33,11 +54,35 @@ def export_triton(engine: Path, output: Path, name: str = "", instances: int = T
         raise UsageError(
             f"{name!r} cannot be a model's name: letters, digits, dots, dashes and underscores; choose with --name"
         )
-    if engine_kind(engine) is not PLAN:
-        raise UsageError(
-            f"Triton runs TensorRT plans, files {PLAN.suffix}; build one with --backend tensorrt, or serve {engine} "
-            "with pyvimtrt serve"
+    is_plan = engine_kind(engine) is PLAN
+    model = _plan(engine) if is_plan else _network(engine)
+    files = {"model.plan": engine} if is_plan else {NETWORK_FILE: engine, "model.py": MODEL_PY}
+    with new_folder(output) as folder:
+        (folder / name / "1").mkdir(parents=True)
+        for target, source in files.items():
+            shutil.copyfile(source, folder / name / "1" / target)
+        (folder / name / "labels.txt").write_text(
+            "".join(f"{label}\n" for label in labels(model.network)), encoding="utf-8"
         )
+        (folder / name / "config.pbtxt").write_text(
+            configuration(name, model, instances, start_command(engine, None)), encoding="utf-8"
+        )
+    return [output / name / file for file in ("config.pbtxt", "labels.txt", *(f"1/{target}" for target in files))]
+
+
+def start_command(engine: Path, repository: Path | None) -> str:
+    """Return the command that starts Triton on a repository."""
+    return (START if engine_kind(engine) is PLAN else START_PYTHON).format(
+        "THIS_FOLDER" if repository is None else os.path.realpath(repository)
+    )
+
+
+def _network(engine: Path) -> _Model:
+    info = read_engine_info(engine)
+    return _Model(info, 'backend: "python"', MAX_BATCH, PYTHON_BATCH, NEEDS)
+
+
+def _plan(engine: Path) -> _Model:
     _, info = read_plan(engine)  # the whole plan, whose hash is checked
     if info.backend != "tensorrt":
         raise UsageError(
@@ -52,33 +97,27 @@ def export_triton(engine: Path, output: Path, name: str = "", instances: int = T
             f"{engine} takes batches from {info.batch[0]} on, but Triton may send single images; build it with "
             "--batch 1,OPT,MAX"
         )
-    with new_folder(output) as folder:
-        (folder / name / "1").mkdir(parents=True)
-        shutil.copyfile(engine, folder / name / "1" / "model.plan")
-        (folder / name / "labels.txt").write_text("".join(f"{label}\n" for label in labels(info)), encoding="utf-8")
-        (folder / name / "config.pbtxt").write_text(configuration(name, info, instances), encoding="utf-8")
-    return [output / name / file for file in ("config.pbtxt", "labels.txt", "1/model.plan")]
+    return _Model(info.network, 'platform: "tensorrt_plan"', info.batch[2], info.batch[1])
 
 
-def labels(info: PlanInfo) -> list[str]:
+def labels(network: NetworkInfo) -> list[str]:
     """Return a label for each class, on a line of its own: the class's number where the model has none."""
-    names = info.network.labels or [str(i) for i in range(parse_model(info.network.model).classes)]
+    names = network.labels or [str(i) for i in range(parse_model(network.model).classes)]
     return [" ".join(name.split()) for name in names]
 
 
-def configuration(name: str, info: PlanInfo, instances: int) -> str:
+def configuration(name: str, model: _Model, instances: int, start: str) -> str:
     """Return config.pbtxt."""
-    config = parse_model(info.network.model)
-    _, best, most = info.batch
-    mean, std = (", ".join(f"{value:g}" for value in values) for values in (info.network.mean, info.network.std))
+    network, config = model.network, parse_model(model.network.model)
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (network.mean, network.std))
     return f"""\
-# {info.network.name}, int8, recipe {info.network.recipe}; start with
-#   {START.format("THIS_FOLDER")}
-# Input: pixels as they are in the file, 0 to 255, minus 128.
-# Normalization (mean {mean}, std {std}) is part of the plan.
+# {network.name}, int8, recipe {network.recipe}; start with
+#   {start}
+{model.note}# Input: pixels as they are in the file, 0 to 255, minus 128.
+# Normalization (mean {mean}, std {std}) is part of the model.
 name: "{name}"
-platform: "tensorrt_plan"
-max_batch_size: {most}
+{model.kind}
+max_batch_size: {model.most}
 input {{
   name: "{INPUT_NAME}"
   data_type: TYPE_INT8
@@ -95,10 +134,10 @@ instance_group {{
   count: {instances}
 }}
 dynamic_batching {{
-  preferred_batch_size: [ {", ".join(map(str, sorted({best, most})))} ]
+  preferred_batch_size: [ {", ".join(map(str, sorted({model.best, model.most})))} ]
   max_queue_delay_microseconds: {DELAY_MICROSECONDS}
   default_queue_policy {{
-    max_queue_size: {BATCHES_QUEUED * most}
+    max_queue_size: {BATCHES_QUEUED * model.most}
   }}
 }}
 """

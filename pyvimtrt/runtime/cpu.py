@@ -1,10 +1,9 @@
-"""The CPU engine: translates a checked network into the native program and runs it."""
+"""The CPU engine: a checked network as a native program of the CPU."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pyvimtrt.errors import BackendError, NetworkError
-from pyvimtrt.graph.network import Network, Node
-from pyvimtrt.graph.operators import PLUGIN_ATTRIBUTES
+from pyvimtrt.graph.network import Network
 from pyvimtrt.native import require_native
 from pyvimtrt.runtime.engine import Engine
+from pyvimtrt.runtime.program import fill_program
 
 CPU_QUOTA = (
     "/sys/fs/cgroup/cpu.max"  # microseconds in each period of as many, in a container; version 2 of control groups
@@ -86,76 +85,13 @@ class CpuEngine(Engine):
         return {"constants": self._program.constant_bytes, "activations_per_image": self._program.arena_bytes}
 
 
+def activation_bytes(network: Network) -> int:
+    """Return the bytes that an image takes between operators, on a CPU or a GPU."""
+    return int(build_program(network, [network.input], [network.output], "generic", 1).arena_bytes)
+
+
 def build_program(network: Network, inputs: list[str], outputs: list[str], isa: str, threads: int) -> Any:
     """Return the native program of a network, from the named inputs to the named outputs."""
     program = require_native().Program(isa, threads)
-    translator = _Translator(network, program)
-    ids = [translator.value(name) for name in inputs]
-    for node in network.nodes:
-        translator.add(node)
-    program.finalize(ids, [translator.ids[name] for name in outputs])
+    fill_program(program, network, inputs, outputs)
     return program
-
-
-class _Translator:
-    """Adds nodes to a program. A Reshape is an alias: its output has the value id of its input."""
-
-    def __init__(self, network: Network, program: Any) -> None:
-        self.network = network
-        self.program = program
-        self.ids: dict[str, int] = {}
-        self._add: dict[str, Callable[[Node], None]] = {
-            "Reshape": self._reshape,
-            "Transpose": self._transpose,
-            "Gather": self._gather,
-        }
-
-    def add(self, node: Node) -> None:
-        self._add.get(node.op, self._operator)(node)
-
-    def value(self, name: str) -> int:
-        """Return the id of an activation, new where it has none yet."""
-        if name not in self.ids:
-            value = self.network.values[name]
-            self.ids[name] = self.program.add_value(math.prod(value.shape[1:]) * np.dtype(value.dtype).itemsize)
-        return self.ids[name]
-
-    def _shape(self, name: str) -> tuple[int, ...]:
-        return self.network.values[name].shape
-
-    def _operator(self, node: Node) -> None:
-        inputs = []
-        for name in node.inputs:
-            value = self.network.values[name]
-            data = None if value.data is None else np.ascontiguousarray(value.data)
-            inputs.append((self.value(name), value.dtype, value.shape[1:]) if data is None else data)
-        attributes = {name: value for name, value in node.attributes.items() if name not in PLUGIN_ATTRIBUTES}
-        self.program.add(node.op, node.name, inputs, [self.value(name) for name in node.outputs], attributes)
-
-    def _reshape(self, node: Node) -> None:
-        self.ids[node.outputs[0]] = self.value(node.inputs[0])
-
-    def _transpose(self, node: Node) -> None:
-        shape = self._shape(node.inputs[0])[1:]
-        strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-        order = [axis - 1 for axis in node.attributes["perm"][1:]]
-        self.program.add_copy(
-            name=node.name,
-            x=self.value(node.inputs[0]),
-            y=self.value(node.outputs[0]),
-            element_bytes=np.dtype(self.network.values[node.inputs[0]].dtype).itemsize,
-            shape=[shape[axis] for axis in order],
-            src_strides=[strides[axis] for axis in order],
-        )
-
-    def _gather(self, node: Node) -> None:
-        value, axis = self.network.values[node.inputs[0]], node.attributes["axis"]
-        self.program.add_gather(
-            name=node.name,
-            x=self.value(node.inputs[0]),
-            y=self.value(node.outputs[0]),
-            outer=math.prod(value.shape[1:axis]),
-            axis_length=value.shape[axis],
-            inner_bytes=math.prod(value.shape[axis + 1 :]) * np.dtype(value.dtype).itemsize,
-            indices=self.network.constant(node.inputs[1]).astype(np.int64).reshape(-1),
-        )

@@ -106,17 +106,31 @@ def _is_contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 
 class DeviceArray:
-    """A float32 array in GPU memory that may still be being computed: DLPack's consumer waits for it on its stream, the
+    """An array in GPU memory that may still be being computed: DLPack's consumer waits for it on its stream, the
     other's on the host.
     """
 
-    dtype = np.dtype(np.float32)
-
-    def __init__(self, buffer: Any, shape: tuple[int, ...], ready: Any, device_id: int) -> None:
-        self.shape = shape
+    def __init__(
+        self,
+        buffer: Any,
+        shape: tuple[int, ...],
+        ready: Any,
+        device_id: int,
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
+        self.shape, self.dtype = shape, np.dtype(dtype)
         self._buffer = buffer
         self._ready = ready
         self._device_id = device_id
+
+    @property
+    def buffer(self) -> Any:
+        """cuda.core's buffer."""
+        return self._buffer
+
+    def wait(self) -> None:
+        """Wait on the host until it is computed."""
+        self._ready.sync()
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:

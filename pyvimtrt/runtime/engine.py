@@ -38,6 +38,7 @@ class Engine(ABC):
     """
 
     backend: str
+    in_flight = 1  # calls of `submit` that run beside each other
 
     source: Path | None = None  # the file it was loaded from, by which it is pickled
     load_again: Callable[..., Engine] | None = None  # what loaded it: a function of (source, backend, info, settings)
@@ -80,6 +81,14 @@ class Engine(ABC):
         shape: `run` checks.
         """
 
+    def submit(self, images: npt.NDArray[Any]) -> Callable[[], npt.NDArray[np.float32]]:
+        """Begin with images as `run` takes them, and return the function that returns their logits, to be called once.
+
+        On a GPU the next images are copied there while the first are computed: `in_flight` of them at a time.
+        """
+        logits = self.run(images)
+        return lambda: logits
+
     def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Return float32 logits [B, classes].
 
@@ -87,16 +96,10 @@ class Engine(ABC):
         rne((x * std + mean) * 255). Raises DataError for any other type or shape, NetworkError where logits are not
         finite.
         """
-        images = as_uint8(images, self.info, self.config)
-        if len(images) == 0:
+        pixels = as_int8(images, self.info, self.config)
+        if len(pixels) == 0:
             return np.empty((0, self.config.classes), np.float32)
-        pixels = (np.ascontiguousarray(images) ^ np.uint8(PIXEL_ZERO)).view(np.int8)  # pixel - 128
-        logits = self.run_pixels(pixels)
-        if not np.isfinite(logits).all():
-            raise NetworkError(
-                "the network gives logits that are not finite; its file is damaged or was not made by pyvimtrt build"
-            )
-        return logits
+        return finite(self.run_pixels(pixels))
 
     def classify(
         self, paths: Sequence[str | Path], topk: int = TOPK, reader: ImageReader | None = None
@@ -117,6 +120,20 @@ class Engine(ABC):
     def top_classes(self, logits: npt.NDArray[np.float32], topk: int) -> list[Prediction]:
         """Return the most probable classes of one row of logits; equal logits keep the order of the classes."""
         return top_classes(logits, topk, self.info.labels)
+
+
+def finite(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return logits as they are. Raises NetworkError where some are not finite."""
+    if not np.isfinite(logits).all():
+        raise NetworkError(
+            "the network gives logits that are not finite; its file is damaged or was not made by pyvimtrt build"
+        )
+    return logits
+
+
+def as_int8(images: npt.NDArray[Any], info: NetworkInfo, config: ModelConfig) -> npt.NDArray[np.int8]:
+    """Return images as networks take them, pixel - 128, C-contiguous. Raises DataError as `as_uint8`."""
+    return (np.ascontiguousarray(as_uint8(images, info, config)) ^ np.uint8(PIXEL_ZERO)).view(np.int8)
 
 
 def as_uint8(images: npt.NDArray[Any], info: NetworkInfo, config: ModelConfig) -> npt.NDArray[np.uint8]:

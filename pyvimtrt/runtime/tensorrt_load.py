@@ -11,14 +11,11 @@ from typing import Any
 from pyvimtrt.errors import BackendError, ModelError, NetworkError, missing_extra
 from pyvimtrt.families import ModelConfig, parse_model
 from pyvimtrt.graph.network import INPUT_NAME, OUTPUT_NAME
-from pyvimtrt.runtime.gpu import find_gpus
+from pyvimtrt.runtime.gpu import check_cuda_core, check_device, find_gpus
 from pyvimtrt.runtime.plan import PlanInfo
 from pyvimtrt.runtime.plugin_library import find_plugin_library
 from pyvimtrt.runtime.tensorrt_build import PACKAGES, is_installed
 from pyvimtrt.runtime.tensorrt_log import make_logger
-
-# The first version whose views of PyTorch tensors wait for PyTorch's stream, and whose arrays export their type.
-CUDA_CORE = (1, 2)
 
 _CPU = "or build an engine for the CPU: pyvimtrt build --backend cpu"
 _AGAIN = "build the engine again"
@@ -43,22 +40,11 @@ def check_machine(backend: str, device: int) -> None:
     """Raise BackendError for what this machine lacks to run engines of a backend. Imports nothing that needs a driver
     before there is one.
     """
-    driver = find_gpus()
-    if not driver.devices:
-        raise BackendError(
-            f"a TensorRT engine runs on an NVIDIA GPU ({driver.problem or 'none found'}): use a machine with one, "
-            f"{_CPU}"
-        )
-    if not 0 <= device < len(driver.devices):
-        raise BackendError(f"there is no GPU {device}: this machine has {len(driver.devices)}, counted from 0")
+    engine = f"an engine of the backend {backend}"
+    check_device(find_gpus(), device, "a TensorRT engine", _CPU)
     if not is_installed(backend):
-        raise missing_extra(PACKAGES[backend], backend, f"an engine of the backend {backend}")
-    try:
-        version = importlib.import_module("cuda.core").__version__
-    except ImportError as error:
-        raise missing_extra("cuda-core", backend, f"an engine of the backend {backend}") from error
-    if tuple(int(number) for number in version.split(".")[:2]) < CUDA_CORE:
-        raise BackendError(f"the package cuda-core {version} is too old; run: pip install 'pyvimtrt[{backend}]'")
+        raise missing_extra(PACKAGES[backend], backend, engine)
+    check_cuda_core(backend, engine)
 
 
 def load_plan(data: bytes, info: PlanInfo) -> Plan:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pyvimtrt import __version__
 from pyvimtrt.backends.load import load_engine, read_engine_info
-from pyvimtrt.backends.registry import choose
+from pyvimtrt.backends.registry import choose, find
 from pyvimtrt.errors import DataError, OutputError, UsageError
 from pyvimtrt.files import atomic_output, check_path, hash_file
 from pyvimtrt.runtime.cpu import default_threads
@@ -49,6 +51,8 @@ def score(engine: Path, source: Path, output: Path, settings: ScoreSettings, pro
     settings.check()
     read_engine_info(engine)
     backend = choose(engine, settings.backend)
+    if settings.gpus > 1 and not backend.needs_gpu:
+        raise UsageError(f"--gpus gives each GPU an engine, but the backend {backend.name} runs on none")
     settings = replace(settings, backend=backend.name)
     if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(source)):
         raise UsageError(
@@ -132,13 +136,32 @@ def _claim(output: Path, description: dict[str, Any]) -> None:
 
 
 def _here(engine: Path, units: list[Unit], todo: list[int], output: Path, settings: ScoreSettings) -> Iterator[Done]:
-    with load_engine(engine, settings.threads, settings.backend) as loaded:
-        scorer = Scorer(loaded, settings.topk, settings.threads or default_threads(), settings.max_pixels)
-        try:
-            for number in todo:
-                yield score_unit(scorer, output, number, units[number])
-        finally:
-            scorer.close()
+    threads = max(1, (settings.threads or default_threads()) // settings.gpus)
+    with contextlib.ExitStack() as stack:
+        scorers = []
+        for device in range(settings.gpus) if settings.gpus > 1 else (None,):
+            own = settings.threads if find(settings.backend).takes_threads else None  # a GPU's images take them too
+            loaded = stack.enter_context(load_engine(engine, own, settings.backend, device))
+            scorers.append(Scorer(loaded, settings.topk, threads, settings.max_pixels))
+            stack.callback(scorers[-1].close)
+        yield from _by_all(scorers, output, units, todo)
+
+
+def _by_all(scorers: list[Scorer], output: Path, units: list[Unit], todo: list[int]) -> Iterator[Done]:
+    """Deal units to scorers as they come free, and yield each as it is done."""
+    if len(scorers) == 1:
+        yield from (score_unit(scorers[0], output, number, units[number]) for number in todo)
+        return
+    free, waiting = list(scorers), list(reversed(todo))
+    running: dict[Future[Done], Scorer] = {}
+    with ThreadPoolExecutor(len(scorers)) as pool:
+        while waiting or running:
+            while waiting and free:
+                scorer, number = free.pop(), waiting.pop()
+                running[pool.submit(score_unit, scorer, output, number, units[number])] = scorer
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                free.append(running.pop(future))
+                yield future.result()
 
 
 def _on_cluster(

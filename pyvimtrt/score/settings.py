@@ -16,7 +16,8 @@ class ScoreSettings:
     this process.
 
     ``backend`` as for `load_engine`. ``threads`` are the engine's in this process; ``cpus`` each worker's on a cluster,
-    and ``workers`` how many of them, by default as many as fit.
+    and ``workers`` how many of them, by default as many as fit. ``gpus``: how many of this machine's have an engine
+    each, in this process; a cluster deals out its own.
     """
 
     topk: int = defaults.TOPK
@@ -27,6 +28,7 @@ class ScoreSettings:
     workers: int | None = None
     max_pixels: int | None = None
     backend: str = defaults.AUTO
+    gpus: int = 1
 
     def check(self) -> None:
         """Raise UsageError for settings that contradict each other, BackendError where a package is missing."""
@@ -36,6 +38,8 @@ class ScoreSettings:
             )
         if self.ray is not None and self.threads is not None:
             raise UsageError("--threads are those of this process; with --ray give --cpus-per-worker")
+        if self.ray is not None and self.gpus > 1:
+            raise UsageError("--gpus are this machine's; with --ray each worker has one, give --workers")
         import_parquet()
         if self.ray is not None:
             try:

@@ -17,10 +17,13 @@ import gc
 import json
 import mmap
 import os
+import select
 import signal
 import socket
 import sys
 import time
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,7 @@ from pyvimtrt.families import ModelConfig
 from pyvimtrt.runtime.engine import Engine
 
 ALIGNMENT = 4096
+MESSAGE_BYTES = 4096  # read at a time
 LARGEST_MEASURED = 64
 MEASURING_SECONDS = 2.0
 WORTH_DOUBLING = 1.05  # a batch twice as large must bring this much more throughput, else it only brings latency
@@ -50,6 +54,28 @@ def file_state(path: Path) -> FileState:
     except OSError as error:
         raise NetworkError(f"no engine at {path}: {error.strerror}") from error
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+class Messages:
+    """The lines of JSON that come through a socket."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection, self._received = connection, b""
+
+    def read(self) -> dict[str, Any] | None:
+        """Return the next one, or None where the other side has gone."""
+        while b"\n" not in self._received:
+            data = self._connection.recv(MESSAGE_BYTES)
+            if not data:
+                return None
+            self._received += data
+        line, _, self._received = self._received.partition(b"\n")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def waiting(self) -> bool:
+        """Return whether `read` would not wait."""
+        return b"\n" in self._received or bool(select.select([self._connection], [], [], 0)[0])
 
 
 class Slots:
@@ -113,7 +139,7 @@ def load(path: Path, backend: str, threads: int, batch: int = MEASURED) -> tuple
 
 def serve(connection: socket.socket, memory: int, path: Path, backend: str, threads: int, batch: int) -> None:
     """Load the engine and answer until the other side is gone."""
-    lines = connection.makefile("r", encoding="utf-8")
+    messages = Messages(connection)
 
     def send(message: dict[str, Any]) -> None:
         connection.sendall(json.dumps(message).encode() + b"\n")
@@ -127,25 +153,44 @@ def serve(connection: socket.socket, memory: int, path: Path, backend: str, thre
         send({"failed": str(error)})
         return
     send({"batch": batch, "seconds": seconds, "state": state})
-    setup = lines.readline()
-    if not setup:
+    layout = messages.read()
+    if layout is None:
         return
-    layout = json.loads(setup)
     slots = Slots(memory, engine.config, layout["batch"], layout["slots"])
     gc.freeze()
-    for line in lines:
-        work = json.loads(line)
-        slot, count = work["slot"], work["count"]
+    running: deque[tuple[int, float, Callable[[], npt.NDArray[np.float32]]]] = deque()
+    last = 0.0  # when the last batch was done: the next, begun beside it, has the engine from then on
+
+    def finish() -> None:
+        nonlocal last
+        slot, start, collect = running.popleft()
+        try:
+            logits = collect()
+            slots.logits[slot][: len(logits)] = logits
+        except VimTrtError as error:
+            send({"slot": slot, "error": str(error)})
+        else:
+            now = time.perf_counter()
+            send({"slot": slot, "seconds": now - max(start, last)})
+            last = now
+
+    while True:
+        # The next batch is begun before the last one is waited for, where it is there already.
+        while running and (len(running) == engine.in_flight or not messages.waiting()):
+            finish()
+        work = messages.read()
+        if work is None:
+            return
         if work["threads"] != threads:
             threads = work["threads"]
             engine.set_threads(threads)
         start = time.perf_counter()
         try:
-            slots.logits[slot][:count] = engine.run(slots.images[slot][:count])
+            running.append((work["slot"], start, engine.submit(slots.images[work["slot"]][: work["count"]])))
         except VimTrtError as error:
-            send({"slot": slot, "error": str(error)})
-            continue
-        send({"slot": slot, "seconds": time.perf_counter() - start})
+            while running:  # answers keep the order of the batches
+                finish()
+            send({"slot": work["slot"], "error": str(error)})
 
 
 def main() -> None:

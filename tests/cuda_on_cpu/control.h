@@ -24,6 +24,7 @@ struct Settings {
   Placement placement = Placement::kRight;
   Copies copies = Copies::kLate;
   bool watch = true;  // look at every access to shared and device memory (watch.h)
+  bool roles = true;  // an allocation is read by cuda::load or written; false: one holds many values, as an engine's do
 };
 
 void configure(const Settings& settings);

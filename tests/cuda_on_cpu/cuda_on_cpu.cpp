@@ -609,7 +609,7 @@ void check_load(const void* p, size_t bytes, int line) {
   const Guarded* memory = owner_of(p);
   if (memory == nullptr || memory == run.shared.get() || !memory->holds(p, bytes)) fail(kIllegalAddress, call());
   if (!is_aligned(p, bytes)) fail(kMisalignedAddress, "misaligned " + call());
-  if (!memory->is_protected()) fail(kLaunchFailure, call() + ", which the kernel may write");
+  if (settings().roles && !memory->is_protected()) fail(kLaunchFailure, call() + ", which the kernel may write");
 }
 
 }  // namespace cuda_on_cpu

@@ -45,6 +45,8 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
+#define VIMTRT_GRID_CONSTANT
+
 namespace vimtrt {
 namespace cuda {
 

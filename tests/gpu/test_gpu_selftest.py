@@ -18,10 +18,10 @@ import pytest
 from operator_cases import CASES
 from paths import ROOT, SUPPORT, TOOLS
 from plugin_run import run_node
-from test_tensorrt_runtime import images, network_file, save, world  # noqa: F401, fixtures
 from worlds import DOUBLE, settings
 from worlds import world as world_of
 
+from pyvimtrt.bench import gpu_floors as floors
 from pyvimtrt.errors import BackendError
 from pyvimtrt.graph.operators import OPERATORS
 from pyvimtrt.runtime.plan import sidecar
@@ -31,7 +31,7 @@ TOOL = TOOLS / "gpu_selftest.py"
 sys.path.insert(0, str(TOOLS))
 
 import gpu_selftest as tool  # noqa: E402
-from selftest import cases, floors, gpu, machine, networks, operators, report, sanitizer, speed, tensorrt  # noqa: E402
+from selftest import cases, gpu, machine, networks, operators, report, sanitizer, speed, tensorrt  # noqa: E402
 from selftest.options import PARTS, Options, open_paths  # noqa: E402
 
 
@@ -121,10 +121,14 @@ def test_the_dry_run_walks_every_part(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     found = json.loads((tmp_path / "report.json").read_text())
     assert list(found) == parts and all(part["ok"] for part in found.values())
-    for part in ("operators", "plugins", "network", "graphs", "sanitizer"):
-        assert found[part]["values"] > 1000 or part == "network", part
+    for part in ("operators", "plugins", "network", "graphs", "engine", "sanitizer"):
+        assert found[part]["values"] > 1000 or part in ("network", "engine"), part
         assert found[part]["different"] == {}
     assert [row["model"] for row in found["network"]["models"]] == ["demo", networks.SMALL]
+    (row,) = found["engine"]["engines"]
+    assert (
+        row["model"] == networks.SMALL and row["launches"] == 2 * 7 + 7 and set(row["host to host, ms"]) == {"1", "3"}
+    )
     assert {row["op"] for row in found["speed"]["operators"]} >= {
         "KScaledLinear",
         "QuantConv1dSiLU",

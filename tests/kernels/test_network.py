@@ -10,44 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from paths import DATA
-from tiny import TINY as TINY_SPEC
-from tiny import random_weights, vim_config
+from random_networks import TINY, VARIANTS, random_network
 
 from pyvimtrt import zoo
 from pyvimtrt.api import build
-from pyvimtrt.families.vim.config import VimConfig
-from pyvimtrt.graph.assemble import assemble
-from pyvimtrt.graph.network import Network, load_network, network_from_model
+from pyvimtrt.graph.network import Network, load_network
 from pyvimtrt.native import require_native
-from pyvimtrt.quantization.calibrate import Normalization, calibrate
-from pyvimtrt.quantization.recipes import get_recipe
+from pyvimtrt.quantization.calibrate import Normalization
 from pyvimtrt.runtime.cpu import CpuEngine
 from pyvimtrt.runtime.reference import ReferenceEngine
 
 SUBSET = DATA / "fashion_mnist_1000.npz"
 ISAS = require_native().available_isas()
-
-TINY = vim_config(TINY_SPEC)
-VARIANTS = {
-    "base": TINY,
-    "double": dataclasses.replace(TINY, cls="double"),
-    "mean": dataclasses.replace(TINY, cls="none"),
-    "overlap": dataclasses.replace(TINY, stride=2),
-    "cropped": dataclasses.replace(TINY, img=11),
-    "colour": dataclasses.replace(TINY, channels=3),
-    "state8": dataclasses.replace(TINY, state=8),
-    "deep": dataclasses.replace(TINY, depth=2),
-    "wide": dataclasses.replace(TINY, dim=40, classes=67),
-}
-
-
-def random_network(config: VimConfig, recipe: str = "default", state: str = "int8") -> tuple[Network, np.ndarray]:
-    """Return a network of random weights, calibrated on random images, and images to run."""
-    images = np.random.default_rng(1).integers(0, 256, (8, config.channels, config.img, config.img), dtype=np.uint8)
-    weights = random_weights(config)
-    normalization = Normalization((0.5,) * config.channels, (0.25,) * config.channels)
-    cache = calibrate(config, weights, images, get_recipe(recipe, state=state), normalization)
-    return network_from_model(assemble(config, weights, cache), "test"), images
 
 
 def assert_same_bits(network: Network, images: np.ndarray) -> None:

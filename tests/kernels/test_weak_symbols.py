@@ -20,6 +20,7 @@ from configure import configure
 WIDE = re.compile(r" -m(?:avx|amx|arch=)")
 OPTIONS = (
     "-DVIMTRT_TENSORRT=OFF",
+    "-DVIMTRT_CUDA=OFF",
     "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON",
     "-DCMAKE_BUILD_TYPE=Debug",
     "-DCMAKE_CXX_FLAGS_DEBUG=-O0",

@@ -3,6 +3,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -10,13 +11,16 @@
 #include <algorithm>
 #include <map>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "plugins/bidirectional_scan/kernel.h"
+#include "plugins/bindings/cuda_program_binding.h"
 #include "plugins/common/cuda_operator.h"
+#include "plugins/executor/cuda_program.h"
 #include "plugins/kscaled_linear/kernel.h"
 #include "plugins/kscaled_linear/op.h"
 #include "plugins/operators.h"
@@ -218,16 +222,16 @@ nb::tuple run_operator(const std::string& name, const Settings& s, const nb::dic
   return nb::tuple(results);
 }
 
-// The tile that a launch takes on a GPU of so many processors.
+// The tile that a launch takes on a GPU of so many processors, or that of two launches in one.
 std::string kscaled_linear_tile_of(int64_t rows, int32_t out_features, int32_t in_features, bool to_float,
-                                   int processors) {
+                                   int processors, bool is_pair) {
   KScaledLinearParams p;
   p.rows = rows;
   p.out_features = out_features;
   p.in_features = in_features;
   float unused = 0;
   if (to_float) p.y_float = &unused;
-  const KScaledLinearTile tile = kscaled_linear_tile(p, processors);
+  const KScaledLinearTile tile = is_pair ? kscaled_linear_pair_tile(p, processors) : kscaled_linear_tile(p, processors);
   return std::find_if(kTiles.begin(), kTiles.end(), [&](const auto& each) { return each.second == tile; })->first;
 }
 
@@ -238,6 +242,28 @@ size_t scan_workspace_bytes(int64_t batch, int32_t tokens, int32_t channels, int
   p.channels = channels;
   p.states = states;
   return bidirectional_scan_workspace_bytes(p);
+}
+
+// Starts a program of one input and one output on a stream, or one of its steps.
+void enqueue(test::Stream& stream, const CudaProgram& program, int64_t batch, const test::Memory& constants,
+             const test::Memory& memory, const test::Memory& input, const test::Memory& output,
+             std::optional<size_t> step) {
+  if (static_cast<int64_t>(constants.bytes()) != program.constant_bytes() ||
+      static_cast<int64_t>(memory.bytes()) != program.memory_bytes(batch))
+    throw std::invalid_argument("sizes differ");
+  CudaProgram::Placement placement;
+  placement.constants = static_cast<const uint8_t*>(constants.data());
+  placement.memory = static_cast<uint8_t*>(memory.data());
+  placement.inputs = {input.data()};
+  placement.outputs = {output.data()};
+  stream.run([&program, batch, placement, step](cuda::Stream handle) {
+    if (step.has_value()) {
+      program.enqueue(batch, placement, handle, *step, *step + 1);
+    } else {
+      program.enqueue(batch, placement, handle);
+    }
+    return 0;
+  });
 }
 
 // Probes
@@ -308,10 +334,14 @@ nb::object run_fault(const Settings& s, const std::string& name, bool corrected,
 
 NB_MODULE(VIMTRT_MODULE, m) {
   test::bind_device(m);
+  test::bind_memory(m);
+  bind_cuda_program(m);
+  m.def("enqueue", enqueue, "stream"_a, "program"_a, "batch"_a, "constants"_a, "memory"_a, "input"_a, "output"_a,
+        "step"_a = nb::none());
   m.def("run_operator", run_operator, "op"_a, "settings"_a, "inputs"_a, "attributes"_a,
         "in_place"_a = std::map<std::string, std::string>(), "with_workspace"_a = true, "tile"_a = "");
   m.def("kscaled_linear_tile", kscaled_linear_tile_of, "rows"_a, "out_features"_a, "in_features"_a, "to_float"_a,
-        "processors"_a);
+        "processors"_a, "is_pair"_a = false);
   m.def("bidirectional_scan_workspace_bytes", scan_workspace_bytes, "batch"_a, "tokens"_a, "channels"_a, "states"_a);
   m.def("multiply", multiply, "settings"_a, "a"_a, "b"_a, "c"_a, "with_ldmatrix"_a);
   m.def("dp4a", of_words<probes::dp4a>, "settings"_a, "a"_a, "b"_a, "c"_a);

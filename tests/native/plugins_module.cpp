@@ -23,7 +23,7 @@
 #include <vector>
 
 #include "plugins/bindings/plugin.h"
-#include "tests/native/copies.h"
+#include "plugins/executor/copy_cuda.h"
 #include "tests/native/device.h"
 #include "tests/native/python_device.h"
 
@@ -375,9 +375,11 @@ void strided_copy(test::Stream& stream, Memory& x, Memory& y, size_t element_byt
   if (static_cast<size_t>(count) * element_bytes != y.bytes() ||
       (count > 0 && (static_cast<size_t>(last) + 1) * element_bytes > x.bytes()))
     throw std::invalid_argument("sizes differ");
+  const StridedCopy copy = simplify({static_cast<int64_t>(element_bytes), shape, strides, 0});
   stream.run([=, from = &x, to = &y](cuda::Stream s) {
     test::set_roles({from}, {to});
-    return test::strided_copy_launch(from->data(), to->data(), element_bytes, shape, strides, s);
+    return strided_copy_launch(copy, 1, 0, static_cast<const uint8_t*>(from->data()), static_cast<uint8_t*>(to->data()),
+                               s);
   });
 }
 
@@ -389,8 +391,8 @@ void gather(test::Stream& stream, Memory& x, Memory& y, Memory& indices, int64_t
     throw std::invalid_argument("sizes differ");
   stream.run([=, from = &x, to = &y, of = &indices](cuda::Stream s) {
     test::set_roles({from, of}, {to});
-    return test::gather_launch(from->data(), to->data(), static_cast<const int64_t*>(of->data()), outer, length, count,
-                               inner_bytes, s);
+    return gather_launch(outer, length, inner_bytes, static_cast<const int64_t*>(of->data()), count,
+                         static_cast<const uint8_t*>(from->data()), static_cast<uint8_t*>(to->data()), s);
   });
 }
 

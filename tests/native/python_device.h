@@ -23,7 +23,7 @@ Choice choose(const std::map<std::string, Choice>& choices, const std::string& n
 
 inline Settings make_settings(const std::string& schedule, uint64_t seed, uint8_t poison, const std::string& placement,
                               const std::string& copies, size_t alignment, size_t shift, const std::string& shifted,
-                              bool watch, bool guards) {
+                              bool watch, bool guards, bool roles) {
   using cuda_on_cpu::Copies;
   using cuda_on_cpu::Placement;
   using cuda_on_cpu::Schedule;
@@ -37,6 +37,7 @@ inline Settings make_settings(const std::string& schedule, uint64_t seed, uint8_
   s.of_double.copies =
       choose<Copies>({{"late", Copies::kLate}, {"early", Copies::kEarly}, {"random", Copies::kRandom}}, copies);
   s.of_double.watch = watch;
+  s.of_double.roles = roles;
   s.alignment = alignment;
   s.shift = shift;
   s.shifted = shifted;
@@ -58,7 +59,8 @@ inline void bind_device(nanobind::module_& m) {
     return all;
   });
   m.def("settings", make_settings, "schedule"_a = "ascending", "seed"_a = 0, "poison"_a = 0xff, "placement"_a = "right",
-        "copies"_a = "late", "alignment"_a = 16, "shift"_a = 0, "shifted"_a = "", "watch"_a = true, "guards"_a = true);
+        "copies"_a = "late", "alignment"_a = 16, "shift"_a = 0, "shifted"_a = "", "watch"_a = true, "guards"_a = true,
+        "roles"_a = true);
 }
 
 // Memory, streams and graphs of Python's own, for what runs more than one operator.

@@ -16,7 +16,7 @@
 #include <string>
 #include <vector>
 
-#include "plugins/executor/program.h"
+#include "plugins/executor/cpu_program.h"
 #include "plugins/operators.h"
 
 using namespace vimtrt;
@@ -128,7 +128,7 @@ Type type_named(const std::string& name) {
 
 // Input i is a value (value0, type0, shape0) or an array (array0, type0); attributes have their own names after
 // "attribute ".
-void add(Program& program, const Call& call) {
+void add(CpuProgram& program, const Call& call) {
   const OpDef& op = operator_named(call.field("op").text);
   std::vector<Source> inputs;
   for (int i = 0; call.has("type" + std::to_string(i)); ++i) {
@@ -164,7 +164,7 @@ void add(Program& program, const Call& call) {
   program.add(op, call.field("name").text, inputs, call.values("outputs"), attributes);
 }
 
-void add_copy(Program& program, const Call& call) {
+void add_copy(CpuProgram& program, const Call& call) {
   CopySpec s;
   s.name = call.field("name").text;
   s.x = call.value("x");
@@ -176,7 +176,7 @@ void add_copy(Program& program, const Call& call) {
   program.add_copy(s);
 }
 
-void add_gather(Program& program, const Call& call) {
+void add_gather(CpuProgram& program, const Call& call) {
   GatherSpec s;
   s.name = call.field("name").text;
   s.x = call.value("x");
@@ -189,7 +189,7 @@ void add_gather(Program& program, const Call& call) {
 }
 
 // Outputs come with the bytes that they hold before, and lie between guards; inputs begin at the offsets given.
-void run(Program& program, const Call& call) {
+void run(CpuProgram& program, const Call& call) {
   std::vector<std::vector<uint8_t>> inputs, outputs;
   std::vector<const void*> input_pointers;
   std::vector<void*> output_pointers;
@@ -220,11 +220,11 @@ void run(Program& program, const Call& call) {
 }
 
 void serve() {
-  std::unique_ptr<Program> program;
+  std::unique_ptr<CpuProgram> program;
   Call call;
   while (read_call(call)) {
     if (call.name == "program") {
-      program = std::make_unique<Program>(isa_from_name(call.field("isa").text), call.value("threads"));
+      program = std::make_unique<CpuProgram>(isa_from_name(call.field("isa").text), call.value("threads"));
       continue;
     }
     if (program == nullptr) throw std::runtime_error("there is no program yet");

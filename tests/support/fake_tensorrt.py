@@ -1,6 +1,6 @@
 """A test double of TensorRT and of cuda.core on host memory, as strict as a GPU is lenient.
 
-It has the names, parameters and rules of the calls that the runtime makes; `test_tensorrt_runtime` compares names and
+It has the names, parameters and rules of the calls that the runtime makes; `test_gpu_engines` compares names and
 parameters with the real packages. Nothing that is enqueued happens before somebody waits for it: memory that is read
 too early holds poison. Addresses must lie in memory that is allocated and large enough when the work runs, a graph
 repeats what was captured with the addresses of then, and it is stale once its context was given another shape. A plan
@@ -19,9 +19,11 @@ import enum
 import importlib.machinery
 import json
 import threading
+import time
 import types
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
@@ -179,12 +181,18 @@ class World:
 
 
 class FakeEvent:
-    def __init__(self, stream: FakeStream) -> None:
+    def __init__(self, stream: FakeStream, timing: bool = False) -> None:
         self._stream = stream
         self._done = False
+        self._timing, self._time = timing, 0.0
 
     def _mark(self) -> None:
-        self._done = True
+        self._done, self._time = True, time.perf_counter()
+
+    def __sub__(self, other: FakeEvent) -> float:
+        if not (self._timing and other._timing and self._done and other._done):
+            self._stream._world.forbid("the time between events that are not done, or take no time")
+        return 1e3 * (self._time - other._time)
 
     def _finish(self) -> None:
         self._stream._drain(self)
@@ -229,8 +237,8 @@ class FakeStream:
         self._drain()
 
     def record(self, event: FakeEvent | None = None, options: Any = None) -> FakeEvent:
-        assert event is None and options is None
-        event = FakeEvent(self)
+        assert event is None
+        event = FakeEvent(self, options is not None and options.timing_enabled)
         self._put(event._mark)
         return event
 
@@ -392,6 +400,10 @@ def _cuda_core(world: World) -> tuple[types.ModuleType, types.ModuleType]:
         def from_handle(handle: int) -> FakeStream:
             return world.streams.get(handle) or world.forbid(f"there is no stream {handle}")
 
+    @dataclass
+    class EventOptions:
+        timing_enabled: bool = False
+
     class LegacyPinnedMemoryResource:
         def allocate(self, size: int, *, stream: Any = None) -> FakeBuffer:
             assert stream is None
@@ -465,6 +477,7 @@ def _cuda_core(world: World) -> tuple[types.ModuleType, types.ModuleType]:
         "Stream": Stream,
         "Buffer": FakeBuffer,
         "LegacyPinnedMemoryResource": LegacyPinnedMemoryResource,
+        "EventOptions": EventOptions,
     }
     core.__dict__.update(
         names,

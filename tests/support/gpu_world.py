@@ -5,12 +5,14 @@
 | ``double`` | the double, on host memory | the double | everywhere, with strict checks: rules, counts, failures |
 | ``device`` | the real `cuda.core` and driver | the double, its network a slow kernel | where there is a GPU |
 | ``tensorrt``, ``tensorrt-rtx`` | real | real, a plan of the demo built there | where the package and its GPU are |
+| ``cuda-double`` | the double; kernels on the CPU double of CUDA (`fake_cuda`) | none | everywhere |
+| ``cuda`` | real | none | where there is a GPU |
 
-A missing GPU is the only reason to skip: tests of the last three carry the marker ``needs_gpu`` and are skipped where
-there is no GPU. What the world ``device`` needs (cuda-core, PyTorch, NVRTC) is required where there is a GPU: missing,
-its tests fail. TensorRT is what a machine with a GPU may rightly lack, and TensorRT for RTX takes no data-center card,
-so the tests of these worlds do not exist where the package is not installed or does not take the GPU; a warning of
-pytest then says which, and why.
+A missing GPU is the only reason to skip: tests of all but the doubles carry the marker ``needs_gpu`` and are skipped
+where there is no GPU. What the world ``device`` needs (cuda-core, PyTorch, NVRTC) is required where there is a GPU:
+missing, its tests fail. TensorRT is what a machine with a GPU may rightly lack, and TensorRT for RTX takes no data-
+center card, so the tests of these worlds do not exist where the package is not installed or does not take the GPU; a
+warning of pytest then says which, and why.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ from pyvimtrt.runtime.gpu import Driver, find_gpus
 from pyvimtrt.runtime.tensorrt_build import PACKAGES
 
 DOUBLE, DEVICE = "double", "device"
+CUDA_DOUBLE, CUDA = "cuda-double", "cuda"
+DOUBLES = (DOUBLE, CUDA_DOUBLE)
 DATA_CENTER = ("8.0", "9.0", "10.0", "10.3")  # compute capabilities that TensorRT for RTX does not take
 DRIVER = find_gpus()
 _SKIP = pytest.mark.skipif(not DRIVER.devices, reason=f"needs a GPU: {DRIVER.problem or 'the driver finds none'}")
@@ -60,7 +64,7 @@ def _tensorrt_worlds() -> tuple[str, ...]:
 
 
 TENSORRT = _tensorrt_worlds()
-ANY = (DOUBLE, DEVICE, *TENSORRT)
+ANY = (DOUBLE, DEVICE, CUDA_DOUBLE, CUDA, *TENSORRT)
 
 
 def needs_gpu(function: Any) -> Any:
@@ -70,7 +74,7 @@ def needs_gpu(function: Any) -> Any:
 
 def in_world(world: str, *values: Any) -> Any:
     """Return a case of a parametrized test, its world the first value."""
-    return pytest.param(world, *values, marks=() if world == DOUBLE else (pytest.mark.needs_gpu, _SKIP))
+    return pytest.param(world, *values, marks=() if world in DOUBLES else (pytest.mark.needs_gpu, _SKIP))
 
 
 def cases(worlds: Sequence[str], values: Iterable[Any]) -> list[Any]:
@@ -304,6 +308,12 @@ class DeviceWorld(World):
         """Runs of the network on the GPU that nobody enqueued: those of graphs."""
         _ok(self._driver.cuCtxSynchronize())
         return int(struct.unpack("<Q", self.read(self._runs, 8))[0]) - self._enqueued
+
+
+class CudaDeviceWorld(DeviceWorld):
+    """A real GPU and the CUDA engine as it is."""
+
+    name = backend = CUDA
 
 
 class TensorRTWorld(DeviceWorld):

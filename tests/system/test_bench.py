@@ -43,7 +43,11 @@ def test_every_peer_is_timed_and_right(found: Bench) -> None:
         assert peer.images_per_second == pytest.approx(3e3 / peer.median_ms)
         assert peer.threads in peer.median_ms_by_threads and set(peer.median_ms_by_threads) == {1, 2}
         assert peer.load_s > 0
-        assert peer.memory_bytes > 0 and peer.ratio > 0 and peer.cosine > (0.9999 if PEERS[peer.peer].is_fp32 else 0.9)
+        assert (
+            peer.memory_bytes > 0
+            and peer.ratio > 0
+            and peer.cosine > (0.9999 if PEERS[peer.peer].precision == "fp32" else 0.9)
+        )
     assert found.peers[0].ratio == 1 and found.peers[1].ratio > 1
     assert (found.batch, found.rounds, found.model) == (3, 4, vim_config(TINY).spec())
 

@@ -14,7 +14,7 @@ def test_without_nvcc_the_plugin_library_is_left_out_with_a_word(tmp_path: Path)
 
 
 def test_nothing_is_said_of_what_was_not_asked_for(tmp_path: Path) -> None:
-    code, said = configure(tmp_path, WITHOUT_NVCC, "-DVIMTRT_TENSORRT=OFF")
+    code, said = configure(tmp_path, WITHOUT_NVCC, "-DVIMTRT_TENSORRT=OFF", "-DVIMTRT_CUDA=OFF")
     assert code == 0 and "libvimtrt_plugins" not in said
 
 
@@ -39,6 +39,19 @@ def test_nothing_is_said_of_what_was_not_asked_for(tmp_path: Path) -> None:
 def test_what_was_asked_for_and_cannot_be_built_is_an_error(options: list[str], sentence: str, tmp_path: Path) -> None:
     code, said = configure(tmp_path, "-DVIMTRT_TENSORRT=ON", *options)
     assert code != 0 and sentence in said
+
+
+def test_an_old_nvcc_is_left_out_with_a_word(tmp_path: Path) -> None:
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 11.5, V11.5.119'\n")
+    nvcc.chmod(0o755)
+    given = [f"-DCMAKE_CUDA_COMPILER={nvcc}"]
+    code, said = configure(tmp_path / "build", *given)
+    assert code == 0
+    for what in ("the CUDA engine", "libvimtrt_plugins.so"):
+        assert f"{what} is left out: {nvcc} is of CUDA 11.5; install 12.6 or newer" in said
+    code, said = configure(tmp_path / "again", *given, "-DVIMTRT_CUDA=ON")
+    assert code != 0 and f"the CUDA engine cannot be built: {nvcc} is of CUDA 11.5" in said
 
 
 @pytest.mark.slow

@@ -347,7 +347,7 @@ def test_doctor(works: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> N
             "mamba-ssm",
             "tensorrt",
             "tensorrt-rtx",
-            "cuda-python",
+            "cuda-core",
             "polygraphy",
             "fastapi",
             "pyarrow",

@@ -4,13 +4,16 @@ image's command serves.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from google.protobuf import text_format
@@ -20,6 +23,7 @@ from tiny import TINY
 from tritonclient.grpc.model_config_pb2 import DataType as Type
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
+from pyvimtrt.backends.load import load_engine
 from pyvimtrt.cli import main
 from pyvimtrt.errors import VimTrtError
 from pyvimtrt.export.triton import export_triton
@@ -165,9 +169,31 @@ def test_a_gpu_service(tmp_path: Path) -> None:
     assert '"vim.engine", "vim.engine.json", "/models/"' in dockerfile
 
 
+@pytest.mark.slow
+def test_a_gpu_service_of_a_network(tmp_path: Path, tiny_engine_file: Path) -> None:
+    folder = tmp_path / "deploy"
+    result = export("kserve", tiny_engine_file, "-o", folder, "--backend", "cuda", "--min-replicas", 0)
+    assert result.returncode == 0, result.stderr
+    service = yaml.safe_load((folder / "inferenceservice.yaml").read_text())
+    predictor = service["spec"]["predictor"]
+    assert predictor["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert (predictor["minReplicas"], predictor["scaleMetric"], predictor["scaleTarget"]) == (0, "concurrency", 256)
+    assert service["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] == "Knative"
+    assert known_types(folder) == "known\n"
+    dockerfile = (folder / "Dockerfile").read_text()
+    command = entrypoint(dockerfile)
+    assert command[command.index("--backend") + 1] == "cuda" and "NVIDIA_DRIVER_CAPABILITIES" in dockerfile
+    stages = [line for line in dockerfile.splitlines() if line.startswith("FROM ")]
+    assert [stage.split()[-1] for stage in stages[:2]] == ["wheel", "build"] and len(stages) == 3
+    assert "-DVIMTRT_CUDA=ON" in dockerfile and "COPY --from=wheel /wheels/ /wheels/" in dockerfile
+    assert dockerfile.count('ARG PYVIMTRT="pyvimtrt[serve,cuda]==') == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
+        (["--backend", "reference"], "is served by cpu or cuda; got --backend reference"),
+        (["--backend", "tensorrt"], "is served by cpu or cuda; got --backend tensorrt"),
         (["--name", "Big"], "small letters"),
         (["--name", "2024-vim"], "a letter first"),
         (["--name", "a" * 54], "at most 53"),
@@ -214,6 +240,53 @@ def test_a_triton_repository(tmp_path: Path) -> None:
     assert (folder / "1" / "model.plan").read_bytes() == PLAN
 
 
+def test_a_triton_repository_of_a_network(
+    tmp_path: Path, tiny_engine_file: Path, tiny_images: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Python backend's model, by a double of what Triton gives it."""
+    export_triton(tiny_engine_file, tmp_path / "repository", "vim")
+    folder = tmp_path / "repository" / "vim"
+    text = (folder / "config.pbtxt").read_text()
+    config = text_format.Parse(text, ModelConfig())
+    assert (config.backend, config.platform, config.max_batch_size) == ("python", "", 128)
+    assert config.input[0].data_type == Type.TYPE_INT8 and list(config.input[0].dims) == [1, 8, 8]
+    assert "tritonserver --model-repository=THIS_FOLDER\n" in text and "pip install 'pyvimtrt[cuda]'" in text
+    assert (folder / "1" / "model.onnx").read_bytes() == tiny_engine_file.read_bytes()
+
+    class Tensor:
+        def __init__(self, name: str, values: Any) -> None:
+            self.name, self.values = name, values
+
+        def as_numpy(self) -> Any:
+            return self.values
+
+    double = ModuleType("triton_python_backend_utils")
+    double.__dict__.update(
+        Tensor=Tensor,
+        TritonError=str,
+        InferenceResponse=lambda tensors=None, error=None: (tensors, error),
+        get_input_tensor_by_name=lambda request, name: request[name],
+    )
+    monkeypatch.setitem(sys.modules, double.__name__, double)
+    spec = importlib.util.spec_from_file_location("triton_model", folder / "1" / "model.py")
+    assert spec is not None and spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    model = loaded.TritonPythonModel()
+    arguments = {"model_repository": str(folder), "model_version": "1", "model_instance_device_id": "0"}
+    model.initialize({**arguments, "model_instance_kind": "CPU", "model_config": '{"max_batch_size": 4}'})
+    pixels = (tiny_images[:6] ^ np.uint8(128)).view(np.int8)
+    requests = [{"images": Tensor("images", part)} for part in (pixels[:1], pixels[1:4], pixels[4:6])]
+    answers = model.execute(requests)
+    logits = [tensors[0].values for tensors, error in answers if error is None]
+    assert [tensors[0].name for tensors, _ in answers] == ["logits"] * 3 and [len(each) for each in logits] == [1, 3, 2]
+    expected = load_engine(tiny_engine_file, backend="cpu").run(tiny_images[:6])
+    np.testing.assert_array_equal(np.concatenate(logits), expected)
+    wrong = model.execute([{"images": Tensor("images", pixels[:1, :, 1:])}])
+    assert "images must have the shape" in wrong[0][1]
+    model.finalize()
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -242,8 +315,6 @@ def test_plans_that_a_container_cannot_run(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_other_refusals(tmp_path: Path, tiny_engine_file: Path) -> None:
-    with pytest.raises(VimTrtError, match="build one with --backend tensorrt"):
-        export_triton(tiny_engine_file, tmp_path / "out")
     engine = tmp_path / "vim.engine"
     write_plan(engine, PLAN, plan_info())
     engine.write_bytes(PLAN + b"x")

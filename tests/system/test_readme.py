@@ -121,7 +121,7 @@ def test_tensorrt_commands_run_as_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     lines = [line for line in PYVIMTRT if ".engine" in line or "tensorrt" in line]
-    assert {shlex.split(line)[1] for line in lines} >= {"build", "inspect"}
+    assert {shlex.split(line)[1] for line in lines} >= {"build"}
     for line in lines:
         assert main(shlex.split(line)[1:]) == 0, f"{line}: {capsys.readouterr().err}"
     assert "tensorrt-rtx" in capsys.readouterr().out

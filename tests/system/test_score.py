@@ -298,6 +298,8 @@ def test_large_row_groups_are_cut_and_large_files_refused(
         (["--workers", "2"], "give --ray"),
         (["--cpus-per-worker", "2"], "give --ray"),
         (["--ray-address", "ray://127.0.0.1:10001"], "give --ray"),
+        (["--ray", "--gpus", "2"], "--gpus are this machine's; with --ray each worker has one"),
+        (["--gpus", "2", "--backend", "cpu"], "--gpus gives each GPU an engine, but the backend cpu runs on none"),
     ],
 )
 def test_options_that_contradict_each_other(

@@ -6,6 +6,8 @@ import dataclasses
 import json
 import pickle
 import re
+import shutil
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -125,9 +127,9 @@ def plan(tmp_path: Path) -> Path:
 
 
 def test_a_file_says_which_backends_run_it(tiny_engine_file: Path, plan: Path) -> None:
-    assert [backend.name for backend in for_file(tiny_engine_file)] == ["cpu", "reference"]
+    assert [backend.name for backend in for_file(tiny_engine_file)] == ["cuda", "cpu", "reference"]
     assert [backend.name for backend in for_file(plan)] == ["tensorrt-rtx"]
-    assert describe(tiny_engine_file)["backends"] == ["cpu", "reference"]
+    assert describe(tiny_engine_file)["backends"] == ["cuda", "cpu", "reference"]
     assert describe(plan)["backends"] == ["tensorrt-rtx"]
     assert choose(tiny_engine_file).name == "cpu" and choose(plan).name == "tensorrt-rtx"
 
@@ -136,7 +138,7 @@ def test_another_files_backend_is_one_sentence_with_the_cure(
     fails: Run, tmp_path: Path, tiny_engine_file: Path, plan: Path, png: Path, npz: Path
 ) -> None:
     network = (
-        f"{tiny_engine_file} is a quantized network for cpu and reference, which the backend tensorrt does not run; "
+        f"{tiny_engine_file} is a quantized network for cuda, cpu, reference, which the backend tensorrt does not run; "
     )
     cure = "build an engine for {0} with pyvimtrt build --backend {0}, or leave out --backend"
     commands = (
@@ -152,7 +154,7 @@ def test_another_files_backend_is_one_sentence_with_the_cure(
             f"{plan} is a TensorRT plan for tensorrt-rtx, which the backend cpu does not run; {cure.format('cpu')}"
             in said
         )
-        assert "unknown backend 'tpu'; the backends are auto, tensorrt, tensorrt-rtx, cpu" in fails(
+        assert "unknown backend 'tpu'; the backends are auto, tensorrt, tensorrt-rtx, cuda, cpu" in fails(
             name, plan, *rest, "--backend", "tpu"
         )
     with pytest.raises(UsageError, match="for tensorrt-rtx, which the backend tensorrt does not run"):
@@ -181,6 +183,38 @@ def test_the_reference_runs_where_it_is_asked_for(
     assert "reference" in works("eval", tiny_engine_file, npz, "--backend", "reference")
 
 
+def test_score_runs_an_engine_on_each_gpu(
+    abacus: Abacus, works: Run, fails: Run, tmp_path: Path, tiny_engine_file: Path, png: Path, monkeypatch: Any
+) -> None:
+    """Two made-up devices, whose first units wait for each other."""
+    many = tmp_path / "images"
+    many.mkdir()
+    for i in range(6):
+        shutil.copyfile(png, many / f"{i}.png")
+    monkeypatch.setattr("pyvimtrt.score.units.UNIT_IMAGES", 1)
+    both, devices = threading.Barrier(2, timeout=60), []
+
+    class OnDevice(AbacusEngine):
+        def __init__(self, network: Any, device: int = 0) -> None:
+            super().__init__(network)
+            self.device = device
+
+        def run_pixels(self, pixels: npt.NDArray[np.int8]) -> npt.NDArray[np.float32]:
+            if self.device not in devices:
+                both.wait()
+            devices.append(self.device)
+            return super().run_pixels(pixels)
+
+    monkeypatch.setattr(abacus, "load", lambda path, settings: OnDevice(load_network(path), **settings))
+    scored = json.loads(works("score", tiny_engine_file, many, tmp_path / "results", "--gpus", 2, "--json"))
+    assert (scored["images"], scored["errors"], scored["units"]) == (6, 0, 6)
+    assert set(devices) == {0, 1} and len(devices) == 6
+    engine = load_engine(tiny_engine_file, device=1)
+    assert isinstance(engine, OnDevice) and engine.device == 1
+    with pytest.raises(UsageError, match="a device is a GPU engine's, an engine of the backend cpu takes none"):
+        load_engine(tiny_engine_file, backend="cpu", device=0)
+
+
 def test_bench_measures_the_backend_it_is_given(works: Run, tiny_engine_file: Path) -> None:
     found = json.loads(works("bench", tiny_engine_file, "--backend", "reference", "--rounds", 1, "--json"))
     assert found["backend"] == "reference" and found["operators"] == []
@@ -206,7 +240,12 @@ def test_a_made_up_backend_runs_in_every_command(
         assert json.loads(works("eval", tiny_engine_file, npz, "--json", *option))["backend"] == "abacus"
         assert AbacusEngine.runs == runs + 2
         assert works("infer", tiny_engine_file, png, *option).endswith("backend: abacus\n")
-    assert json.loads(works("inspect", tiny_engine_file, "--json"))["backends"] == ["abacus", "cpu", "reference"]
+    assert json.loads(works("inspect", tiny_engine_file, "--json"))["backends"] == [
+        "abacus",
+        "cuda",
+        "cpu",
+        "reference",
+    ]
     assert json.loads(works("doctor", "--json"))["backends"]["abacus"] is None
     scored = json.loads(works("score", tiny_engine_file, png, tmp_path / "results", "--json"))
     assert (scored["backend"], scored["images"], scored["errors"]) == ("abacus", 1, 0)

@@ -15,7 +15,7 @@ from selftest.options import ROOT, Options, Part, open_paths, world_of
 NATIVE = {"device": "VIMTRT_CUDA_ON_GPU", "double": "VIMTRT_CUDA_ON_CPU"}
 VARIABLE = {"device": "VIMTRT_DEVICE_MODULES", "double": "VIMTRT_TEST_MODULES"}
 TARGETS = {
-    "device": ("vimtrt_cuda_on_gpu", "vimtrt_plugins_on_gpu"),
+    "device": ("_cuda", "vimtrt_cuda_on_gpu", "vimtrt_plugins_on_gpu"),
     "double": ("vimtrt_cuda_on_cpu", "vimtrt_plugins_on_cpu"),
 }
 
@@ -53,9 +53,8 @@ def run(options: Options) -> Part:
     }
     if not world.has_plugins:
         found["left out"] = (
-            "plugins, network and graphs: TensorRT's headers are not here; give TENSORRT_INCLUDE_DIR, or --headers "
-            "with the wheel of "
-            "'pip download --no-deps kernel-lens==2.0.1'"
+            "plugins, and graphs of single operators: TensorRT's headers are not here; give TENSORRT_INCLUDE_DIR, or "
+            "--headers with the wheel of 'pip download --no-deps kernel-lens==2.0.1'"
         )
     return found
 
@@ -69,7 +68,7 @@ def configure(options: Options, architecture: str) -> None:
     """Run CMake."""
     command = [
         "cmake", "-S", str(ROOT), "-B", str(options.build),
-        "-DVIMTRT_PYTHON=ON", "-DVIMTRT_TENSORRT=OFF", f"-D{NATIVE[options.device]}=ON",
+        "-DVIMTRT_PYTHON=ON", "-DVIMTRT_TENSORRT=OFF", "-DVIMTRT_CUDA=OFF", f"-D{NATIVE[options.device]}=ON",
         f"-DPython_EXECUTABLE={sys.executable}", f"-Dnanobind_DIR={_nanobind()}",
     ]  # fmt: skip
     if architecture:
@@ -97,8 +96,10 @@ def install_package(options: Options) -> None:
     package = options.site / "pyvimtrt"
     if package.exists():
         shutil.rmtree(package)
-    shutil.copytree(ROOT / "pyvimtrt", package, ignore=shutil.ignore_patterns("__pycache__", "_native*.so"))
-    for module in options.build.glob("_native*.so"):
+    shutil.copytree(
+        ROOT / "pyvimtrt", package, ignore=shutil.ignore_patterns("__pycache__", "_native*.so", "_cuda*.so")
+    )
+    for module in (*options.build.glob("_native*.so"), *options.build.glob("_cuda*.so")):
         shutil.copy2(module, package)
 
 

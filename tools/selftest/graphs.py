@@ -4,13 +4,13 @@ likewise.
 
 from __future__ import annotations
 
-from network_run import NetworkConstants, NetworkOnWorld
 from operator_case import assert_same_bits
 from plugin_run import build, check_captured, check_two_streams
+from program_run import NetworkProgram, ProgramOnWorld
 from worlds import World, settings
 
 from selftest.cases import run_cases
-from selftest.network import pixels_of
+from selftest.network import changes_of, pixels_of
 from selftest.networks import DEMO, SMALL, prepare
 from selftest.operators import all_cases, dry
 from selftest.options import Options, Part, world_of
@@ -21,13 +21,8 @@ REPLAYS = 3
 def run(options: Options) -> Part:
     """Compare everything."""
     world = world_of(options)
-    if not world.has_plugins:
-        return {"ok": False, "left out": "the plugins were not built: see part build"}
-    cases = {
-        name: make
-        for name, make in (dry(all_cases()) if options.is_double else all_cases()).items()
-        if "no image" not in name
-    }
+    every = (dry(all_cases()) if options.is_double else all_cases()) if world.has_plugins else {}
+    cases = {name: make for name, make in every.items() if "no image" not in name}
     models = (SMALL,) if options.is_double else (DEMO, options.models[0])
     batch = 1 if options.is_double else 8
 
@@ -52,15 +47,13 @@ def check_network(world: World, options: Options, name: str, batch: int) -> int:
     """Capture a network twice, replay both at once on two streams, with other images each time."""
     from pyvimtrt.graph.network import load_network
 
-    changes = {"watch": False} if options.is_double else {}
     prepared = prepare(options, name, REPLAYS * 2 * batch)
-    network = load_network(prepared.path)
-    chosen = settings(world.plugins, "ascending", name, **changes)
-    constants = NetworkConstants(world, network, chosen)
+    chosen = settings(world.kernels, "ascending", name, **changes_of(options))
+    shared = NetworkProgram(world, load_network(prepared.path), chosen)
     runs, graphs, streams = [], [], []
-    for reuse in (False, True):
-        runs.append(NetworkOnWorld(world, network, constants, batch, chosen, reuse=reuse))
-        streams.append(world.plugins.Stream())
+    for _ in range(2):
+        runs.append(ProgramOnWorld(shared, batch, chosen))
+        streams.append(world.kernels.Stream())
         streams[-1].begin_capture()
         runs[-1].enqueue(streams[-1])
         graphs.append(streams[-1].end_capture())
@@ -75,5 +68,5 @@ def check_network(world: World, options: Options, name: str, batch: int) -> int:
         for stream, run, part in zip(streams, runs, now, strict=True):
             stream.wait()
             assert_same_bits(run.read(), prepared.logits[part], f"network {name}, replay {replay + 1}")
-    world.plugins.finish()
+    world.kernels.finish()
     return REPLAYS * 2 * batch * int(prepared.logits.shape[1])

@@ -1,14 +1,13 @@
-"""Part network: whole networks node by node through the plugins, logits equal to the CPU engine's at every batch."""
+"""Part network: whole networks by the CUDA engine's executor, logits equal to the CPU engine's at every batch."""
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any
 
 import numpy as np
-from network_run import NetworkConstants, NetworkOnWorld
 from operator_case import assert_same_bits
+from program_run import NetworkProgram, ProgramOnWorld
 from worlds import World, settings
 
 from selftest.networks import DEMO, SMALL, prepare
@@ -20,8 +19,6 @@ POISONS = ("ascending", "random")
 def run(options: Options) -> Part:
     """Compare the logits of every model at every batch, twice with other poisons."""
     world = world_of(options)
-    if not world.has_plugins:
-        return {"ok": False, "left out": "the plugins were not built: see part build"}
     names = (DEMO, SMALL) if options.is_double else (DEMO, *options.models)
     batches = (1, 3) if options.is_double else CHECKED_BATCHES
     different: dict[str, str] = {}
@@ -50,35 +47,31 @@ def check_model(
     from pyvimtrt.graph.network import load_network
 
     network = load_network(prepared.path)
-    changes: dict[str, Any] = {"watch": False} if options.is_double else {}
+    changes = changes_of(options)
     values = 0
-    constants = NetworkConstants(world, network, settings(world.plugins, **changes))
-    stream = world.plugins.Stream()
+    shared = NetworkProgram(world, network, settings(world.kernels, **changes))
+    stream = world.kernels.Stream()
     for batch in batches:
         for label in POISONS[:1] if options.is_double else POISONS:
-            chosen = settings(world.plugins, label, name, **changes)
-            run = NetworkOnWorld(world, network, constants, batch, chosen, reuse=is_large(world, network, batch))
+            chosen = settings(world.kernels, label, name, **changes)
+            run = ProgramOnWorld(shared, batch, chosen)
             run.write(pixels_of(prepared.images[:batch]))
-            run.enqueue(stream)
-            stream.wait()
             try:
+                run.enqueue(stream)
+                stream.wait()
                 assert_same_bits(run.read(), prepared.logits[:batch], f"{name}, batch {batch}")
-                world.plugins.finish()
-            except (AssertionError, world.plugins.KernelError) as error:
+                world.kernels.finish()
+            except (AssertionError, RuntimeError) as error:
                 different[f"{name}, batch {batch}, {label}"] = str(error)
             values += batch * prepared.logits.shape[1]
     return values
 
 
+def changes_of(options: Options) -> dict[str, Any]:
+    """Return the settings of memory that holds many values, aligned as the executor asks for."""
+    return {"roles": False, "alignment": 256, **({"watch": False} if options.is_double else {})}
+
+
 def pixels_of(images: Any) -> Any:
     """Return what the network takes: int8 pixel - 128."""
     return (images ^ np.uint8(128)).view(np.int8)
-
-
-def is_large(world: World, network: Any, batch: int) -> bool:
-    """Return whether a buffer for each activation would not fit well into the GPU's memory."""
-    described = world.plugins.describe_device()
-    activations = sum(
-        batch * math.prod(v.shape[1:]) * np.dtype(v.dtype).itemsize for v in network.values.values() if v.data is None
-    )
-    return bool(activations > 0.5 * int(described.get("memory_bytes", 1 << 62)))

@@ -27,10 +27,11 @@ class Prepared:
 
 def prepare(options: Options, name: str, count: int) -> Prepared:
     """Return the network of that name with `count` random images; files are made once and kept in the build folder."""
-    from pyvimtrt.graph.network import load_network
+    from pyvimtrt.graph.network import FORMAT_VERSION, load_network
     from pyvimtrt.runtime.cpu import CpuEngine
 
-    path = options.build / "networks" / f"{name.replace(':', '_').replace(',', '_')}.onnx"
+    file_name = f"{name.replace(':', '_').replace(',', '_')}_v{FORMAT_VERSION}.onnx"
+    path = options.build / "networks" / file_name
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         _make(name, path)

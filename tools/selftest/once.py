@@ -25,7 +25,7 @@ def main(model: str, batch: int, build: Path = ROOT / "build" / "device") -> int
     from selftest.networks import prepare
     from selftest.speed import Ours
 
-    ours = Ours(world_of(options), prepare(options, model, batch), batch)
+    ours = Ours(world_of(options), options, prepare(options, model, batch), batch)
     ours.run.enqueue(ours.stream)
     ours.stream.wait()
     return 0 if ours.is_right else 1

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from worlds import World
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("machine", "build", "operators", "plugins", "network", "graphs", "sanitizer", "speed", "tensorrt")
+PARTS = ("machine", "build", "operators", "plugins", "network", "graphs", "engine", "sanitizer", "speed", "tensorrt")
 DEVICES = ("device", "double")
 MODELS = ("vim_tiny_patch16_224", "vim_small_patch16_224", "vim_base_patch16_224")
 BATCHES = (1, 8, 32, 128)  # of the speed

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from network_run import NetworkConstants, NetworkOnWorld
+from program_run import AND, NetworkProgram, ProgramOnWorld
 from worlds import World, settings
 
-from selftest.floors import Gpu, floor_of
+from pyvimtrt.bench.gpu_floors import Gpu, floor_of
 from selftest.machine import smi
-from selftest.network import pixels_of
+from selftest.network import changes_of, pixels_of
 from selftest.networks import SMALL, Prepared, fp32_model, normalization, prepare
 from selftest.options import Options, Part, world_of
 
@@ -47,8 +47,6 @@ class Runner:
 def run(options: Options) -> Part:
     """Measure until the minutes are over; what is left out is named."""
     world = world_of(options)
-    if not world.has_plugins:
-        return {"ok": False, "left out": "the plugins were not built: see part build"}
     deadline = time.monotonic() + 60 * options.minutes
     found: Part = {"ok": True, "before": smi(), "operators": [], "networks": [], "problems": [], "left out of time": []}
     models = (SMALL,) if options.is_double else options.models
@@ -81,13 +79,13 @@ def save(options: Options, found: Part) -> None:
 
 def measure_gpu(world: World, options: Options) -> Gpu:
     """Return the GPU's clocks and the bandwidth of a large copy."""
-    described = world.plugins.describe_device()
+    described = world.kernels.describe_device()
     if options.is_double:
         return Gpu("9.0", 132, 1.755e9, 3.0e12)
-    plain = settings(world.plugins, guards=False)
-    source, target = (world.plugins.Memory(plain, COPY_BYTES, 16, name) for name in ("source", "target"))
+    plain = settings(world.kernels, guards=False)
+    source, target = (world.kernels.Memory(plain, COPY_BYTES, 16, name) for name in ("source", "target"))
     source.poison(0x5A)
-    stream = world.plugins.Stream()
+    stream = world.kernels.Stream()
     stream.begin_capture()
     stream.copy(target, source)
     graph = stream.end_capture()
@@ -104,14 +102,13 @@ def measure_gpu(world: World, options: Options) -> Gpu:
 class Ours:
     """The network under one graph."""
 
-    def __init__(self, world: World, prepared: Prepared, batch: int) -> None:
+    def __init__(self, world: World, options: Options, prepared: Prepared, batch: int) -> None:
         from pyvimtrt.graph.network import load_network
 
-        plain = settings(world.plugins, guards=False, watch=False)
+        plain = settings(world.kernels, **{**changes_of(options), "guards": False})
         self.network = load_network(prepared.path)
-        self._constants = NetworkConstants(world, self.network, plain)
-        self.run = NetworkOnWorld(world, self.network, self._constants, batch, plain, reuse=True)
-        self.stream = world.plugins.Stream()
+        self.run = ProgramOnWorld(NetworkProgram(world, self.network, plain), batch, plain)
+        self.stream = world.kernels.Stream()
         self.stream.begin_capture()
         self.run.enqueue(self.stream)
         self.graph = self.stream.end_capture()
@@ -134,7 +131,7 @@ def measure_model(
     world: World, options: Options, model: str, prepared: Prepared, batch: int, gpu: Gpu, found: Part
 ) -> None:
     """Measure the network alone and each of its different nodes."""
-    ours = Ours(world, prepared, batch)
+    ours = Ours(world, options, prepared, batch)
     right = ours.is_right
     if not right:
         found["problems"].append(f"{model}, batch {batch}: the logits are not the CPU engine's")
@@ -153,15 +150,17 @@ def measure_operators(
     """Measure one of each kind of node; returns the milliseconds of all nodes together."""
     values = ours.network.values
     kinds: dict[str, list[Any]] = {}
-    for node, start in ours.run.steps():
+    for launched, start in ours.run.steps():
+        node = launched[0]  # of two that one launch runs the second is alike
         described = [
             [(values[name].dtype, ours.run.shape(name)) for name in names] for names in (node.inputs, node.outputs)
         ]
-        kinds.setdefault(repr((node.op, described)), []).append((node, start, described))
+        kinds.setdefault(repr((node.op, len(launched), described)), []).append((launched, start, described))
     total = 0.0
     for nodes in kinds.values():
-        node, start, (inputs, outputs) = nodes[len(nodes) // 2]  # not the first layer's: it may have its own residual
-        stream = world.plugins.Stream()
+        launched, start, (inputs, outputs) = nodes[len(nodes) // 2]  # not the first layer's: it may have a residual
+        node = launched[0]
+        stream = world.kernels.Stream()
         repeats = 1 if options.is_double else REPEATS
         stream.begin_capture()
         for _ in range(repeats):
@@ -171,18 +170,19 @@ def measure_operators(
         times = [stream.milliseconds(graph, 1) / repeats for _ in range(1 if options.is_double else 7)]
         milliseconds = statistics.median(times)
         floor = floor_of(gpu, node.op, inputs, outputs, node.attributes)
+        seconds = len(launched) * floor.seconds
         total += milliseconds * len(nodes)
         found["operators"].append(
             {
                 "model": model,
                 "batch": batch,
                 "op": node.op,
-                "node": node.name,
+                "node": AND.join(each.name for each in launched),
                 "count": len(nodes),
                 "us": round(1e3 * milliseconds, 3),
-                "floor, us": round(1e6 * floor.seconds, 3),
+                "floor, us": round(1e6 * seconds, 3),
                 "bound": floor.bound,
-                "share": round(1e3 * floor.seconds / milliseconds, 3),
+                "share": round(1e3 * seconds / milliseconds, 3),
             }
         )
     ours.stream.launch(ours.graph)
@@ -218,7 +218,7 @@ def with_peers(
     """Measure the engine and the peers in turns."""
     import torch
 
-    from selftest import peers
+    from pyvimtrt.bench import gpu_peers as peers
 
     wanted = options.peers or tuple(name for name in peers.PEERS if name != LOOP)
     names = [name for name in peers.names(batch=batch) if name in wanted]
@@ -229,7 +229,7 @@ def with_peers(
         expected = fp32(normalized[:checked])
     half = fp32.cuda().half()
     images = normalized.cuda().half()
-    ours = Ours(world, prepared, batch)
+    ours = Ours(world, options, prepared, batch)
     runners = [Runner("int8", ours.round)]
     row: dict[str, Any] = {"model": model, "batch": batch, "right": ours.is_right, "peers": {}, "errors": {}}
     for name in names:

@@ -245,8 +245,16 @@ class VisionMamba(Backbone):
         return tokens
 
     def pooled(self, tokens: Tensor) -> Tensor:
-        """Return the class tokens of tokens [B, L, D], or all of them where there is none."""
-        return tokens[:, list(self.config.cls_positions)] if self.config.cls_positions else tokens
+        """Return the class tokens of tokens [B, L, D], or all of them where there is none.
+
+        Sliced: a list of indices would be copied from the host, for which the GPU is waited for and which no CUDA graph
+        takes.
+        """
+        positions = self.config.cls_positions
+        if not positions:
+            return tokens
+        step = positions[-1] - positions[0] if len(positions) == 2 else 1
+        return tokens[:, slice(positions[0], positions[-1] + 1, max(step, 1))]
 
     def features(self, tokens: Tensor, hook: Hook = no_hook) -> Tensor:
         """Return the features [B, D] of pooled tokens: final norm, then the mean over the tokens."""

@@ -16,20 +16,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pyvimtrt.bench.gpu_names import GPU_PEERS
+from pyvimtrt.bench.triton_scan import HAS_TRITON, NO_TRITON, triton_scan
 from pyvimtrt.errors import BackendError, UsageError
-from pyvimtrt.families.backbone import Scan
-from pyvimtrt.families.vim.model import Block, VisionMamba
+from pyvimtrt.families.backbone import Backbone, Scan
 from pyvimtrt.model.scan import selective_scan, torch_scan
-from selftest.triton_scan import HAS_TRITON, NO_TRITON, triton_scan
 
 TOLERANCE = 2e-2  # of the logits' norm; fp16 through 24 layers stays well below
 WARM_UP = 3
 LOOP_BATCH = 8  # the largest of the peer whose scan is a loop in Python, tens of thousands of launches at any batch
 
 Run = Callable[[], Tensor]
-Layer = Callable[[Block, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+Layer = Callable[[nn.Module, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
 def names(available_only: bool = True, batch: int = 1) -> list[str]:
@@ -37,7 +37,7 @@ def names(available_only: bool = True, batch: int = 1) -> list[str]:
     return [name for name, peer in PEERS.items() if not available_only or peer.runs(batch)]
 
 
-def prepare(name: str, model: VisionMamba, images: Tensor) -> Run:
+def prepare(name: str, model: Backbone, images: Tensor) -> Run:
     """Return a function that runs one batch and returns its logits [B, classes] on the GPU; compiled and warm.
 
     ``model`` is in half precision on CUDA, ``images`` [B, C, H, W] normalized, fp16, on the same GPU; both must be left
@@ -85,42 +85,36 @@ def check(name: str, run: Run, expected: Tensor) -> float:
 # The model
 
 
-def run_layer(layer: Block, hidden: Tensor, residual: Tensor | None, scan: Scan = triton_scan) -> tuple[Tensor, Tensor]:
+def run_layer(
+    layer: nn.Module, hidden: Tensor, residual: Tensor | None, scan: Scan = triton_scan
+) -> tuple[Tensor, Tensor]:
     """Run one layer."""
     result: tuple[Tensor, Tensor] = layer(hidden, residual, scan=scan)
     return result
 
 
-def forward(model: VisionMamba, images: Tensor, layer: Layer) -> Tensor:
-    """Return model(images) to the bit, without the one thing in it that waits for the GPU and that no CUDA graph takes.
-
-    That is the list with which VisionMamba.pooled indexes the class tokens: it becomes a tensor on the host, which is
-    copied. Here they are sliced.
-    """
+def forward(model: Backbone, images: Tensor, layer: Layer) -> Tensor:
+    """Return model(images) to the bit, with another way to run a layer."""
     hidden, residual = model.embed(images), None
     for block in model.layers:
-        hidden, residual = layer(block, hidden, residual)  # type: ignore[arg-type] # a ModuleList tells no types
+        hidden, residual = layer(block, hidden, residual)
     assert residual is not None
-    positions = model.config.cls_positions or range(model.config.tokens)
-    step = positions[-1] - positions[0] if len(positions) == 2 else 1
-    chosen = slice(positions[0], positions[-1] + 1, max(step, 1))
-    logits: Tensor = model.head(model.norm_f(residual[:, chosen] + hidden[:, chosen]).mean(1))
-    return logits
+    return model.forward_head(model.features(model.pooled(residual + hidden)))
 
 
-def eager(model: VisionMamba, images: Tensor, scan: Scan) -> Run:
+def eager(model: Backbone, images: Tensor, scan: Scan) -> Run:
     """Run the model as it is."""
 
-    def layer(block: Block, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    def layer(block: nn.Module, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
         return run_layer(block, hidden, residual, scan)
 
     return _warm(_without_gradients(model, images, layer))
 
 
-def compiled(model: VisionMamba, images: Tensor) -> Run:
+def compiled(model: Backbone, images: Tensor) -> Run:
     """Run the model with its layers compiled by torch.compile, in its default mode, for this shape.
 
-    A layer begins at the residual's sum and ends at out_proj, so there is nothing to fuse across layers, and all of a
+    A layer begins at the residual's sum and ends at a product, so there is nothing to fuse across layers, and all of a
     model are one program: compiling it takes seconds where the whole model, unrolled, takes minutes. Mode max-autotune
     would try tens of tiles for each of five matrix products of each model and batch, minutes again, against cuBLAS.
     What a compiled function costs at each call, its guards, shows at small batch and is gone under a CUDA graph.
@@ -162,7 +156,7 @@ def captured(call: Run) -> Run:
     return _warm(Replay(graph, logits, call))
 
 
-def _without_gradients(model: VisionMamba, images: Tensor, layer: Layer) -> Run:
+def _without_gradients(model: Backbone, images: Tensor, layer: Layer) -> Run:
     def run() -> Tensor:
         with torch.inference_mode():
             return forward(model, images, layer)
@@ -185,7 +179,7 @@ class Peer:
     """A way to run the model: what it is, how it is made, why it cannot run here ("" if it can), its largest batch."""
 
     description: str
-    make: Callable[[VisionMamba, Tensor], Run]
+    make: Callable[[Backbone, Tensor], Run]
     missing: Callable[[], str]
     max_batch: int = 1 << 30
 
@@ -213,32 +207,15 @@ def _no_mamba_ssm() -> str:
     return _no_gpu() or ("" if installed else "the package mamba-ssm is not installed")
 
 
+_MADE: dict[str, tuple[Callable[[Backbone, Tensor], Run], Callable[[], str]]] = {
+    "compile-graph": (lambda model, images: captured(compiled(model, images)), _no_triton),
+    "compile": (compiled, _no_triton),
+    "graph": (lambda model, images: captured(eager(model, images, triton_scan)), _no_triton),
+    "eager": (lambda model, images: eager(model, images, triton_scan), _no_triton),
+    "mamba-ssm": (lambda model, images: eager(model, images, selective_scan), _no_mamba_ssm),
+    "loop": (lambda model, images: eager(model, images, torch_scan), _no_gpu),
+}
 PEERS: dict[str, Peer] = {
-    "torch.compile + cuda graph": Peer(
-        "PyTorch fp16, layers by torch.compile, the scan one Triton kernel, all in one CUDA graph",
-        lambda model, images: captured(compiled(model, images)),
-        _no_triton,
-    ),
-    "torch.compile": Peer("PyTorch fp16, layers by torch.compile, the scan one Triton kernel", compiled, _no_triton),
-    "cuda graph": Peer(
-        "PyTorch fp16, the scan one Triton kernel, all in one CUDA graph",
-        lambda model, images: captured(eager(model, images, triton_scan)),
-        _no_triton,
-    ),
-    "eager": Peer(
-        "PyTorch fp16, the scan one Triton kernel",
-        lambda model, images: eager(model, images, triton_scan),
-        _no_triton,
-    ),
-    "eager, mamba-ssm": Peer(
-        "PyTorch fp16, mamba-ssm's selective_scan_fn",
-        lambda model, images: eager(model, images, selective_scan),
-        _no_mamba_ssm,
-    ),
-    "eager, pytorch loop": Peer(
-        "PyTorch fp16 without any kernel of its own, a step a token",
-        lambda model, images: eager(model, images, torch_scan),
-        _no_gpu,
-        max_batch=LOOP_BATCH,
-    ),
+    name: Peer(description, *_MADE[slug], LOOP_BATCH if slug == "loop" else Peer.max_batch)
+    for slug, (name, description) in GPU_PEERS.items()
 }

@@ -1,4 +1,4 @@
-"""The peers of the GPU self-test without a GPU: the scan in Triton's interpreter, the model in fp16, the check."""
+"""The peers on a GPU, without one: the scan in Triton's interpreter, the model in fp16, the check."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from pyvimtrt.model.checkpoint import load_model
 from pyvimtrt.model.scan import torch_scan
 
 sys.path.insert(0, str(TOOLS))
-import selftest.peers as peers
-import selftest.triton_scan as triton_scan
+from pyvimtrt.bench import gpu_peers as peers
+from pyvimtrt.bench import triton_scan
 
 SMALL = "vim:img=32,patch=8,dim=32,depth=4,classes=10,channels=3"
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # u, delta, A, B, C, D
@@ -52,8 +52,9 @@ def run_script(script: str, **environment: str) -> str:
 def test_without_triton_all_imports_and_says_what_is_missing() -> None:
     printed = run_script("""
 sys.modules["triton"] = None
-import torch, selftest.peers as peers
-from selftest.triton_scan import triton_scan
+import torch
+from pyvimtrt.bench import gpu_peers as peers
+from pyvimtrt.bench.triton_scan import triton_scan
 assert peers.names(available_only=False) == list(peers.PEERS)
 torch.cuda.is_available = lambda: True
 assert peers.names() == ["eager, pytorch loop"] and peers.names(batch=64) == []
@@ -125,7 +126,7 @@ def scan_errors(name: str) -> tuple[float, float, bool]:
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, tuple[float, float, bool]]:
     """The errors of all scans, from one process with Triton's interpreter: it is chosen when the kernel is defined."""
-    script = "import json, test_selftest_peers as t; print(json.dumps({name: t.scan_errors(name) for name in t.SCANS}))"
+    script = "import json, test_gpu_peers as t; print(json.dumps({name: t.scan_errors(name) for name in t.SCANS}))"
     errors: dict[str, tuple[float, float, bool]] = json.loads(run_script(script, TRITON_INTERPRET="1"))
     return errors
 

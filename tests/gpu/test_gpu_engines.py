@@ -1,7 +1,7 @@
-"""TensorRT engines run: the bundled model gives the CPU engine's bits.
+"""Engines on a GPU, TensorRT's and CUDA's: they give the CPU engine's bits.
 
-On a double of TensorRT and CUDA that is stricter than a GPU (`fake_tensorrt`), and, where there is a GPU, on the real
-CUDA and TensorRT (`gpu_world`).
+On doubles of TensorRT and CUDA that are stricter than a GPU (`fake_tensorrt`, `fake_cuda`), and, where there is a GPU,
+on the real CUDA and TensorRT (`gpu_world`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import enum
 import gc
-import hashlib
 import importlib
 import inspect
 import os
@@ -18,9 +17,9 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cuda
 import cuda.core
@@ -33,17 +32,14 @@ from fake_tensorrt import (
     CudaArrayInterface,
     DlpackArray,
     World,
-    fake_modules,
-    fake_plan,
-    fake_tensorrts,
 )
+from gpu_engines import CUDAS, LIBRARY, Array, Open, Save, one_sentence, read, signed
 from gpu_world import (
     ANY,
+    CUDA,
     DEVICE,
     DOUBLE,
     TENSORRT,
-    DeviceWorld,
-    TensorRTWorld,
     cases,
     compile_kernels,
     in_world,
@@ -57,170 +53,26 @@ import pyvimtrt
 from pyvimtrt import __version__, zoo
 from pyvimtrt.backends.load import load_engine
 from pyvimtrt.cli import main
-from pyvimtrt.errors import BackendError, DataError, NetworkError, UsageError, VimTrtError
+from pyvimtrt.errors import BackendError, DataError, NetworkError, UsageError
 from pyvimtrt.graph.network import load_network
-from pyvimtrt.runtime import tensorrt_load, tensorrt_session
+from pyvimtrt.runtime import gpu_session, tensorrt_load
 from pyvimtrt.runtime.cpu import CpuEngine
 from pyvimtrt.runtime.device_array import DeviceArray, as_stream
 from pyvimtrt.runtime.gpu import Driver, Gpu
-from pyvimtrt.runtime.plan import PlanInfo, read_plan, sidecar, write_plan
+from pyvimtrt.runtime.gpu_engine import GpuEngine
+from pyvimtrt.runtime.plan import sidecar
 from pyvimtrt.runtime.plugin_library import LIBRARY_VARIABLE
-from pyvimtrt.runtime.tensorrt import TensorRTEngine
-from pyvimtrt.runtime.tensorrt_build import PlanOptions
+from pyvimtrt.runtime.tensorrt import PlanRunner, TensorRTEngine
 from pyvimtrt.zoo import DEMO_MODEL
-
-Array = np.ndarray[Any, Any]
-BATCH = (2, 4, 6)
-GPU = Gpu("a GPU", "9.0", 1 << 36)
-LIBRARY = b"a plugin library"
-
-
-@pytest.fixture(scope="module")
-def network_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pyvimtrt.build(output=tmp_path_factory.mktemp("demo") / "demo.onnx", backend="cpu")
-
-
-@pytest.fixture(scope="module")
-def images(network_file: Path) -> Array:
-    config = load_network(network_file).config
-    return np.random.default_rng(5).integers(0, 256, (20, config.channels, config.img, config.img), dtype=np.uint8)
-
-
-@pytest.fixture(scope="module")
-def expected(network_file: Path, images: Array) -> Array:
-    return CpuEngine(load_network(network_file)).run(images)
-
-
-@pytest.fixture
-def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """The double, or the world of `gpu_world` that a test asks for. At the end no rule is broken, no memory left."""
-    name = getattr(request, "param", DOUBLE)
-    if name == DOUBLE:
-        yield from _double(monkeypatch)
-        return
-    known = signed(request.getfixturevalue("images")), request.getfixturevalue("expected")
-    made = DeviceWorld(*known) if name == DEVICE else TensorRTWorld(name, *known)
-    if name == DEVICE:
-        for package, module in fake_tensorrts(made).items():
-            monkeypatch.setitem(sys.modules, package, module)
-        monkeypatch.setattr(tensorrt_load, "_loaded", {})
-        monkeypatch.setattr(tensorrt_load, "_loggers", {})
-    yield made
-    held = made.close()
-    assert made.violations == [] and not made.live_contexts
-    assert made.memories == {} and held == 0, f"memory that is not freed: {made.memories}, {held} bytes of engines"
-
-
-def _double(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """A machine with two GPUs."""
-    made = World()
-    for name, module in fake_modules(made).items():
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(cuda, "core", sys.modules["cuda.core"])
-    monkeypatch.setattr(tensorrt_load, "find_gpus", lambda: Driver("13.0", (GPU, GPU)))
-    monkeypatch.setattr(tensorrt_load, "_loaded", {})
-    monkeypatch.setattr(tensorrt_load, "_loggers", {})
-    yield made
-    gc.collect()
-    for stream in made.streams.values():
-        stream._drain()
-    assert made.violations == []
-    assert not made.live_contexts and made.live_graphs == 0
-    assert made.memories == {}, "memory that is not freed"
-
-
-Save = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def real_plan(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return a function that builds the bundled model's plan with the real package, once."""
-    made: dict[str, Path] = {}
-
-    def build(backend: str) -> Path:
-        if backend not in made:
-            output = tmp_path_factory.mktemp(backend) / "demo.engine"
-            made[backend] = pyvimtrt.build(output=output, backend=backend, options=PlanOptions(batch=BATCH))
-        return made[backend]
-
-    return build
-
-
-@pytest.fixture
-def save(request: pytest.FixtureRequest, tmp_path: Path, network_file: Path) -> Save:
-    """Return a function that writes a plan with its description; `changes` are of the plan, `info` of the description.
-
-    In the worlds of the real TensorRT it returns the plan that was built there, and nothing of it can be chosen.
-    """
-    callspec = getattr(request.node, "callspec", None)  # of a parametrized test
-    if callspec is not None and callspec.params.get("world") in TENSORRT:
-        build = request.getfixturevalue("real_plan")
-        return lambda: build(callspec.params["world"])
-
-    def write(
-        batch: tuple[int, int, int] = BATCH,
-        backend: str = "tensorrt-rtx",
-        info: dict[str, Any] | None = None,
-        **changes: Any,
-    ) -> Path:
-        network = network_file.read_bytes()
-        plan = fake_plan(network, batch, **changes)
-        entries = {
-            "backend": backend,
-            "network": load_network(network_file).info,
-            "batch": batch,
-            "plan_sha256": hashlib.sha256(plan).hexdigest(),
-            "plan_bytes": len(plan),
-            "network_sha256": hashlib.sha256(network).hexdigest(),
-            "tensorrt_version": "9.9.8",
-            "pyvimtrt_version": __version__,
-            "plugins": "embedded" if changes.get("embedded", True) else "separate",
-            "plugin_library_sha256": hashlib.sha256(LIBRARY).hexdigest(),
-            "plugin_library_bytes": len(LIBRARY),
-            "workspace_bytes": None,
-            "build_seconds": 1.0,
-        }
-        path = tmp_path / "demo.engine"
-        write_plan(path, plan, PlanInfo(**{**entries, **(info or {})}))
-        return path
-
-    return write
-
-
-@pytest.fixture
-def open_engine(world: World, save: Save) -> Iterator[Callable[..., TensorRTEngine]]:
-    """Return a function that loads an engine, with the constructor's keywords in `options`; all are closed at last."""
-    opened: list[TensorRTEngine] = []
-
-    def load(options: dict[str, Any] | None = None, **plan: Any) -> TensorRTEngine:
-        opened.append(TensorRTEngine(*read_plan(save(**plan)), **(options or {})))
-        return opened[-1]
-
-    yield load
-    for engine in opened:
-        engine.close()
-
-
-Open = Callable[..., TensorRTEngine]
-
-
-def signed(images: Array) -> Array:
-    """Return pixel - 128."""
-    return (images ^ np.uint8(128)).view(np.int8)
-
-
-def one_sentence(error: pytest.ExceptionInfo[VimTrtError]) -> str:
-    text = str(error.value)
-    assert "\n" not in text and not text.endswith(".") and ". " not in text.replace("etc. ", ""), text
-    return text
-
 
 # Host memory
 
 
 @pytest.mark.parametrize(
     ("world", "backend"),
-    cases((DOUBLE, DEVICE), ("tensorrt", "tensorrt-rtx")) + [in_world(name, name) for name in TENSORRT],
+    cases((DOUBLE, DEVICE), ("tensorrt", "tensorrt-rtx"))
+    + cases(CUDAS, ["cuda"])
+    + [in_world(name, name) for name in TENSORRT],
     indirect=["world"],
 )
 @pytest.mark.parametrize("cuda_graphs", [True, False])
@@ -228,13 +80,13 @@ def test_every_batch_gives_the_bits_of_the_cpu_engine(
     open_engine: Open, world: World, images: Array, expected: Array, backend: str, cuda_graphs: bool
 ) -> None:
     engine = open_engine({"cuda_graphs": cuda_graphs}, **({} if backend == world.name else {"backend": backend}))
-    assert engine.backend == backend and engine.info.name == DEMO_MODEL
+    assert engine.backend == backend and (engine.info.name == DEMO_MODEL) == (world.name not in CUDAS)
     for _ in range(4):  # run, capture, replay, replay
         for count in (1, 2, 3, 6, 7, 13, 20):
             start = 20 - count
             assert_same_bits(engine.run(images[start:]), expected[start:], f"batch {count}")
     assert (engine._session.graphs > 0) == cuda_graphs
-    assert world.name in TENSORRT or (world.replays() > 0) == cuda_graphs
+    assert world.name in (*TENSORRT, CUDA) or (world.replays() > 0) == cuda_graphs
     assert engine.run(images[:0]).shape == (0, 10)
 
 
@@ -242,12 +94,12 @@ def test_every_batch_gives_the_bits_of_the_cpu_engine(
 def test_load_engine_chooses_by_the_suffix(
     world: World, save: Save, network_file: Path, images: Array, expected: Array
 ) -> None:
-    with pyvimtrt.load_engine(save()) as engine, pyvimtrt.load_engine(network_file) as cpu:
-        assert isinstance(engine, TensorRTEngine) and isinstance(cpu, CpuEngine)
+    with pyvimtrt.load_engine(save()) as engine, pyvimtrt.load_engine(network_file, backend="cpu") as cpu:
+        assert isinstance(engine, GpuEngine) and engine.backend == world.backend and isinstance(cpu, CpuEngine)
         assert_same_bits(engine.run(images[:3]), expected[:3], "loaded engine")
         assert engine.classify([]) == cpu.classify([]) == []
     with pytest.raises(UsageError, match="threads are the CPU engine's"):
-        pyvimtrt.load_engine(save(), threads=2)
+        pyvimtrt.load_engine(save(), threads=2, backend=world.backend)
 
 
 def test_engines_are_pickled_by_their_path(world: World, save: Save, images: Array, expected: Array) -> None:
@@ -305,7 +157,7 @@ def test_the_third_time_a_graph_runs_on_the_device(
 def test_graphs_are_bounded_and_the_oldest_goes(
     open_engine: Open, world: World, images: Array, expected: Array, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensorrt_session, "MAX_GRAPHS", 2)
+    monkeypatch.setattr(gpu_session, "MAX_GRAPHS", 2)
     engine = open_engine()
 
     def run(count: int) -> bool:
@@ -328,7 +180,7 @@ def test_graphs_are_bounded_and_the_oldest_goes(
 def test_a_graph_that_runs_is_not_thrown_away(
     open_engine: Open, world: World, images: Array, expected: Array, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensorrt_session, "MAX_GRAPHS", 1)
+    monkeypatch.setattr(gpu_session, "MAX_GRAPHS", 1)
     engine = open_engine()
     outs = {count: CudaArrayInterface(world, np.zeros((count, 10), np.float32)) for count in (2, 6)}
     sources = {count: CudaArrayInterface(world, signed(images[:count])) for count in (2, 6)}
@@ -399,6 +251,117 @@ def test_threads_share_an_engine(open_engine: Open, world: World, images: Array,
     assert wrong == []
 
 
+# Batches in flight
+
+
+@in_worlds(*ANY)
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_submitted_batches(open_engine: Open, world: World, images: Array, expected: Array, cuda_graphs: bool) -> None:
+    engine = open_engine({"cuda_graphs": cuda_graphs})
+    assert engine.in_flight == 2
+    parts = [slice(start, start + count) for count in (2, 6, 3, 6) for start in (0, 5, 9)]
+    pending: list[tuple[slice, Any]] = []
+    for part in parts * 2:
+        pending.append((part, engine.submit(images[part])))
+        if len(pending) == 3:  # one more than are under way
+            done, collect = pending.pop(0)
+            assert_same_bits(collect(), expected[done], f"images {done}")
+    for done, collect in reversed(pending):
+        assert_same_bits(collect(), expected[done], f"images {done}")
+    assert engine.submit(images[:0])().shape == (0, 10)
+    assert_same_bits(engine.submit(images)(), expected, "in pieces")
+
+
+@in_worlds(*ANY)
+def test_submitted_batches_beside_other_calls(open_engine: Open, world: World, images: Array, expected: Array) -> None:
+    engine = open_engine()
+    source = CudaArrayInterface(world, signed(images[7:8]))  # a batch that is filled up, in the staging buffers
+    for _ in range(3):
+        first = engine.submit(images[:4])
+        assert_same_bits(engine.run(images[4:8]), expected[4:8], "run")
+        second = engine.submit(images[8:11])
+        result = engine.run_device(source)
+        third = engine.submit(images[11:13])
+        assert_same_bits(read(world, result), expected[7:8], "run_device")
+        for collect, part in ((third, slice(11, 13)), (first, slice(4)), (second, slice(8, 11))):
+            assert_same_bits(collect(), expected[part], f"images {part}")
+    source.free()
+
+
+@in_worlds(*ANY)
+def test_submitted_batches_collected_out_of_order(
+    open_engine: Open, world: World, images: Array, expected: Array
+) -> None:
+    """A batch that is not collected yet keeps its buffers, whichever of the others is."""
+    engine = open_engine()
+    for _ in range(3):
+        first, second = engine.submit(images[:4]), engine.submit(images[4:8])
+        assert_same_bits(second(), expected[4:8], "second")
+        third = engine.submit(images[8:12])
+        assert_same_bits(first(), expected[:4], "first")
+        fourth = engine.submit(images[12:16])
+        assert_same_bits(fourth(), expected[12:16], "fourth")
+        assert_same_bits(third(), expected[8:12], "third")
+
+
+def test_a_batch_that_fails_beside_another(open_engine: Open, world: World, images: Array, expected: Array) -> None:
+    engine = open_engine()
+    engine.submit(images[:4])()
+    first = engine.submit(images[:4])
+    world.failures["copy_to"] = RuntimeError("CUDA_ERROR_UNKNOWN")
+    with pytest.raises(BackendError, match="CUDA_ERROR_UNKNOWN"):
+        engine.submit(images[4:8])
+    second = engine.submit(images[8:12])
+    assert_same_bits(first(), expected[:4], "first")
+    assert_same_bits(second(), expected[8:12], "second")
+
+
+def test_a_batch_s_error_is_told_to_who_collects_it(
+    open_engine: Open, world: World, images: Array, expected: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_engine()
+    first, second = engine.submit(images[:4]), engine.submit(images[4:8])
+
+    def fail() -> None:
+        raise RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered")
+
+    monkeypatch.setattr(engine._session._tickets[0].ready, "sync", fail)
+    third = engine.submit(images[8:12])
+    for _ in range(2):
+        with pytest.raises(BackendError, match=r"CUDA_ERROR_ILLEGAL_ADDRESS: .* was encountered$"):
+            first()
+    assert_same_bits(second(), expected[4:8], "second")
+    assert_same_bits(third(), expected[8:12], "third")
+
+
+def test_the_next_images_are_copied_while_the_first_are_computed(
+    open_engine: Open, world: World, images: Array, expected: Array
+) -> None:
+    """The double runs a stream when it is waited for: the second batch's copy waits for nothing of the first's."""
+    engine = open_engine()
+    engine.submit(images[:4])()
+    engine.submit(images[:4])()
+    first, second = engine.submit(images[:4]), engine.submit(images[4:8])
+    uploads = engine._session._uploads
+    uploads._drain()
+    assert engine._session.stream._queue, "the network of the first batch has not run"
+    assert_same_bits(second(), expected[4:8], "second")
+    assert_same_bits(first(), expected[:4], "first")
+
+
+def test_a_submitted_batch_that_fails(open_engine: Open, world: World, images: Array, expected: Array) -> None:
+    engine = open_engine()
+    engine.submit(images[:4])()
+    world.failures["copy_to"] = RuntimeError("CUDA_ERROR_UNKNOWN")
+    with pytest.raises(BackendError, match="the GPU cannot run the engine: CUDA_ERROR_UNKNOWN"):
+        engine.submit(images[:4])
+    for _ in range(3):
+        assert_same_bits(engine.submit(images[:4])(), expected[:4], "afterwards")
+    engine.close()
+    with pytest.raises(BackendError, match="the engine is closed"):
+        engine.submit(images[:4])
+
+
 # The engine's device
 
 
@@ -457,14 +420,6 @@ def test_closing_a_broken_device_frees_the_rest(open_engine: Open, world: World,
 def kind(request: pytest.FixtureRequest) -> type[CallersArray]:
     found: type[CallersArray] = request.param
     return found
-
-
-def read(world: World, result: DeviceArray) -> Array:
-    """Return an array's values as a consumer of the CUDA array interface gets them."""
-    entries = result.__cuda_array_interface__
-    assert (entries["version"], entries["strides"], entries["stream"], entries["typestr"]) == (3, None, None, "<f4")
-    data = world.read(entries["data"][0], 4 * int(np.prod(entries["shape"])))
-    return np.frombuffer(data, np.float32).reshape(entries["shape"])
 
 
 @pytest.mark.slow
@@ -549,9 +504,10 @@ def test_a_callers_stream_waits_and_is_waited_for(
     stream = world.new_stream()
     stream.wait(source.stream)
     world.write_later(stream, source.address, signed(images[8:12]).tobytes())  # work of the caller that has not run yet
+    waits = world.counts.get("sync", 0)
     engine.run_device(source, out=out, stream=stream)
     # Nothing was waited for on the host.
-    assert world.counts.get("sync", 0) == 0 and not np.array_equal(out.now(), expected[8:12])
+    assert world.counts.get("sync", 0) == waits and not np.array_equal(out.now(), expected[8:12])
     if first == "engine":  # whichever stream gets on first
         engine._session.stream.sync()
     seen = world.read_later(stream, out.address, 160)
@@ -699,6 +655,20 @@ def test_results_outlive_the_engine(open_engine: Open, world: World, images: Arr
     engine.close()
     assert_same_bits(read(world, result), expected[:2], "after the engine was closed")
     source.free()
+
+
+@in_worlds(*ANY)
+def test_arrays_of_the_engines_own(open_engine: Open, world: World, images: Array, expected: Array) -> None:
+    engine = open_engine()
+    source, out = engine.to_device(images[:5]), engine.empty((5, 10))
+    for _ in range(3):
+        assert_same_bits(engine.to_host(engine.run_device(source)), expected[:5], "a result")
+        assert engine.run_device(source, out=out) is out
+        assert_same_bits(engine.to_host(out), expected[:5], "out")
+    np.testing.assert_array_equal(engine.to_host(source), signed(images[:5]))
+    with pytest.raises(DataError, match="there are no images to copy"):
+        engine.to_device(images[:0])
+    assert engine.to_host(engine.empty((0, 10))).shape == (0, 10)
 
 
 @in_worlds(*ANY)
@@ -975,7 +945,7 @@ def test_separate_plugins_are_loaded_once_in_a_process(
     for _ in range(3):
         engine = open_engine(embedded=False)
         assert_same_bits(engine.run(images[:2]), expected[:2], "separate plugins")
-        plan = engine._session._plan
+        plan = cast("PlanRunner", engine._session._runner).plan
         assert plan is not None and not plan.runtime.engine_host_code_allowed
     assert world.libraries == {"tensorrt_rtx": [str(library.resolve())]}
     open_engine(embedded=False, backend="tensorrt")
@@ -983,7 +953,7 @@ def test_separate_plugins_are_loaded_once_in_a_process(
 
 
 def test_embedded_plugins_load_nothing(open_engine: Open, world: World, library: Path) -> None:
-    plan = open_engine()._session._plan
+    plan = cast("PlanRunner", open_engine()._session._runner).plan
     assert plan is not None and plan.runtime.engine_host_code_allowed
     assert world.libraries == {}
 
