@@ -1,4 +1,4 @@
-"""Vision Mamba in int8: one numeric contract, run by a native CPU engine and by TensorRT plugins.
+"""Vision Mamba in int8: one numeric contract, run by engines for CPUs and NVIDIA GPUs, and by TensorRT plugins.
 
     import pyvimtrt
     engine = pyvimtrt.load_engine("engines/vim_demo_fashion_mnist.onnx")

@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from pyvimtrt.runtime.gpu import find_gpus
+
 LIBRARY = "libnvidia-ml.so.1"
 SECONDS = 1.0  # the counter moves every tenth of a second or so
 BATCHES_BETWEEN_LOOKS = 8
 
 
 def joules_of(run: Callable[[], Any]) -> float:
-    """Return the joules of the first GPU for one call of ``run``, over a second of calls; 0 where nothing tells."""
+    """Return the joules of CUDA's first GPU for one call of ``run``, over a second of calls; 0 where nothing tells."""
     counter = _counter()
     if counter is None or (before := counter()) is None:
         return 0.0
@@ -32,8 +34,10 @@ def _counter() -> Callable[[], float | None] | None:
         library = ctypes.CDLL(LIBRARY)
     except OSError:
         return None
-    device = ctypes.c_void_p()
-    if library.nvmlInit_v2() != 0 or library.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(device)) != 0:
+    device, gpus = ctypes.c_void_p(), find_gpus().devices
+    if not gpus or library.nvmlInit_v2() != 0:
+        return None
+    if library.nvmlDeviceGetHandleByUUID(gpus[0].uuid.encode(), ctypes.byref(device)) != 0:
         return None
 
     def read() -> float | None:

@@ -43,7 +43,8 @@ def save_plot(found: Bench, path: Path) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel(f"milliseconds for a batch of {found.batch}, each at its best number of threads")
+    threads = "" if found.gpu else ", each at its best number of threads"
+    axes.set_xlabel(f"milliseconds for a batch of {found.batch}{threads}")
     with atomic_output(path) as temporary:
         kind = path.suffix[1:]
         figure.savefig(temporary, format=kind, metadata={"Software" if kind == "png" else "Creator": "pyvimtrt"})

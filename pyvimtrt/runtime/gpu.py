@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import uuid
 from dataclasses import dataclass
 
 from pyvimtrt.errors import BackendError, missing_extra
@@ -25,6 +26,7 @@ class Gpu:
     memory_bytes: int
     multiprocessors: int = 0
     clock_hz: float = 0.0
+    uuid: str = ""  # as NVIDIA's tools write it; empty where the driver does not say
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,12 @@ def _load(name: str) -> ctypes.CDLL | None:
 
 
 def _device(library: ctypes.CDLL, index: int) -> Gpu:
-    device, memory = ctypes.c_int(), ctypes.c_size_t()
+    device, memory, identity = ctypes.c_int(), ctypes.c_size_t(), (ctypes.c_ubyte * 16)()
     name = ctypes.create_string_buffer(256)
     library.cuDeviceGet(ctypes.byref(device), index)
     library.cuDeviceGetName(name, len(name), device)
     library.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+    known = library.cuDeviceGetUuid(ctypes.byref(identity), device) == 0
 
     def attribute(number: int) -> int:
         value = ctypes.c_int()
@@ -105,4 +108,5 @@ def _device(library: ctypes.CDLL, index: int) -> Gpu:
         memory.value,
         attribute(_MULTIPROCESSORS),
         1e3 * attribute(_CLOCK_KHZ),
+        f"GPU-{uuid.UUID(bytes=bytes(identity))}" if known else "",
     )

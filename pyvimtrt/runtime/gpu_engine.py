@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 import re
 import threading
@@ -175,13 +176,16 @@ def _close(session: Session) -> None:
 
 @contextlib.contextmanager
 def _current_device(device: int) -> Iterator[None]:
-    """Make a device the calling thread's, and give the thread back the one it had."""
+    """Make a device the calling thread's, and give the thread back the context it had; where it had none, it keeps the
+    device's, so that none is made on another.
+    """
     from cuda import core
 
-    before = core.Device()
+    driver = importlib.import_module("cuda.bindings.driver")
+    before = driver.cuCtxGetCurrent()[1]
     core.Device(device).set_current()
     try:
         yield
     finally:
-        if before.device_id != device:
-            before.set_current()
+        if int(before):
+            driver.cuCtxSetCurrent(before)

@@ -370,8 +370,8 @@ def test_joules_by_the_gpus_counter(world: CudaWorld, monkeypatch: pytest.Monkey
         def nvmlInit_v2(self) -> int:  # noqa: N802, NVML's names
             return 0
 
-        def nvmlDeviceGetHandleByIndex_v2(self, index: int, device: Any) -> int:  # noqa: N802
-            return index
+        def nvmlDeviceGetHandleByUUID(self, identity: bytes, device: Any) -> int:  # noqa: N802
+            return int(identity != b"GPU-1")
 
         def nvmlDeviceGetTotalEnergyConsumption(self, device: Any, target: Any) -> int:  # noqa: N802
             self.millijoules += 2000
@@ -379,6 +379,8 @@ def test_joules_by_the_gpus_counter(world: CudaWorld, monkeypatch: pytest.Monkey
             return 0
 
     runs: list[int] = []
+    second = Gpu("a GPU", "9.0", 1 << 36, uuid="GPU-1")
+    monkeypatch.setattr(energy, "find_gpus", lambda: Driver("13.0", (second,)))
     monkeypatch.setattr(energy, "SECONDS", 0.0)
     monkeypatch.setattr(energy, "BATCHES_BETWEEN_LOOKS", 4)
     monkeypatch.setattr("ctypes.CDLL", lambda name: Library())

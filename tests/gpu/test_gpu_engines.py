@@ -376,6 +376,24 @@ def test_another_device_is_left_current_as_it_was(
     assert world.device() == 0
 
 
+def test_a_thread_without_a_device_keeps_the_engines(
+    open_engine: Open, world: World, images: Array, expected: Array
+) -> None:
+    """No context is made on the first device for a thread that had none."""
+    engine = open_engine({"device": 1})
+    found: list[int] = []
+
+    def work() -> None:
+        found.append(world.context()[1])
+        assert_same_bits(engine.run(images[:5]), expected[:5], "device 1")
+        found.append(world.context()[1])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [0, 2]
+
+
 # The end
 
 

@@ -89,6 +89,14 @@ class World:
     def device(self) -> int:
         return getattr(self.current, "device", 0)
 
+    def context(self) -> tuple[int, int]:
+        """Return the driver's status and the calling thread's context, 0 for none: here the device and one."""
+        return 0, getattr(self.current, "device", -1) + 1
+
+    def set_context(self, context: int) -> tuple[int]:
+        self.current.device = context - 1
+        return (0,)
+
     def allocate(self, size: int, device: int, pinned: bool = False) -> Memory:
         if size <= 0:
             self.forbid(f"allocation of {size} bytes")
@@ -728,7 +736,9 @@ def fake_tensorrts(world: World) -> dict[str, types.ModuleType]:
 def fake_modules(world: World) -> dict[str, types.ModuleType]:
     """Return the modules by name."""
     core, utils = _cuda_core(world)
-    return {"cuda.core": core, "cuda.core.utils": utils, **fake_tensorrts(world)}
+    driver = types.ModuleType("cuda.bindings.driver")
+    driver.__dict__.update(cuCtxGetCurrent=world.context, cuCtxSetCurrent=world.set_context)
+    return {"cuda.core": core, "cuda.core.utils": utils, driver.__name__: driver, **fake_tensorrts(world)}
 
 
 class CallersArray:

@@ -10,6 +10,7 @@ from typing import Any
 from selftest.options import Part
 
 OURS = "int8"
+TABLES = ("ok", "networks", "operators", "engines", "different")  # what is shown as such; the rest is JSON
 SHOWN = 20  # differences in the Markdown; all are in the JSON
 COPIES = ("Reshape", "Transpose", "Gather")
 
@@ -59,7 +60,7 @@ def markdown(found: dict[str, Part]) -> str:
     lines = ["# GPU self-test of pyvimtrt", "", *table(("part", "verdict", "seconds", "what"), rows)]
     for name, part in found.items():
         lines += [f"## {name}: {verdict(part)}", ""]
-        rest = {key: value for key, value in part.items() if key not in ("ok", "networks", "operators", "different")}
+        rest = {key: value for key, value in part.items() if key not in TABLES}
         if part.get("different"):
             different = list(part["different"].items())
             lines += table(
@@ -67,8 +68,23 @@ def markdown(found: dict[str, Part]) -> str:
             )
         if "networks" in part:
             lines += speed_tables(part)
+        if "engines" in part:
+            lines += engine_table(part)
         lines += ["```json", json.dumps(rest, indent=1), "```", ""]
     return "\n".join(lines)
+
+
+def engine_table(part: Part) -> list[str]:
+    """Return the table of the CUDA engine: load, launches, and runs from host to host."""
+    batches = list(dict.fromkeys(batch for row in part["engines"] for batch in row["host to host, ms"]))
+    rows = [
+        (
+            row["model"], row["load, s"], row["launches"], f"{row['memory, bytes'] / 1e6:.1f}",
+            *(f"{row['host to host, ms'].get(batch, '')}" for batch in batches),
+        )
+        for row in part["engines"]
+    ]  # fmt: skip
+    return table(("model", "load, s", "launches", "weights, MB", *(f"batch {batch}, ms" for batch in batches)), rows)
 
 
 def speed_tables(part: Part) -> list[str]:
