@@ -302,8 +302,11 @@ def violations(kernels: list[Kernel], stated: dict[str, dict[str, int]], complet
 
 
 def default_library() -> Path:
-    """Return the newest CUDA engine below the build folder, or where the first one would be."""
-    found = sorted((ROOT / "build").rglob(LIBRARY), key=lambda path: path.stat().st_mtime)
+    """Return the newest CUDA engine that a wheel was built with, or where the first one would be.
+
+    That of the tests on a GPU, in a build folder of its own, has one architecture.
+    """
+    found = sorted((ROOT / "build").glob(f"cp*/{LIBRARY}"), key=lambda path: path.stat().st_mtime)
     return found[-1] if found else ROOT / "build" / "_cuda.so"
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -399,3 +400,14 @@ def test_the_built_library(capsys: pytest.CaptureFixture[str]) -> None:
     status = tool.main([require_cuda().__file__, "--json"])
     captured = capsys.readouterr()
     assert status == 0, captured.err or "\n".join(json.loads(captured.out)["violations"])
+
+
+def test_the_engine_of_the_wheel_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the newer one that the tests on a GPU have, which is for one architecture."""
+    monkeypatch.setattr(tool, "ROOT", tmp_path)
+    assert tool.default_library() == tmp_path / "build" / "_cuda.so"
+    for age, folder in enumerate(("cp311-cp311-linux_x86_64", "cp312-cp312-linux_x86_64", "device")):
+        (tmp_path / "build" / folder).mkdir(parents=True)
+        (tmp_path / "build" / folder / "_cuda.cpython.so").touch()
+        os.utime(tmp_path / "build" / folder / "_cuda.cpython.so", (age, age))
+    assert tool.default_library().parent.name == "cp312-cp312-linux_x86_64"
