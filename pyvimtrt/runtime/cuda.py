@@ -164,7 +164,6 @@ class ProgramRunner(Runner):
         self.program = require_cuda().Program()
         self._constants: Any = None
         self._memory: Any = None
-        self._batch = 0  # that there is memory for
         try:
             fill_program(self.program, network, [network.input], [network.output])
         except (ValueError, TypeError, MemoryError) as error:  # sizes that no machine here can run
@@ -187,12 +186,10 @@ class ProgramRunner(Runner):
     def reserve(self, batch: int, session: Session) -> int:
         """Sizes are powers of two, or the largest batch, so that batches of many sizes seldom need more memory."""
         capacity = min(self.largest, 1 << (batch - 1).bit_length())
-        memory, self._memory, self._batch = self._memory, None, 0
+        memory, self._memory = self._memory, None
         if memory is not None:  # not both at once
             memory.close()
-        size = self.program.memory_bytes(capacity)
-        self._memory = session.allocate(max(1, size))
-        self._batch = capacity
+        self._memory = session.allocate(max(1, self.program.memory_bytes(capacity)))
         return capacity
 
     def context(self, specialize: bool) -> ProgramContext:

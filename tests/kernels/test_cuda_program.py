@@ -217,8 +217,8 @@ def test_step_by_step_is_the_same() -> None:
     assert_cpu_bits(network, images, (2,), "descending", steps=True)
 
 
-def test_a_value_that_is_overwritten_too_early_gives_other_logits() -> None:
-    """The tests above would see an arena whose values overlap: memory that is too small by one value."""
+def test_memory_that_is_too_small_is_seen() -> None:
+    """The tests above would see a value beyond the memory that `memory_bytes` asks for."""
     network, images = random_network(TINY)
     double = OnDouble(program_of(network))
     x = np.ascontiguousarray((images[:1] ^ np.uint8(128)).view(np.int8))
