@@ -92,16 +92,20 @@ struct Scan {
     }
   }
 
+  // The tables of a block of channels.
+  static void fill(const float* packed, Tables& tables) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      fill(packed + lane * N, tables.of[lane].high);
+      fill(packed + (kLanes + lane) * N, tables.of[lane].low);
+    }
+  }
+
   // Some steps of a block of channels; calls sink(t, y) once per token, in the direction's order. `saved` is the state
   // between one call and the next.
   template <class Sink>
   static void scan_block(const BidirectionalScanParams& p, int d, int64_t image, int first_channel,
                          typename Vectors::Lanes lanes, const float* packed, Steps steps, const float* bc,
-                         Tables& tables, State& saved, const Sink& sink) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      fill(packed + lane * N, tables.of[lane].high);
-      fill(packed + (kLanes + lane) * N, tables.of[lane].low);
-    }
+                         const Tables& tables, State& saved, const Sink& sink) {
     packed += 2 * N * kLanes;
     const Vector input_scale = Vectors::load(packed), y_scale = Vectors::load(packed + kLanes),
                  skip_scale = Vectors::load(packed + 2 * kLanes);

@@ -504,6 +504,8 @@ SCAN: dict[str, Make] = {
     "1030 tokens, N=8": lambda: scan(B=2, L=1030, E=41, N=8),
     "one image": lambda: scan(B=1),
     "3 images": lambda: scan(B=3),
+    "6 images, E=40": lambda: scan(B=6, E=40),
+    "6 images, E=40, N=8, fp32 state": lambda: scan(B=6, E=40, N=8, state="fp32"),
     **{f"E={E}": functools.partial(scan, E=E) for E in (1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 32, 33)},
     **{f"E={E}, fp32 state": functools.partial(scan, E=E, state="fp32") for E in (1, 5, 9, 17, 33)},
     **{f"E={E}, N=8": functools.partial(scan, E=E, N=8) for E in (1, 7, 9, 17, 33)},
