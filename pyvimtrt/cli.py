@@ -379,6 +379,7 @@ def evaluate(
                 "images": accuracy.images,
                 "images per second": rate,
                 "backend": accuracy.backend,
+                **({"class folders": accuracy.classes} if accuracy.classes else {}),
             }
         )
 

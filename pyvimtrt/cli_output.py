@@ -182,6 +182,7 @@ def print_comparison(report: Report) -> None:
         "same class": _percent(found.agreement),
         "cosine of logits": f"{found.cosine:.5f}",
         "signal to noise": f"{found.snr_db:.1f} dB",
+        **({"class folders": report.classes} if report.classes else {}),
     }
     print_fields(fields)
     if report.attribution is not None:

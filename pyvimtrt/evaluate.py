@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pyvimtrt.api import WeightsSource, load_model, per_channel
 from pyvimtrt.backends.files import named_kind
 from pyvimtrt.backends.load import load_engine
-from pyvimtrt.data.datasets import Dataset, open_dataset
+from pyvimtrt.data.datasets import Dataset, class_facts, open_dataset
 from pyvimtrt.data.reader import ImageReader
 from pyvimtrt.data.statistics import DistributionShift
 from pyvimtrt.defaults import AUTO, BATCH
@@ -33,6 +33,8 @@ class Accuracy:
     """Fractions of images whose class is the most probable one, or among the five most probable; seconds of running.
 
     ``warnings`` are sentences; ``left_out`` says of each file that could not be read why. ``backend``: what ran them.
+    ``class_order`` and ``class_folders``: how class folders became classes, and the class of each, where there are
+    some; ``classes`` says it as a sentence.
     """
 
     top1: float
@@ -42,6 +44,9 @@ class Accuracy:
     warnings: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     backend: str = ""
+    class_order: str | None = None
+    class_folders: Mapping[str, int] | None = None
+    classes: str = ""
 
     @property
     def images_per_second(self) -> float:
@@ -73,7 +78,7 @@ def evaluate(
     """Return the accuracy of an engine file, or of a fp32 model run by PyTorch, on the first ``limit`` images.
 
     ``weights``, ``mean`` and ``std`` belong to a model; an engine has its own. Files that cannot be read are left out;
-    the first of them ends a ``strict`` run. ``class_order`` as for `class_numbers`, ``backend`` as for `load_engine`.
+    the first of them ends a ``strict`` run. ``class_order`` as for `class_folders`, ``backend`` as for `load_engine`.
     Raises VimTrtError for anything a user can cause.
     """
     reader = ImageReader(strict, max_pixels)
@@ -84,13 +89,15 @@ def evaluate(
         dataset = open_dataset(data, engine.config, labels=engine.info.labels, reader=reader, class_order=class_order)
         shift = DistributionShift(engine.info.calibration_statistics)
         found = measure(engine.run, dataset, str(data), limit, batch, progress, shift)
-        return replace(found, backend=engine.backend)
+        return replace(found, backend=engine.backend, **class_facts(dataset, engine.info.labels))
     if backend != AUTO:
         raise UsageError(f"{engine_or_model} is a model, which PyTorch runs; --backend goes with an engine file")
     config = parse_model(engine_or_model)
-    dataset = open_dataset(data, config, labels=model_defaults(config).labels, reader=reader, class_order=class_order)
+    labels = model_defaults(config).labels
+    dataset = open_dataset(data, config, labels=labels, reader=reader, class_order=class_order)
     classify = fp32_classifier(engine_or_model, weights, threads, mean, std)
-    return replace(measure(classify, dataset, str(data), limit, batch, progress), backend=TORCH)
+    found = measure(classify, dataset, str(data), limit, batch, progress)
+    return replace(found, backend=TORCH, **class_facts(dataset, labels))
 
 
 def fp32_classifier(

@@ -65,7 +65,8 @@ def render(report: Report) -> str:
     )
     return _PAGES.get_template("report.html").render(
         title=f"{report.engine.get('model', 'model')}: int8 against fp32",
-        subtitle=f"{report.comparison.images:,} images of {report.data}",
+        subtitle=f"{report.comparison.images:,} images of {report.data}"
+        + (f"; class folders {report.classes}" if report.classes else ""),
         figures=_figures(report.comparison),
         warnings=report.warnings,
         facts=list(report.engine.items()),

@@ -133,7 +133,7 @@ class Attribution:
 @dataclass(frozen=True)
 class Report:
     """A whole comparison. ``engine`` has what the engine says about itself, ready to print; ``warnings`` are
-    sentences.
+    sentences. ``class_order``, ``class_folders`` and ``classes`` as in `evaluate.Accuracy`.
     """
 
     engine: Mapping[str, Any]
@@ -143,6 +143,9 @@ class Report:
     warnings: tuple[str, ...]
     attribution: Attribution | None = None
     left_out: tuple[str, ...] = ()  # why, of each file that could not be read
+    class_order: str | None = None
+    class_folders: Mapping[str, int] | None = None
+    classes: str = ""
 
 
 def to_json(report: Report) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pyvimtrt.backends.load import read_engine_info
 from pyvimtrt.backends.registry import choose
 from pyvimtrt.compare.metrics import compare_logits, cosines
 from pyvimtrt.compare.results import Answer, Attribution, Report, WorstImage
-from pyvimtrt.data.datasets import Dataset, open_dataset
+from pyvimtrt.data.datasets import Dataset, class_facts, open_dataset
 from pyvimtrt.data.reader import ImageReader
 from pyvimtrt.data.statistics import DistributionShift
 from pyvimtrt.errors import UsageError, VimTrtError, missing_extra
@@ -41,7 +41,7 @@ class Settings:
     """How to compare. ``detail``: kinds, tensors, or none to leave the attribution out.
 
     Files that cannot be read are left out; the first of them ends a ``strict`` run. ``class_order`` as for
-    `class_numbers`, ``backend`` as for `load_engine`.
+    `class_folders`, ``backend`` as for `load_engine`.
     """
 
     limit: int | None = None
@@ -108,6 +108,7 @@ def compare(
         warnings=tuple(warnings),
         attribution=attribution,
         left_out=reader.left_out,
+        **class_facts(dataset, info.labels),
     )
 
 

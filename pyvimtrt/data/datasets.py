@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pyvimtrt.data.class_folders import class_numbers
+from pyvimtrt.data.class_folders import ClassFolders, class_folders
 from pyvimtrt.data.idx import find_idx_pair, read_idx_split
 from pyvimtrt.data.images import find_images, image_files, is_image
 from pyvimtrt.data.npz import NpzImages
@@ -28,7 +29,8 @@ class Dataset:
     """Images of one model's size. ``read(indices)`` yields the images [C, H, W] of ascending indices, or None.
 
     None stands for a file that ``reader`` has left out. ``labels`` is int64 [N], or None; ``class_names`` has a name
-    per class of the model, or is empty. ``warnings`` are sentences about how the data was understood.
+    per class of the model, or is empty. ``folders`` says how class folders became classes, where there are some.
+    ``warnings`` are sentences about how the data was understood.
     """
 
     count: int
@@ -38,6 +40,7 @@ class Dataset:
     source: str = "the data set"
     reader: ImageReader = field(default_factory=ImageReader)
     warnings: tuple[str, ...] = ()
+    folders: ClassFolders | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -93,7 +96,7 @@ def open_dataset(
 ) -> Dataset:
     """Return the data set at a path for a model; ``labels`` are the model's, where it has some.
 
-    A folder of class folders: ``class_order`` as for `class_numbers`. A folder of images has no labels. ``split``
+    A folder of class folders: ``class_order`` as for `class_folders`. A folder of images has no labels. ``split``
     (train or test) picks the IDX files of (Fashion-)MNIST. ``reader`` says what becomes of files that cannot be read;
     by default the first raises. Raises DataError where there is no data set, it does not fit the model, or a label lies
     outside the classes.
@@ -107,6 +110,21 @@ def open_dataset(
         dataset = _folder(path, config, labels, reader, class_order)
     _check_labels(dataset, config, path)
     return dataset
+
+
+def class_facts(dataset: Dataset, labels: Sequence[str]) -> dict[str, Any]:
+    """Return how class folders became classes, as results have it; nothing where there are none.
+
+    The words are ``class_order``, ``class_folders`` (the class of each) and ``classes``, a sentence.
+    """
+    folders = dataset.folders
+    if folders is None:
+        return {}
+    return {
+        "class_order": folders.order,
+        "class_folders": dict(folders.classes),
+        "classes": folders.sentence(labels),
+    }
 
 
 def sample_images(
@@ -201,18 +219,24 @@ def _folders(
     reader: ImageReader,
     class_order: str | None,
 ) -> Dataset:
-    numbers, warnings = class_numbers(path, [f.name for f in folders], config.classes, labels, class_order)
+    found = class_folders(path, [f.name for f in folders], config.classes, labels, class_order)
     paths: list[Path] = []
     targets: list[int] = []
-    for folder, number in zip(folders, numbers, strict=True):
+    for folder in folders:
         images = image_files(folder, reader.leave_out)
         paths += images
-        targets += [number] * len(images)
+        targets += [found.classes[folder.name]] * len(images)
     if not paths:
         find_images(path)  # raises with the suffixes that are looked for
-    names = labels or ([f.name for f in folders] if numbers == list(range(config.classes)) else ())
+    names = labels or ([f.name for f in folders] if list(found.classes.values()) == list(range(config.classes)) else ())
     dataset = _files(paths, config, path, reader)
-    return replace(dataset, labels=np.array(targets, np.int64), class_names=tuple(names), warnings=warnings)
+    return replace(
+        dataset,
+        labels=np.array(targets, np.int64),
+        class_names=tuple(names),
+        warnings=found.warnings,
+        folders=found,
+    )
 
 
 def _check_labels(dataset: Dataset, config: ModelConfig, path: Path) -> None:
@@ -225,4 +249,4 @@ def _check_labels(dataset: Dataset, config: ModelConfig, path: Path) -> None:
             raise DataError(f"{path} has the label {wrong}; the model's classes are 0 to {config.classes - 1}")
 
 
-__all__ = ["Dataset", "open_dataset", "sample_images"]
+__all__ = ["Dataset", "class_facts", "open_dataset", "sample_images"]

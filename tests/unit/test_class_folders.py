@@ -13,7 +13,7 @@ from tiny import random_weights
 
 import pyvimtrt
 from pyvimtrt.cli import main
-from pyvimtrt.data.class_folders import class_numbers
+from pyvimtrt.data.class_folders import class_folders
 from pyvimtrt.data.walk import SYSTEM_NAMES, is_side, is_side_path
 from pyvimtrt.errors import DataError, UsageError
 from pyvimtrt.families.vim.config import VimConfig
@@ -26,9 +26,8 @@ TORCHVISION = {name: place for place, name in enumerate(sorted(TWELVE))}  # what
 def numbers(
     names: list[str], classes: int, labels: tuple[str, ...] = (), order: str | None = None
 ) -> tuple[dict[str, int], tuple[str, ...]]:
-    names = sorted(names)
-    found, warnings = class_numbers(Path("data"), names, classes, labels, order)
-    return dict(zip(names, found, strict=True)), warnings
+    found = class_folders(Path("data"), sorted(names), classes, labels, order)
+    return dict(found.classes), found.warnings
 
 
 def test_numbers_with_a_warning_and_text_as_torchvision() -> None:
@@ -82,6 +81,83 @@ def test_labels_come_first_and_can_be_overruled() -> None:
 def test_folders_that_do_not_fit(names: list[str], order: str | None, message: str) -> None:
     with pytest.raises(DataError, match=message):
         numbers(names, 12, ("airplane",), order)
+
+
+CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+
+
+def test_folders_of_which_one_is_no_label_are_refused_with_the_names() -> None:
+    """Sorted as text, all but one of them would be other classes than their names say."""
+    names = [*CLOTHES[1:], "T-shirts"]
+    with pytest.raises(DataError) as caught:
+        numbers(names, 10, CLOTHES)
+    text = str(caught.value)
+    assert "9 of 10 class folders are named after the model's labels, but not T-shirts" in text
+    assert "labels without a folder: T-shirt/top" in text and "--class-order text" in text
+    assert numbers(names, 10, CLOTHES, "text")[0] == {name: place for place, name in enumerate(sorted(names))}
+
+
+def test_fewer_folders_than_labels_are_taken_by_name() -> None:
+    assert numbers(["Bag", "Coat"], 10, CLOTHES)[0] == {"Bag": 8, "Coat": 4}
+    with pytest.raises(DataError, match="1 of 2 class folders are named after the model's labels, but not Hat"):
+        numbers(["Bag", "Hat"], 10, CLOTHES)
+
+
+def test_folders_of_which_some_are_numbers_are_refused() -> None:
+    names = [*(str(number) for number in range(11)), "other"]
+    with pytest.raises(DataError, match="11 of 12 class folders are class numbers, but not other"):
+        numbers(names, 12)
+    assert numbers(names, 12, order="text")[0]["10"] == 2
+
+
+def test_a_label_of_two_classes_names_no_folder() -> None:
+    labels = ("crane", "heron", "crane")
+    assert numbers(["heron"], 3, labels)[0] == {"heron": 1}
+    with pytest.raises(DataError, match="crane is the label of several classes; name the folders by class numbers"):
+        numbers(["crane", "heron"], 3, labels)
+
+
+def test_folders_of_no_label_are_sorted_with_a_warning() -> None:
+    names = [f"{label}s" for label in CLOTHES]
+    _, (warning,) = numbers(names, 10, CLOTHES)
+    assert "no class folder of data is named after a label" in warning and "Ankle boots as class 0" in warning
+    assert numbers(names, 10, CLOTHES, "text")[1] == ()
+    assert numbers(names, 10)[1] == ()  # no labels, nothing to compare with
+    assert numbers([f"n0000000{number}" for number in range(3)], 3, CLOTHES[:3])[1] == ()  # ImageNet's folders
+
+
+def test_how_folders_became_classes_is_a_sentence() -> None:
+    found = class_folders(Path("data"), ["Bag", "Coat"], 10, CLOTHES)
+    assert found.order == "labels"
+    assert found.sentence(CLOTHES) == "named after the model's labels: Bag is class 8; Coat is class 4"
+    sentence = class_folders(Path("data"), sorted(TWELVE), 12, (), "text").sentence([f"l{n}" for n in range(12)])
+    assert sentence.startswith("sorted as text, as torchvision does: 0 is class 0, l0; 1 is class 1, l1; 10 is class 2")
+    assert sentence.endswith("; and 6 more")
+
+
+def test_every_command_of_class_folders_says_how_and_refuses_a_part(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo_engine = pyvimtrt.build(output=tmp_path / "demo.onnx", backend="cpu")
+    for number, label in enumerate(CLOTHES):
+        folder = tmp_path / "data" / label.replace("/", "_")
+        folder.mkdir(parents=True)
+        Image.new("L", (28, 28), 20 * number).save(folder / "a.png")
+    commands = (
+        ["eval", str(demo_engine), str(tmp_path / "data")],
+        ["eval", "vim_demo_fashion_mnist", str(tmp_path / "data")],
+        ["compare", str(demo_engine), "--data", str(tmp_path / "data"), "--attribution", "none"],
+    )
+    for command in commands:
+        assert main([*command, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["class_order"] == "labels" and found["class_folders"]["Ankle boot"] == 9
+        assert main(command) == 0
+        assert "named after the model's labels" in " ".join(capsys.readouterr().out.split())
+    (tmp_path / "data" / "Bag").rename(tmp_path / "data" / "Bags")
+    for command in commands:
+        assert main(command) == 2
+        assert "but not Bags; labels without a folder: Bag;" in capsys.readouterr().err
 
 
 def test_unknown_order() -> None:
