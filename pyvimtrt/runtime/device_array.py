@@ -20,7 +20,7 @@ CUDA_ARRAY_INTERFACE_VERSION = 3
 _STREAM_HANDLES = ("cuda_stream", "ptr", "handle")  # of PyTorch, CuPy and PyCUDA, before they had __cuda_stream__
 _CURES = {
     ("images", "uint8"): "turn pixels into pixel - 128 with (x ^ 128).view(torch.int8)",
-    ("images", "float32"): "run takes normalized images; on the device give int8 pixel - 128",
+    ("images", "float32"): "run takes normalized images of the host; on the device give int8 pixel - 128",
 }
 
 

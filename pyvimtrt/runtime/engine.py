@@ -81,22 +81,26 @@ class Engine(ABC):
         shape: `run` checks.
         """
 
-    def submit(self, images: npt.NDArray[Any]) -> Callable[[], npt.NDArray[np.float32]]:
+    def submit(self, images: npt.NDArray[Any], *, normalized: bool = False) -> Callable[[], npt.NDArray[np.float32]]:
         """Begin with images as `run` takes them, and return the function that returns their logits, to be called once.
 
         On a GPU the next images are copied there while the first are computed: `in_flight` of them at a time.
         """
-        logits = self.run(images)
+        logits = self.run(images, normalized=normalized)
         return lambda: logits
 
-    def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    def run(self, images: npt.NDArray[Any], *, normalized: bool = False) -> npt.NDArray[np.float32]:
         """Return float32 logits [B, classes].
 
-        ``images`` is uint8 [B, C, H, W], or float32 in the model's normalized units, which is turned back into pixels:
-        rne((x * std + mean) * 255). Raises DataError for any other type or shape, NetworkError where logits are not
-        finite.
+        ``images``, in the host's memory, is uint8 [B, C, H, W], pixels; or float32 in the model's normalized units,
+        (pixel / 255 - mean) / std, which is turned back into pixels: rne((x * std + mean) * 255).
+
+        float32 that cannot be normalized, as no pixel has such a value, or that may be pixels in 0..1, is refused.
+        ``normalized=True`` says that it is: then all values are taken, and those beyond the pixels' are clipped.
+
+        Raises DataError for any other type or shape, NetworkError where logits are not finite.
         """
-        pixels = as_int8(images, self.info, self.config)
+        pixels = as_int8(images, self.info, self.config, normalized)
         if len(pixels) == 0:
             return np.empty((0, self.config.classes), np.float32)
         return finite(self.run_pixels(pixels))
@@ -131,17 +135,28 @@ def finite(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return logits
 
 
-def as_int8(images: npt.NDArray[Any], info: NetworkInfo, config: ModelConfig) -> npt.NDArray[np.int8]:
+def as_int8(
+    images: npt.NDArray[Any], info: NetworkInfo, config: ModelConfig, normalized: bool = False
+) -> npt.NDArray[np.int8]:
     """Return images as networks take them, pixel - 128, C-contiguous. Raises DataError as `as_uint8`."""
-    return (np.ascontiguousarray(as_uint8(images, info, config)) ^ np.uint8(PIXEL_ZERO)).view(np.int8)
+    return (np.ascontiguousarray(as_uint8(images, info, config, normalized)) ^ np.uint8(PIXEL_ZERO)).view(np.int8)
 
 
-def as_uint8(images: npt.NDArray[Any], info: NetworkInfo, config: ModelConfig) -> npt.NDArray[np.uint8]:
+def as_uint8(
+    images: npt.NDArray[Any],
+    info: NetworkInfo,
+    config: ModelConfig,
+    normalized: bool = False,
+    saying: str = "normalized=True",
+) -> npt.NDArray[np.uint8]:
     """Return images [B, C, H, W] as the pixels a model takes: uint8 as they are, float32 in normalized units as rne((x
     * std + mean) * 255).
 
-    Raises DataError for any other type or shape, and for values that are not finite.
+    ``normalized`` as for `Engine.run`; ``saying`` is how a caller says so. Raises DataError for any other type or
+    shape, and for values that are not finite or may be no normalized ones.
     """
+    if hasattr(images, "__cuda_array_interface__"):  # of an array in the host's memory PyTorch has none
+        raise DataError("images lie in a GPU's memory; move them to the host, or call run_device with int8 pixel - 128")
     images = np.asarray(images)
     shape = (config.channels, config.img, config.img)
     if images.ndim != 4 or images.shape[1:] != shape:
@@ -150,10 +165,45 @@ def as_uint8(images: npt.NDArray[Any], info: NetworkInfo, config: ModelConfig) -
         return images
     if images.dtype != np.float32:
         raise DataError(f"images must be uint8, or float32 in normalized units, got {images.dtype}")
-    if not np.isfinite(images).all():
-        raise DataError("images hold NaN or infinity")
+    if len(images):
+        _check_normalized(images, info, None if normalized else saying)
     mean, std = (np.array(v, np.float64)[:, None, None] for v in (info.mean, info.std))
     return np.clip(np.rint((images * std + mean) * 255), 0, 255).astype(np.uint8)
+
+
+def _check_normalized(images: npt.NDArray[np.float32], info: NetworkInfo, saying: str | None) -> None:
+    """Raise DataError for images that are not finite or, unless ``saying`` is None, may be no normalized ones.
+
+    They are looked at twice, for the smallest and the largest value of each channel: a thirtieth of what turning them
+    into pixels takes.
+    """
+    low, high = images.min(axis=(2, 3)).min(axis=0), images.max(axis=(2, 3)).max(axis=0)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise DataError("images hold NaN or infinity")
+    if saying is None:
+        return
+    mean, std = (np.array(v, np.float64) for v in (info.mean, info.std))
+    least, most = (0 - mean) / std, (1 - mean) / std
+    half = 0.5 / 255 / std  # what is rounded to a pixel is one
+    known = (
+        f"normalized images of this model lie between {least.min():.4g} and {most.max():.4g} "
+        f"(mean {_listed(info.mean)}, deviation {_listed(info.std)})"
+    )
+    if (low < least - half).any() or (high > most + half).any():
+        wrong = high.max() if (high > most + half).any() else low.min()
+        raise DataError(
+            f"the float32 images hold {wrong:.4g}, but {known}; give pixels 0..255 as uint8, or (pixel / 255 - mean) / "
+            f"std; {saying} takes them as they are, and clips"
+        )
+    if low.min() >= 0 and high.max() <= 1 and (least.min() < 0 or most.max() > 1):
+        raise DataError(
+            f"all values of the float32 images lie between 0 and 1, as those of pixels / 255 do, but {known}; give "
+            f"np.rint(255 * images).astype(np.uint8), or {saying} where they are normalized"
+        )
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
 
 
 def top_classes(logits: npt.NDArray[np.float32], topk: int, labels: Sequence[str] = ()) -> list[Prediction]:

@@ -54,10 +54,10 @@ class GpuEngine(Engine):
             session.run_host(pixels, logits)
         return logits
 
-    def submit(self, images: npt.NDArray[Any]) -> Callable[[], npt.NDArray[np.float32]]:
-        pixels = as_int8(images, self.info, self.config)
+    def submit(self, images: npt.NDArray[Any], *, normalized: bool = False) -> Callable[[], npt.NDArray[np.float32]]:
+        pixels = as_int8(images, self.info, self.config, normalized)
         if not 0 < len(pixels) <= self._session.largest:  # none, or in pieces
-            return super().submit(images)
+            return super().submit(images, normalized=normalized)
         with self._running() as session:
             ticket = session.submit(pixels)
 
@@ -76,6 +76,8 @@ class GpuEngine(Engine):
         and what is enqueued on it afterwards finds the logits. Without a stream the engine waits for the streams that
         the arrays' protocols name; ``out`` is then complete on return, and a DeviceArray is waited for by whoever reads
         it.
+
+        Arrays in GPU memory are not looked at: pixels have one type there, so there is nothing to guess.
 
         Raises DataError where an array cannot be taken as it is.
         """
@@ -107,12 +109,12 @@ class GpuEngine(Engine):
                 ready.sync()
             return DeviceArray(buffer, (count, self.config.classes), ready, self.device) if out is None else out
 
-    def to_device(self, images: npt.NDArray[Any]) -> DeviceArray:
+    def to_device(self, images: npt.NDArray[Any], *, normalized: bool = False) -> DeviceArray:
         """Return images in GPU memory as `run_device` takes them; ``images`` as `run` takes them, at least one.
 
         For callers without an array library of their own.
         """
-        pixels = as_int8(images, self.info, self.config)
+        pixels = as_int8(images, self.info, self.config, normalized)
         if len(pixels) == 0:
             raise DataError("there are no images to copy")
         with self._running() as session:

@@ -29,6 +29,7 @@ from pyvimtrt.serve.tensors import (
     WantedOutput,
     pick_input,
     read_parameters,
+    says_normalized,
     whole_number,
 )
 
@@ -190,7 +191,9 @@ def parse_request(message: Message, default_topk: int, config: ModelConfig) -> R
         tensors.append(tensor)
     topk, _ = read_parameters(message.parameters, default_topk, config)
     wanted = message.outputs or [WantedOutput("logits")]
-    return Request(pick_input(tensors), wanted, topk, message.id, binary=bool(raw))
+    tensor = pick_input(tensors)
+    tensor.normalized = says_normalized(message.parameters)
+    return Request(tensor, wanted, topk, message.id, binary=bool(raw))
 
 
 def write_answer(model: str, request: Request, tensors: list[OutputTensor]) -> bytes:

@@ -22,6 +22,7 @@ from pyvimtrt.serve.tensors import (
     WantedOutput,
     pick_input,
     read_parameters,
+    says_normalized,
     whole_number,
 )
 
@@ -103,12 +104,15 @@ def parse_request(body: bytes, json_bytes: int, default_topk: int, config: Model
         raise RequestError(
             f"the binary part has {len(view) - json_bytes} bytes, the inputs name {position - json_bytes}"
         )
-    topk, binary = read_parameters(_mapping(found.get("parameters") or {}, "parameters"), default_topk, config)
+    parameters = _mapping(found.get("parameters") or {}, "parameters")
+    topk, binary = read_parameters(parameters, default_topk, config)
     outputs = found.get("outputs")
     if outputs is not None and not isinstance(outputs, list):
         raise RequestError("outputs must be a list")
     wanted = [_parse_output(_mapping(entry, "an output")) for entry in outputs or [{"name": "logits"}]]
-    return Request(pick_input(tensors), wanted, topk, found.get("id") or "", binary)
+    tensor = pick_input(tensors)
+    tensor.normalized = says_normalized(parameters)
+    return Request(tensor, wanted, topk, found.get("id") or "", binary)
 
 
 def _mapping(value: Any, what: str) -> dict[str, Any]:

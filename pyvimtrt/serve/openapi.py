@@ -152,7 +152,16 @@ INFER_BODY: dict[str, Any] = {
                 "required": ["inputs"],
                 "properties": {
                     "id": _NAME,
-                    "parameters": {"type": "object", "properties": {"topk": {"type": "integer", "minimum": 1}}},
+                    "parameters": {
+                        "type": "object",
+                        "properties": {
+                            "topk": {"type": "integer", "minimum": 1},
+                            "normalized": {
+                                "type": "boolean",
+                                "description": "FP32 images are in the model's normalized units, whatever their values",
+                            },
+                        },
+                    },
                     "inputs": {"type": "array", "items": _TENSOR, "minItems": 1, "maxItems": 1},
                     "outputs": {"type": "array", "items": _OUTPUT, "minItems": 1, "maxItems": 4},
                 },

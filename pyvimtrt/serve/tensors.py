@@ -5,7 +5,8 @@ Inputs, one of: ``images`` UINT8 [B, C, H, W], or FP32 in the model's normalized
 JPEG, PNG or WebP images of any size.
 Outputs: ``logits`` FP32 [B, classes], always, unless others are asked for: ``classes`` INT64 [B, k], ``probabilities``
 FP32 [B, k] and ``labels`` BYTES [B, k], most probable first, k = the request's parameter ``topk``. The parameter
-``classification`` = k of the output logits, as in Triton, gives BYTES [B, k] of logit:class:label instead.
+``classification`` = k of the output logits, as in Triton, gives BYTES [B, k] of logit:class:label instead. FP32 that
+may be no normalized images is refused, unless the request's parameter ``normalized`` is true.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ VERSION = "1"  # of every model: versions are not kept apart
 OUTPUTS = ("logits", "classes", "probabilities", "labels")
 _DTYPES: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
 _LENGTH = struct.Struct("<I")
+NORMALIZED = 'the parameter "normalized": true'
 MAX_RANK = 8  # of a shape
 LIGHT_VALUES = 1 << 14  # numbers that are turned into an answer at once; more are another thread's work
 
@@ -50,6 +52,7 @@ class Tensor:
     values: list[Any] | None = None
     varints: bytes | None = None
     base64: bool = False  # whether BYTES among the values are base64 text
+    normalized: bool = False  # whether the request says that FP32 is in the model's normalized units
 
 
 @dataclass
@@ -163,7 +166,7 @@ def read_pixels(tensor: Tensor, info: NetworkInfo, config: ModelConfig) -> npt.N
     else:
         array = np.frombuffer(tensor.raw, dtype) if tensor.raw is not None else _numbers(tensor, dtype)
     try:
-        return as_uint8(array.reshape(tensor.shape), info, config)
+        return as_uint8(array.reshape(tensor.shape), info, config, tensor.normalized, NORMALIZED)
     except DataError as error:
         raise RequestError(str(error)) from error
 
@@ -291,6 +294,14 @@ def read_parameters(parameters: Mapping[str, Any], default_topk: int, config: Mo
     """Return topk and binary_data_output of a request's parameters; others are for other servers."""
     topk = whole_number(parameters["topk"], "topk") if "topk" in parameters else min(default_topk, config.classes)
     return topk, parameters.get("binary_data_output") is True
+
+
+def says_normalized(parameters: Mapping[str, Any]) -> bool:
+    """Return whether a request's parameters say that its FP32 images are normalized, whatever their values."""
+    value = parameters.get("normalized", False)
+    if not isinstance(value, bool):
+        raise RequestError(f"normalized must be true or false, got {type(value).__name__}")
+    return value
 
 
 def is_light(request: Request, logits: npt.NDArray[np.float32]) -> bool:

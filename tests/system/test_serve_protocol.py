@@ -103,6 +103,22 @@ def test_http_logits_are_the_engines(
         assert result.get_response()["id"] == "one"
 
 
+def test_a_grey_image_is_normalized_where_the_request_says_so(
+    http_client: Any, grpc_client: Any, engine: Engine
+) -> None:
+    """All its values lie between 0 and 1, as those of pixels / 255 do."""
+    grey = np.full((1, 1, 8, 8), 140, np.uint8)
+    images = normalized(engine, grey)
+    assert 0 <= images.min() <= images.max() <= 1
+    for client, library in ((http_client, triton_http), (grpc_client, triton_grpc)):
+        tensor = library.InferInput("images", list(images.shape), "FP32")
+        tensor.set_data_from_numpy(images)
+        with pytest.raises(InferenceServerException, match="between 0 and 1"):
+            client.infer("tiny", [tensor])
+        result = client.infer("tiny", [tensor], parameters={"normalized": True})
+        assert_same_bits(result.as_numpy("logits"), engine.run(grey), "logits")
+
+
 @pytest.mark.parametrize("datatype", ["UINT8", "FP32"])
 @pytest.mark.parametrize("count", [1, 5, 12])
 def test_grpc_logits_are_the_engines(
@@ -237,6 +253,12 @@ BAD_JSON: dict[str, tuple[Any, str]] = {
     "below 0": (request(input_data=[-1] * 64), "0 and 255"),
     "fractions": (request(input_data=[0.5] * 64), "whole numbers"),
     "huge numbers": (request(input_data=[1e300] * 64, input_datatype="FP32"), "NaN or infinity"),
+    "pixels as fractions": (
+        request(input_data=[0.5] * 64, input_datatype="FP32"),
+        'the parameter "normalized": true where they are normalized',
+    ),
+    "pixels as floats": (request(input_data=[200.0] * 64, input_datatype="FP32"), "hold 200, but normalized images"),
+    "normalized no truth": (request(parameters={"normalized": 1}), "normalized must be true or false, got int"),
     "larger than 64 bits": (request(input_data=[1 << 63] * 64), "0 and 255"),
     "text": (request(input_data=["a"] * 64), "whole numbers"),
     "ragged": (request(input_data=[[7, 7], [7]]), "ragged"),

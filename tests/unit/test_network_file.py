@@ -23,7 +23,7 @@ from helpers import (
 from onnx import TensorProto, helper, numpy_helper
 from tiny import TINY, vim_config
 
-from pyvimtrt.errors import NetworkError
+from pyvimtrt.errors import DataError, NetworkError
 from pyvimtrt.graph.assemble import assemble, save_network
 from pyvimtrt.graph.network import Network, NetworkInfo, load_network
 from pyvimtrt.graph.operators import DOMAIN, OPERATORS
@@ -159,7 +159,10 @@ def test_normalized_float_input_gives_the_logits_of_its_pixels() -> None:
     normalized = normalization(network.config).apply(images).numpy()
     engine = CpuEngine(network, 1)
     np.testing.assert_array_equal(engine.run(normalized), engine.run(images))
-    assert not np.array_equal(engine.run(normalized + np.float32(0.1)), engine.run(images))
+    brighter = normalized + np.float32(0.1)
+    with pytest.raises(DataError, match=r"the float32 images hold .* normalized images of this model lie between"):
+        engine.run(brighter)
+    assert not np.array_equal(engine.run(brighter, normalized=True), engine.run(images))
 
 
 # What is refused
