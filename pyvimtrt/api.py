@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,45 @@ def per_channel(
             f"{what} must be finite{' and positive' if what == 'std' else ''}, got {', '.join(map(str, values))}"
         )
     return tuple(float(v) for v in values) * (channels if len(values) == 1 else 1)
+
+
+@dataclass(frozen=True)
+class ImageNormalization:
+    """Mean and deviation per channel, of pixels in 0..1, and where they come from, as the end of a sentence."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    origin: str
+
+    def __str__(self) -> str:
+        mean, std = (", ".join(f"{value:.6g}" for value in values) for values in (self.mean, self.std))
+        return f"mean {mean}; deviation {std}; {self.origin}"
+
+
+def choose_normalization(
+    config: ModelConfig, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> ImageNormalization:
+    """Return a model's normalization: the one given, else its own, else ImageNet's, and say which it is.
+
+    Raises ModelError for values of no use, UsageError for one of the two without the other: what is left out would be
+    another data set's.
+    """
+    defaults = model_defaults(config)
+    means = per_channel(mean, defaults.mean, config.channels, "mean")
+    stds = per_channel(std, defaults.std, config.channels, "std")
+    check_pair(mean, std)
+    if mean:
+        return ImageNormalization(means, stds, "as given")
+    if defaults.is_own:
+        return ImageNormalization(means, stds, "the model's own")
+    return ImageNormalization(means, stds, "ImageNet's, as neither mean nor std was given")
+
+
+def check_pair(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    """Raise UsageError for a mean without a deviation, or a deviation without a mean."""
+    if bool(mean) != bool(std):
+        given, missing = ("mean", "std") if mean else ("std", "mean")
+        raise UsageError(f"{given} goes with {missing}: give --{missing} too, or leave out both for the model's own")
 
 
 def resolve_weights(config: ModelConfig, weights: WeightsSource | None) -> WeightsFile:
@@ -96,7 +136,8 @@ def calibrate(
 ) -> Cache:
     """Return the calibration cache of a model for uint8 images [N, C, H, W], and write it to ``output`` where given.
 
-    ``without`` names steps of the recipe to leave out. ``progress(done, total)`` is called after every step. ``device``
+    ``without`` names steps of the recipe to leave out. ``mean`` and ``std`` are given both, or neither for the model's
+    own, else ImageNet's; the cache keeps them. ``progress(done, total)`` is called after every step. ``device``
     is PyTorch's: cpu, cuda, cuda:1, or auto, a GPU where there is one. Raises VimTrtError for anything a user can
     cause.
     """
@@ -104,7 +145,7 @@ def calibrate(
     settings = get_recipe(recipe, k, state, without)
     if output is not None:
         check_writable(Path(output), inputs=[_path_of(weights)], made_here=True)
-    defaults = model_defaults(config)
+    chosen = choose_normalization(config, mean, std)
     try:
         from pyvimtrt.quantization.calibrate import Normalization
         from pyvimtrt.quantization.calibrate import calibrate as run
@@ -112,10 +153,7 @@ def calibrate(
         raise missing_extra("torch", "torch", "calibration") from error
     if output is not None:
         check_writable(Path(output), CACHE_SUFFIXES)
-    normalization = Normalization(
-        per_channel(mean, defaults.mean, config.channels, "mean"),
-        per_channel(std, defaults.std, config.channels, "std"),
-    )
+    normalization = Normalization(chosen.mean, chosen.std)
     loaded = load_weights(config, resolve_weights(config, weights))
     cache = run(config, loaded, images, settings, normalization, seed, progress, device)
     if output is not None:
@@ -183,6 +221,7 @@ def build(
             raise ModelError(
                 f"{cache_path} was made with {what} {', '.join(map(str, made_with))}; calibrate again to change it"
             )
+    check_pair(mean, std)
     if labels and len(labels) != config.classes:
         raise ModelError(f"the model has {config.classes} classes, but {len(labels)} labels were given")
     try:
@@ -198,11 +237,14 @@ def build(
 
 
 __all__ = [
+    "ImageNormalization",
     "PlanOptions",
     "WeightsFile",
     "WeightsSource",
     "build",
     "calibrate",
+    "check_pair",
+    "choose_normalization",
     "keyed_weights",
     "load_model",
     "per_channel",

@@ -71,7 +71,15 @@ WeightsKey = Annotated[
         metavar="KEY", help="Which set of weights to take where several in the checkpoint fit, such as model_ema."
     ),
 ]
-Mean = Annotated[str | None, typer.Option(help="Mean of pixels in 0..1: one number, or one per channel: 0.5,0.4,0.4")]
+Mean = Annotated[
+    str | None,
+    typer.Option(
+        help=(
+            "Mean of pixels in 0..1, with --std: one number, or one per channel: 0.5,0.4,0.4; default: the model's "
+            "own, or ImageNet's."
+        )
+    ),
+]
 Strict = Annotated[
     bool, typer.Option("--strict", help="End at the first image that cannot be read, instead of leaving it out.")
 ]
@@ -85,7 +93,9 @@ ClassOrder = Annotated[
         )
     ),
 ]
-Std = Annotated[str | None, typer.Option(help="Standard deviation of pixels: one number, or one per channel.")]
+Std = Annotated[
+    str | None, typer.Option(help="Standard deviation of pixels, with --mean: one number, or one per channel.")
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -155,6 +165,8 @@ def build(
     """
     if not int8:
         raise UsageError("give --int8: it is the only precision engines are built in")
+    from pyvimtrt.api import ImageNormalization
+    from pyvimtrt.backends.load import read_engine_info
     from pyvimtrt.build_file import BuildFile, read_build_file, run_build_file
     from pyvimtrt.cli_output import print_fields, print_json, print_warnings, progress_bar
     from pyvimtrt.data.labels import read_labels
@@ -182,7 +194,13 @@ def build(
     start = time.perf_counter()
     with progress_bar("calibrating") as progress:
         path = run_build_file(recipe, progress, print_warnings)
-    result = {"engine": str(path), "bytes": path.stat().st_size, "seconds": round(time.perf_counter() - start, 3)}
+    info = read_engine_info(path)
+    result = {
+        "engine": str(path),
+        "bytes": path.stat().st_size,
+        "normalization": ImageNormalization(info.mean, info.std, "the calibration cache's"),
+        "seconds": round(time.perf_counter() - start, 3),
+    }
     (print_json if as_json else print_fields)(result)
 
 
@@ -263,6 +281,7 @@ def calibrate(
         "recipe": cache.info.recipe,
         "k": cache.info.clusters,
         "state": cache.info.state,
+        "normalization": api.choose_normalization(config, means, stds),
         "seconds": round(time.perf_counter() - start, 3),
     }
     if reader.left_out:
@@ -379,6 +398,7 @@ def evaluate(
                 "images": accuracy.images,
                 "images per second": rate,
                 "backend": accuracy.backend,
+                "normalization": str(accuracy.normalization),
                 **({"class folders": accuracy.classes} if accuracy.classes else {}),
             }
         )
@@ -736,7 +756,7 @@ def export_onnx(
     from pyvimtrt.files import check_writable
 
     check_writable(output, inputs=[labels, weights])
-    export_model(
+    normalization = export_model(
         model,
         keyed_weights(weights, weights_key),
         output,
@@ -744,7 +764,7 @@ def export_onnx(
         _numbers("--std", std),
         read_labels(labels) if labels else None,
     )
-    result = {"file": str(output), "bytes": output.stat().st_size}
+    result = {"file": str(output), "bytes": output.stat().st_size, "normalization": normalization}
     (print_json if as_json else print_fields)(result)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,8 +34,8 @@ COSTS_SHOWN = 8  # of each table of what costs most
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON, and nothing else."""
-    print(json.dumps(value, indent=2))
+    """Print a value as JSON, and nothing else; dataclasses in it as objects."""
+    print(json.dumps(value, indent=2, default=dataclasses.asdict))
 
 
 def print_json_line(value: Any) -> None:
@@ -167,7 +168,11 @@ def print_doctor(found: Mapping[str, Any]) -> None:
 def print_comparison(report: Report) -> None:
     """Print what `compare` found: the figures, then what costs most."""
     found = report.comparison
-    fields: dict[str, object] = {"backend": report.engine["backend"], "images": found.images}
+    fields: dict[str, object] = {
+        "backend": report.engine["backend"],
+        "normalization": report.engine["normalization"],
+        "images": found.images,
+    }
     if found.top1 is not None and found.difference is not None:
         fields |= {
             "top-1, fp32": _percent(found.original_top1),

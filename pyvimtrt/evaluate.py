@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pyvimtrt.api import WeightsSource, load_model, per_channel
+from pyvimtrt.api import ImageNormalization, WeightsSource, choose_normalization, load_model
 from pyvimtrt.backends.files import named_kind
 from pyvimtrt.backends.load import load_engine
 from pyvimtrt.data.datasets import Dataset, class_facts, open_dataset
@@ -34,7 +34,7 @@ class Accuracy:
 
     ``warnings`` are sentences; ``left_out`` says of each file that could not be read why. ``backend``: what ran them.
     ``class_order`` and ``class_folders``: how class folders became classes, and the class of each, where there are
-    some; ``classes`` says it as a sentence.
+    some; ``classes`` says it as a sentence. ``normalization``: what the images were normalized with.
     """
 
     top1: float
@@ -47,6 +47,7 @@ class Accuracy:
     class_order: str | None = None
     class_folders: Mapping[str, int] | None = None
     classes: str = ""
+    normalization: ImageNormalization | None = None
 
     @property
     def images_per_second(self) -> float:
@@ -89,7 +90,10 @@ def evaluate(
         dataset = open_dataset(data, engine.config, labels=engine.info.labels, reader=reader, class_order=class_order)
         shift = DistributionShift(engine.info.calibration_statistics)
         found = measure(engine.run, dataset, str(data), limit, batch, progress, shift)
-        return replace(found, backend=engine.backend, **class_facts(dataset, engine.info.labels))
+        normalization = ImageNormalization(engine.info.mean, engine.info.std, "the engine's")
+        return replace(
+            found, backend=engine.backend, normalization=normalization, **class_facts(dataset, engine.info.labels)
+        )
     if backend != AUTO:
         raise UsageError(f"{engine_or_model} is a model, which PyTorch runs; --backend goes with an engine file")
     config = parse_model(engine_or_model)
@@ -97,7 +101,8 @@ def evaluate(
     dataset = open_dataset(data, config, labels=labels, reader=reader, class_order=class_order)
     classify = fp32_classifier(engine_or_model, weights, threads, mean, std)
     found = measure(classify, dataset, str(data), limit, batch, progress)
-    return replace(found, backend=TORCH, **class_facts(dataset, labels))
+    normalization = choose_normalization(config, mean, std)
+    return replace(found, backend=TORCH, normalization=normalization, **class_facts(dataset, labels))
 
 
 def fp32_classifier(
@@ -109,9 +114,7 @@ def fp32_classifier(
 ) -> Classifier:
     """Return the fp32 model as a function from uint8 images to logits, normalization included."""
     config = parse_model(model)
-    defaults = model_defaults(config)
-    means = per_channel(mean, defaults.mean, config.channels, "mean")
-    stds = per_channel(std, defaults.std, config.channels, "std")
+    chosen = choose_normalization(config, mean, std)
     network = load_model(model, weights)
     import torch
 
@@ -119,7 +122,7 @@ def fp32_classifier(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    normalization = Normalization(means, stds)
+    normalization = Normalization(chosen.mean, chosen.std)
 
     def classify(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         with torch.no_grad():

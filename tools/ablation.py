@@ -108,10 +108,8 @@ def measure(config: VimConfig, options: argparse.Namespace) -> dict[str, Compari
     if unknown:
         raise VimTrtError(f"there is no row {unknown[0]!r}; the rows are {'; '.join(known)}")
     defaults = model_defaults(config)
-    mean, std = (
-        api.per_channel(options.mean, defaults.mean, config.channels, "mean"),
-        api.per_channel(options.std, defaults.std, config.channels, "std"),
-    )
+    chosen = api.choose_normalization(config, options.mean, options.std)
+    mean, std = chosen.mean, chosen.std
     weights = load_weights(config, api.resolve_weights(config, options.weights))
     calibration = sample_images(options.calibration, config, options.count, options.seed)
     dataset = open_dataset(options.data, config, labels=defaults.labels)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyvimtrt import defaults
-from pyvimtrt.api import WeightsSource, resolve_weights
+from pyvimtrt.api import ImageNormalization, WeightsSource, resolve_weights
 from pyvimtrt.backends.load import read_engine_info
 from pyvimtrt.backends.registry import choose
 from pyvimtrt.compare.metrics import compare_logits, cosines
@@ -253,5 +253,6 @@ def _facts(engine: Path, info: NetworkInfo, backend: str) -> dict[str, Any]:
         "recipe": info.recipe,
         "hidden state": info.state,
         "calibration images": info.calibration_images,
+        "normalization": ImageNormalization(info.mean, info.std, "the engine's"),
         "weights": info.weights_sha256,
     }

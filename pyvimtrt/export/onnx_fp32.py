@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from pyvimtrt import __version__
-from pyvimtrt.api import WeightsSource, per_channel, resolve_weights
+from pyvimtrt.api import ImageNormalization, WeightsSource, choose_normalization, resolve_weights
 from pyvimtrt.errors import UsageError
 from pyvimtrt.export.fp32_graph import Fp32Graph
 from pyvimtrt.families import ModelConfig, family_of, model_name, parse_model
@@ -33,21 +33,21 @@ def export_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     labels: Sequence[str] | None = None,
-) -> None:
+) -> ImageNormalization:
     """Write the fp32 model of a name or ``vim:...`` text, with a checkpoint or the bundled weights.
 
-    Normalization and labels, by default the model's own, become metadata. Raises VimTrtError for anything a user can
-    cause.
+    Normalization and labels, by default the model's own, become metadata; the normalization is returned. Raises
+    VimTrtError for anything a user can cause.
     """
     check_writable(output, (".onnx",), [None if weights is None else as_weights_file(weights).path], made_here=True)
     config = parse_model(model)
     defaults = model_defaults(config)
     if labels and len(labels) != config.classes:
         raise UsageError(f"the model has {config.classes} classes, got {len(labels)} labels")
-    means = per_channel(mean, defaults.mean, config.channels, "mean")
-    stds = per_channel(std, defaults.std, config.channels, "std")
+    chosen = choose_normalization(config, mean, std)
     loaded = load_weights(config, resolve_weights(config, weights))
-    save(build(config, loaded, means, stds, labels or defaults.labels), output)
+    save(build(config, loaded, chosen.mean, chosen.std, labels or defaults.labels), output)
+    return chosen
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:

@@ -17,19 +17,23 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a model brings along: normalization, labels, weights and calibration cache where it is bundled."""
+    """What a model brings along: normalization, labels, weights and calibration cache where it is bundled.
+
+    ``is_own``: the normalization is the model's own, and not a guess.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     labels: tuple[str, ...] = ()
     weights: Path | None = None
     calibration: Path | None = None
+    is_own: bool = False
 
 
 def model_defaults(config: ModelConfig) -> Defaults:
     """Return the defaults of a model: the bundled model's own, ImageNet's normalization for any other."""
     if config == parse_model(DEMO_MODEL):
-        return Defaults(zoo.DEMO_MEAN, zoo.DEMO_STD, zoo.DEMO_LABELS, zoo.DEMO_WEIGHTS, zoo.DEMO_CALIBRATION)
+        return Defaults(zoo.DEMO_MEAN, zoo.DEMO_STD, zoo.DEMO_LABELS, zoo.DEMO_WEIGHTS, zoo.DEMO_CALIBRATION, True)
     if config.channels == len(IMAGENET_MEAN):
         return Defaults(IMAGENET_MEAN, IMAGENET_STD)
     # ImageNet's values averaged over the channels, so that a model of any other number of channels has a default at

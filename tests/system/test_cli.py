@@ -93,7 +93,7 @@ def test_build_writes_the_same_engine_as_the_package(
         *("-b", "1,8,32", "--labels", tmp_path / "labels.txt", "--backend", "cpu", "-o", path),
     )
     result = json.loads(out)
-    assert result.keys() == {"engine", "bytes", "seconds"}
+    assert result.keys() == {"engine", "bytes", "normalization", "seconds"}
     assert (result["engine"], result["bytes"]) == (str(path), path.stat().st_size)
     assert path.read_bytes() == tiny_engine_file.read_bytes()
     path.unlink()
@@ -214,6 +214,7 @@ def test_calibrate_is_reproducible(
     result = json.loads(works(*arguments, "--json"))
     assert out.read_bytes() == tiny_cache_file.read_bytes()
     assert result.pop("seconds") > 0
+    assert result.pop("normalization")["origin"] == "ImageNet's, as neither mean nor std was given"
     assert result == {
         "cache": str(out),
         "bytes": out.stat().st_size,
@@ -529,6 +530,38 @@ def test_caches_of_something_else(
     assert "has no bundled calibration cache" in fails(*arguments, tiny_weights_file)
     made_with = ("--calib", tiny_cache_file, "--mean", "0.25")
     assert "was made with mean 0.449" in fails(*arguments, tiny_weights_file, *made_with)
+    one = ("--calib", tiny_cache_file, "--std", "0.226")
+    assert "std goes with mean: give --mean too" in fails(*arguments, tiny_weights_file, *one)
+
+
+def test_the_normalization_is_said_wherever_it_is_used(
+    works: Callable[..., str], tmp_path: Path, tiny_weights_file: Path, npz: Path
+) -> None:
+    """ImageNet's was taken without a word."""
+    cache, engine, plain = tmp_path / "c.safetensors", tmp_path / "e.onnx", tmp_path / "p.onnx"
+    model = (TINY, "--weights", tiny_weights_file)
+    given = ("--mean", "0.5", "--std", "0.25")
+    assumed = "mean 0.449; deviation 0.226; ImageNet's, as neither mean nor std was given"
+    for options, expected in (((), assumed), (given, "mean 0.5; deviation 0.25; as given")):
+        for command in (
+            ("calibrate", *model, "--images", npz, "-o", cache),
+            ("eval", TINY, npz, "--weights", tiny_weights_file),
+            ("export", "onnx", *model, "-o", plain),
+        ):
+            found = json.loads(works(*command, *options, "--json"))["normalization"]
+            assert expected == f"mean {found['mean'][0]}; deviation {found['std'][0]}; {found['origin']}"
+            assert expected in " ".join(works(*command, *options).split())
+    kept = "mean 0.5; deviation 0.25"
+    build = ("build", *model, "--calib", cache, "--int8", "--backend", "cpu", "-o", engine)
+    assert f"{kept}; the calibration cache's" in " ".join(works(*build).split())
+    assert f"{kept}; the engine's" in " ".join(works("eval", engine, npz).split())
+    own = " ".join(works("eval", DEMO_MODEL, zoo_images(tmp_path)).split())
+    assert "mean 0.286; deviation 0.353; the model's own" in own
+
+
+def zoo_images(tmp_path: Path) -> Path:
+    np.savez(tmp_path / "zoo.npz", images=np.zeros((2, 1, 28, 28), np.uint8), labels=np.zeros(2, np.int64))
+    return tmp_path / "zoo.npz"
 
 
 def test_weights_of_something_else(
@@ -607,6 +640,13 @@ def test_bad_numbers(
     assert "mean takes one number or 1" in fails(*calibrate, "--mean", "0.5,0.5")
     assert "std must be finite and positive" in fails(*calibrate, "--std", "0")
     assert "mean must be finite" in fails(*calibrate, "--mean", "nan")
+    for one, other in (("mean", "std"), ("std", "mean")):
+        for command in (
+            calibrate,
+            ("eval", TINY, npz, "--weights", tiny_weights_file),
+            ("export", "onnx", TINY, "--weights", tiny_weights_file, "-o", tmp_path / "b.onnx"),
+        ):
+            assert f"{one} goes with {other}: give --{other} too" in fails(*command, f"--{one}", "0.5")
     for batch in ("1,2", "8,4,2", "0,1,2", "a,b,c"):
         assert "batch takes three rising whole numbers" in fails("build", "--int8", "--batch", batch)
     assert "give --int8" in fails("build")

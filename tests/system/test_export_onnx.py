@@ -109,6 +109,7 @@ def test_the_bundled_model_with_its_metadata(tmp_path: Path, capsys: pytest.Capt
     assert json.loads(capsys.readouterr().out) == {
         "file": str(tmp_path / "demo.onnx"),
         "bytes": (tmp_path / "demo.onnx").stat().st_size,
+        "normalization": {"mean": [0.286], "std": [0.353], "origin": "the model's own"},
     }
     config, model = vim_config(DEMO_MODEL), onnx.load(tmp_path / "demo.onnx")
     defaults = model_defaults(config)

@@ -70,7 +70,8 @@ def test_values_beyond_the_pixels_are_clipped_where_it_is_said(engine: Engine, i
     given = normalize(engine.info, images) * np.float32(1.01)
     with pytest.raises(DataError, match="the float32 images hold"):
         engine.run(given)
-    expected = np.clip(np.rint((given * np.float64(engine.info.std) + engine.info.mean) * 255), 0, 255)
+    (mean,), (std,) = engine.info.mean, engine.info.std
+    expected = np.clip(np.rint((given.astype(np.float64) * std + mean) * 255), 0, 255)
     np.testing.assert_array_equal(engine.run(given, normalized=True), engine.run(expected.astype(np.uint8)))
 
 
