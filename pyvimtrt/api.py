@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from pyvimtrt.backends.base import Backend
 from pyvimtrt.backends.registry import choose_to_build
-from pyvimtrt.defaults import AUTO, RECIPE
+from pyvimtrt.defaults import AUTO, CALIBRATION_IMAGES, FEW_CALIBRATION_IMAGES, RECIPE
 from pyvimtrt.errors import CalibrationError, ModelError, NetworkError, UsageError, brief, missing_extra
 from pyvimtrt.families import ModelConfig, parse_model
 from pyvimtrt.files import check_writable
@@ -45,6 +46,10 @@ def per_channel(
             f"{what} must be finite{' and positive' if what == 'std' else ''}, got {', '.join(map(str, values))}"
         )
     return tuple(float(v) for v in values) * (channels if len(values) == 1 else 1)
+
+
+class CalibrationWarning(UserWarning):
+    """A calibration that is made, and that may cost accuracy; the command line prints it."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +143,8 @@ def calibrate(
 
     ``without`` names steps of the recipe to leave out. ``mean`` and ``std`` are given both, or neither for the model's
     own, else ImageNet's; the cache keeps them. ``progress(done, total)`` is called after every step. ``device``
-    is PyTorch's: cpu, cuda, cuda:1, or auto, a GPU where there is one. Raises VimTrtError for anything a user can
-    cause.
+    is PyTorch's: cpu, cuda, cuda:1, or auto, a GPU where there is one. Few images are a CalibrationWarning. Raises
+    VimTrtError for anything a user can cause.
     """
     config = parse_model(model)
     settings = get_recipe(recipe, k, state, without)
@@ -158,6 +163,13 @@ def calibrate(
     cache = run(config, loaded, images, settings, normalization, seed, progress, device)
     if output is not None:
         save_cache(cache, Path(output))
+    if len(images) < FEW_CALIBRATION_IMAGES:
+        warnings.warn(
+            f"{len(images)} calibration image{'' if len(images) == 1 else 's'} may be too few, as scales follow them; "
+            f"{CALIBRATION_IMAGES} are enough",
+            CalibrationWarning,
+            stacklevel=2,
+        )
     return cache
 
 
@@ -237,6 +249,7 @@ def build(
 
 
 __all__ = [
+    "CalibrationWarning",
     "ImageNormalization",
     "PlanOptions",
     "WeightsFile",

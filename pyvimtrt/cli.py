@@ -213,7 +213,9 @@ def calibrate(
     output: Annotated[Path, typer.Option("-o", "--output", help="Cache file to write, .safetensors.")],
     weights: Weights = None,
     weights_key: WeightsKey = None,
-    count: Annotated[int, typer.Option(min=1, help="Images drawn at random.")] = defaults.CALIBRATION_IMAGES,
+    count: Annotated[
+        int, typer.Option(min=1, help="Images drawn at random; 256 are enough.")
+    ] = defaults.CALIBRATION_IMAGES,
     recipe: Annotated[str, typer.Option(help="default, paper or naive.")] = defaults.RECIPE,
     k: Annotated[
         str | None, typer.Option(help="Clusters of tokens, such as 4, or full; default: the recipe's.")
@@ -994,12 +996,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _print_notes() -> None:
-    """Print what is said about checkpoints as one line on stderr, and leave other warnings as they are."""
+    """Print what is said about checkpoints and calibrations as a line on stderr, other warnings as they are."""
     usual = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-        if category.__name__ == "CheckpointNote":
-            print("note:", " ".join(str(message).split()), file=sys.stderr)
+        kind = {"CheckpointNote": "note", "CalibrationWarning": "warning"}.get(category.__name__)
+        if kind is not None:
+            print(f"{kind}:", " ".join(str(message).split()), file=sys.stderr)
         else:
             usual(message, category, *rest, **more)
 

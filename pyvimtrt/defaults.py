@@ -4,7 +4,8 @@ AUTO = "auto"  # the best backend that can run the file here
 TOPK = 5  # classes of an image
 BATCH = 32  # images run at a time by eval and compare
 
-CALIBRATION_IMAGES = 256
+CALIBRATION_IMAGES = 256  # enough: more change nothing that was measured
+FEW_CALIBRATION_IMAGES = 128  # fewer have cost accuracy (docs/method.md, Calibration)
 RECIPE = "default"
 
 ATTRIBUTION = "kinds"  # what compare measures the cost of
