@@ -19,6 +19,7 @@ from pyvimtrt.errors import CalibrationError, ModelError, NetworkError, UsageErr
 from pyvimtrt.families import ModelConfig, parse_model
 from pyvimtrt.files import check_writable
 from pyvimtrt.graph.assemble import assemble, save_network
+from pyvimtrt.model.auto import model_of
 from pyvimtrt.model.checkpoint import WeightsFile, as_weights_file, load_weights
 from pyvimtrt.model.checkpoint import load_model as load_torch_model
 from pyvimtrt.model.defaults import model_defaults
@@ -110,12 +111,29 @@ def keyed_weights(weights: str | Path | None, key: str | None) -> WeightsFile | 
     return None if weights is None else WeightsFile(Path(weights), key)
 
 
+def resolve_model(
+    model: str, weights: WeightsSource | None = None, calibration: str | Path | None = None
+) -> ModelConfig:
+    """Return the configuration of a name or text; of ``auto`` that of a calibration cache, else of the weights.
+
+    Raises ModelError as `parse_model` and `model_of`, UsageError for ``auto`` without either.
+    """
+    if model != AUTO:
+        return parse_model(model)
+    if calibration is not None:
+        return parse_model(load_cache(Path(calibration)).info.model)
+    if weights is None:
+        raise UsageError("auto takes the model from a checkpoint; give one with --weights, or the model's name")
+    return model_of(as_weights_file(weights))
+
+
 def load_model(model: str, weights: WeightsSource | None = None) -> Backbone:
-    """Return the fp32 PyTorch model for evaluation, by name or ``vim:...`` text, with a checkpoint or bundled weights.
+    """Return the fp32 PyTorch model for evaluation, by name, ``vim:...`` text or ``auto``, with a checkpoint or bundled
+    weights.
 
     ``WeightsFile(path, key)`` chooses one of several sets of weights in a checkpoint.
     """
-    config = parse_model(model)
+    config = resolve_model(model, weights)
     loaded = load_weights(config, resolve_weights(config, weights))
     try:
         return load_torch_model(config, loaded)
@@ -141,12 +159,13 @@ def calibrate(
 ) -> Cache:
     """Return the calibration cache of a model for uint8 images [N, C, H, W], and write it to ``output`` where given.
 
+    ``model`` is a name, a text or ``auto``, the model whose weights these are.
     ``without`` names steps of the recipe to leave out. ``mean`` and ``std`` are given both, or neither for the model's
     own, else ImageNet's; the cache keeps them. ``progress(done, total)`` is called after every step. ``device``
     is PyTorch's: cpu, cuda, cuda:1, or auto, a GPU where there is one. Few images are a CalibrationWarning. Raises
     VimTrtError for anything a user can cause.
     """
-    config = parse_model(model)
+    config = resolve_model(model, weights)
     settings = get_recipe(recipe, k, state, without)
     if output is not None:
         check_writable(Path(output), inputs=[_path_of(weights)], made_here=True)
@@ -211,7 +230,7 @@ def build(
     with. ``options`` are those of a TensorRT engine. Raises VimTrtError for anything a user can cause; nothing
     half-written is left.
     """
-    chosen, config = choose_to_build(backend), parse_model(model)
+    chosen, config = choose_to_build(backend), resolve_model(model, weights, calibration)
     output = Path(output) if output is not None else Path("engines") / f"{DEMO_MODEL}{chosen.file.suffix}"
     check_engine_output(
         output, chosen, filter(None, (_path_of(weights), None if calibration is None else Path(calibration)))
@@ -261,5 +280,6 @@ __all__ = [
     "keyed_weights",
     "load_model",
     "per_channel",
+    "resolve_model",
     "resolve_weights",
 ]

@@ -7,7 +7,7 @@ import re
 import reprlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from pyvimtrt import api, defaults
 from pyvimtrt.backends.registry import choose_to_build
 from pyvimtrt.data.labels import read_labels
 from pyvimtrt.errors import OutputError, UsageError
-from pyvimtrt.families import MODELS, parse_model
+from pyvimtrt.families import MODELS, model_name, parse_model
 from pyvimtrt.files import check_path, check_writable
 from pyvimtrt.quantization.cache import CACHE_SUFFIXES
 from pyvimtrt.zoo import DEMO_MODEL
@@ -121,6 +121,10 @@ def run_build_file(recipe: BuildFile, progress: Progress | None = None, warn: Wa
     ``warn`` takes sentences about images that were left out.
     """
     backend, options = choose_to_build(recipe.backend), recipe.plan_options()
+    if recipe.model == defaults.AUTO:
+        cache = recipe.calibration if recipe.calibrate is None or _exists(recipe.calibration) else None
+        config = api.resolve_model(recipe.model, api.keyed_weights(recipe.weights, recipe.weights_key), cache)
+        recipe = replace(recipe, model=model_name(config))
     output = recipe.output or default_output(recipe.model, backend.file.suffix)
     with _engines_folder(output):
         inputs = [*recipe.sources, recipe.weights, recipe.calibration]
@@ -145,6 +149,10 @@ def run_build_file(recipe: BuildFile, progress: Progress | None = None, warn: Wa
             std=recipe.std,
             options=options,
         )
+
+
+def _exists(path: Path | None) -> bool:
+    return path is not None and path.exists()
 
 
 def default_output(model: str, suffix: str) -> Path:

@@ -21,6 +21,9 @@ from pyvimtrt import __version__, defaults
 from pyvimtrt.errors import UsageError, VimTrtError
 
 DEBUG = "--debug"
+MODEL_HELP = (
+    "Registered name, vim:img=32,patch=4,dim=128,depth=8,classes=10,channels=3, or auto: the model of the weights."
+)
 Function = TypeVar("Function", bound=Callable[..., Any])
 MAX_THREADS = 1024
 MAX_SEED = 2**63 - 1  # of PyTorch's generators
@@ -124,7 +127,7 @@ def options(
 def build(
     source: Annotated[
         str | None,
-        typer.Argument(metavar="[BUILD.toml | MODEL]", help="Build file or model; default: bundled model."),
+        typer.Argument(metavar="[BUILD.toml | MODEL]", help="Build file, model or auto; default: the bundled model."),
     ] = None,
     weights: Weights = None,
     weights_key: WeightsKey = None,
@@ -206,9 +209,7 @@ def build(
 
 @app.command()
 def calibrate(
-    model: Annotated[
-        str, typer.Argument(help="Registered name, or vim:img=32,patch=4,dim=128,depth=8,classes=10,channels=3")
-    ],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     images: Annotated[Path, typer.Option(help="Folder of images (with or without class folders), or .npz.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Cache file to write, .safetensors.")],
     weights: Weights = None,
@@ -247,11 +248,11 @@ def calibrate(
     from pyvimtrt.cli_output import print_fields, print_json, print_warnings, progress_bar
     from pyvimtrt.data.datasets import sample_images
     from pyvimtrt.data.reader import ImageReader
-    from pyvimtrt.families import parse_model
     from pyvimtrt.files import check_writable
     from pyvimtrt.quantization.recipes import get_recipe, parse_without
 
-    config = parse_model(model)
+    chosen = api.keyed_weights(weights, weights_key)
+    config = api.resolve_model(model, chosen)
     left_out = parse_without(without)
     get_recipe(recipe, k, state, left_out)
     means, stds = _numbers("--mean", mean), _numbers("--std", std)
@@ -262,8 +263,8 @@ def calibrate(
     _set_torch_threads(threads)
     with progress_bar("calibrating") as progress:
         cache = api.calibrate(
-            model,
-            api.keyed_weights(weights, weights_key),
+            config.spec(),
+            chosen,
             pixels,
             recipe=recipe,
             k=k,
@@ -343,7 +344,7 @@ def infer(
 @app.command("eval")
 def evaluate(
     engine_or_model: Annotated[
-        str, typer.Argument(metavar="ENGINE|MODEL", help="Engine file, or a model run in fp32.")
+        str, typer.Argument(metavar="ENGINE|MODEL", help="Engine file, or a model (auto: of --weights) run in fp32.")
     ],
     data: Annotated[
         Path, typer.Argument(help="Folder with a folder per class, .npz of images and labels, or Fashion-MNIST.")
@@ -731,9 +732,7 @@ app.add_typer(export_app, name="export")
 
 @export_app.command("onnx")
 def export_onnx(
-    model: Annotated[
-        str, typer.Argument(help="Registered name, or vim:img=32,patch=4,dim=128,depth=8,classes=10,channels=3")
-    ],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write, .onnx.")],
     weights: Weights = None,
     weights_key: WeightsKey = None,

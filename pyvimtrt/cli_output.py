@@ -145,6 +145,8 @@ def print_file(description: Mapping[str, Any]) -> None:
             for found in description["sets"]
         ]
         print_table("", ("weights key", "tensors", "parameters", "types", "fits"), sets)
+        for sentence in dict.fromkeys(found["not told"] for found in description["sets"] if "not told" in found):
+            print(f"not told: {printable(sentence)}")
     if "steps" in description:
         rows = [(name, f"{s['min']:.6g}", f"{s['max']:.6g}") for name, s in description["steps"].items()]
         print_table("", ("steps", "smallest", "largest"), rows)

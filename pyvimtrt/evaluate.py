@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pyvimtrt.api import ImageNormalization, WeightsSource, choose_normalization, load_model
+from pyvimtrt.api import ImageNormalization, WeightsSource, choose_normalization, load_model, resolve_model
 from pyvimtrt.backends.files import named_kind
 from pyvimtrt.backends.load import load_engine
 from pyvimtrt.data.datasets import Dataset, class_facts, open_dataset
@@ -96,10 +96,10 @@ def evaluate(
         )
     if backend != AUTO:
         raise UsageError(f"{engine_or_model} is a model, which PyTorch runs; --backend goes with an engine file")
-    config = parse_model(engine_or_model)
+    config = resolve_model(engine_or_model, weights)
     labels = model_defaults(config).labels
     dataset = open_dataset(data, config, labels=labels, reader=reader, class_order=class_order)
-    classify = fp32_classifier(engine_or_model, weights, threads, mean, std)
+    classify = fp32_classifier(config.spec(), weights, threads, mean, std)
     found = measure(classify, dataset, str(data), limit, batch, progress)
     normalization = choose_normalization(config, mean, std)
     return replace(found, backend=TORCH, normalization=normalization, **class_facts(dataset, labels))

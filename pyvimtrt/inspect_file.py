@@ -15,7 +15,8 @@ from pyvimtrt import zoo
 from pyvimtrt.backends.files import named_kind
 from pyvimtrt.backends.registry import for_file
 from pyvimtrt.errors import DataError, brief
-from pyvimtrt.families import MODELS, infer_config, weight_shapes
+from pyvimtrt.families import MODELS, model_name, weight_shapes
+from pyvimtrt.model.auto import fitting_models, not_told
 from pyvimtrt.model.checkpoint import read_content, read_sets
 from pyvimtrt.model.foreign_file import describe_foreign
 from pyvimtrt.model.weight_sets import WeightSet, find_sets, top_keys
@@ -79,13 +80,14 @@ def _checkpoint(path: Path) -> dict[str, Any]:
 
 def _weights(found: WeightSet) -> dict[str, Any]:
     shapes = {name: tensor.shape for name, tensor in found.tensors.items()}
-    fits = [name for name, config in MODELS.items() if weight_shapes(config) == shapes]
-    inferred = None if fits else infer_config(shapes)
+    fits = fitting_models(shapes)
+    rest = [text for text in map(not_told, fits) if text]
     return {
         "tensors": len(shapes),
         "parameters": sum(tensor.elements for tensor in found.tensors.values()),
         "types": dict(Counter(tensor.dtype for tensor in found.tensors.values()).most_common()),
-        "fits": [inferred.spec()] if inferred else fits,
+        "fits": [model_name(config) for config in fits],
+        **({"not told": rest[0]} if rest else {}),
     }
 
 

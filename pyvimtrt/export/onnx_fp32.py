@@ -14,10 +14,10 @@ import onnx
 from onnx import TensorProto, helper
 
 from pyvimtrt import __version__
-from pyvimtrt.api import ImageNormalization, WeightsSource, choose_normalization, resolve_weights
+from pyvimtrt.api import ImageNormalization, WeightsSource, choose_normalization, resolve_model, resolve_weights
 from pyvimtrt.errors import UsageError
 from pyvimtrt.export.fp32_graph import Fp32Graph
-from pyvimtrt.families import ModelConfig, family_of, model_name, parse_model
+from pyvimtrt.families import ModelConfig, family_of, model_name
 from pyvimtrt.files import atomic_output, check_writable
 from pyvimtrt.model.checkpoint import as_weights_file, load_weights
 from pyvimtrt.model.defaults import model_defaults
@@ -40,7 +40,7 @@ def export_model(
     VimTrtError for anything a user can cause.
     """
     check_writable(output, (".onnx",), [None if weights is None else as_weights_file(weights).path], made_here=True)
-    config = parse_model(model)
+    config = resolve_model(model, weights)
     defaults = model_defaults(config)
     if labels and len(labels) != config.classes:
         raise UsageError(f"the model has {config.classes} classes, got {len(labels)} labels")

@@ -9,12 +9,14 @@ from pyvimtrt.families.config import ModelConfig
 from pyvimtrt.families.family import Family
 from pyvimtrt.families.registry import (
     MODELS,
+    alternatives,
     describe,
     family_of,
     infer_config,
     model_name,
     parse_model,
     register_family,
+    untold,
     weight_shapes,
 )
 
@@ -22,11 +24,13 @@ __all__ = [
     "MODELS",
     "Family",
     "ModelConfig",
+    "alternatives",
     "describe",
     "family_of",
     "infer_config",
     "model_name",
     "parse_model",
     "register_family",
+    "untold",
     "weight_shapes",
 ]

@@ -42,6 +42,14 @@ class Family(ABC, Generic[Config]):
         What shapes do not tell is that of ``like`` where it can be, else the usual.
         """
 
+    def alternatives(self, config: Config) -> tuple[Config, ...]:
+        """Return other models whose weights have the same shapes, and which are as likely to be meant."""
+        return ()
+
+    def untold(self, config: Config) -> str:
+        """Return what the weights of a model do not tell, and what was taken for it, as a sentence, or nothing."""
+        return ""
+
     @abstractmethod
     def cure(self, config: Config, shapes: Shapes, fitting: ModelConfig | None) -> str:
         """Return what to do about weights of other shapes than the model's, as the end of a sentence, or nothing;

@@ -79,6 +79,17 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return describe(config).weight_shapes()
 
 
+def alternatives(config: ModelConfig) -> tuple[ModelConfig, ...]:
+    """Return other models whose weights have the same shapes, and which are as likely to be meant."""
+    found: tuple[ModelConfig, ...] = family_of(config).alternatives(config)
+    return found
+
+
+def untold(config: ModelConfig) -> str:
+    """Return what the weights of a model do not tell, and what was taken for it, as a sentence, or nothing."""
+    return family_of(config).untold(config)
+
+
 def infer_config(shapes: Shapes, like: ModelConfig | None = None) -> ModelConfig | None:
     """Return the model that tensors of these shapes are the weights of, or None.
 

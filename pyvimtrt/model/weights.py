@@ -12,7 +12,7 @@ from pyvimtrt.families import ModelConfig, family_of, infer_config, model_name, 
 
 Weights = dict[str, npt.NDArray[np.float32]]
 
-_NAMES_SHOWN = 6
+_NAMES_SHOWN = 2  # of each kind, as a checkpoint has hundreds
 _NAME_CHARACTERS = 80  # of a name that a file chose
 
 
@@ -21,6 +21,11 @@ def misfit(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> str:
     empty where all fit.
     """
     expected = weight_shapes(config)
+    fitting = infer_config(shapes, config)
+    cure = family_of(config).cure(config, shapes, fitting)
+    differing = [name for name in expected.keys() | shapes.keys() if shapes.get(name) != expected.get(name)]
+    if fitting is not None and len(differing) > 1 and cure:  # which model they are of says it all
+        return cure.removeprefix("; ")
     problems = []
     for what, names in (("missing", expected.keys() - shapes.keys()), ("unexpected", shapes.keys() - expected.keys())):
         if names:
@@ -36,7 +41,7 @@ def misfit(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> str:
         problems.append(_shown(wrong, "; ", " and {} more"))
     if not problems:
         return ""
-    return "; ".join(problems) + family_of(config).cure(config, shapes, infer_config(shapes, config))
+    return "; ".join(problems) + cure
 
 
 def check_weights(config: ModelConfig, weights: Weights, source: str) -> None:

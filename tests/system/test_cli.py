@@ -26,7 +26,7 @@ from pyvimtrt import zoo
 from pyvimtrt.cli import main
 from pyvimtrt.errors import BackendError
 from pyvimtrt.evaluate import fp32_classifier
-from pyvimtrt.families import MODELS
+from pyvimtrt.families import MODELS, untold
 from pyvimtrt.model.weights import Weights
 from pyvimtrt.zoo import DEMO_MODEL
 
@@ -319,6 +319,7 @@ def test_inspect_weights(
         "parameters": sum(w.size for w in tiny_weights.values()),
         "types": {"float32": len(tiny_weights)},
         "fits": [vim_config(TINY).spec()],
+        "not told": untold(vim_config(TINY)),
     }
     path = tmp_path / "demo.safetensors"
     safetensors.numpy.save_file(random_weights(vim_config(DEMO_MODEL)), path)

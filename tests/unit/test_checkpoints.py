@@ -31,7 +31,7 @@ from pyvimtrt import cli
 from pyvimtrt.api import load_model as load_by_name
 from pyvimtrt.bench.peers import PEERS, Request
 from pyvimtrt.errors import ModelError
-from pyvimtrt.families import MODELS, infer_config, weight_shapes
+from pyvimtrt.families import MODELS, infer_config, untold, weight_shapes
 from pyvimtrt.families.vim.config import VimConfig
 from pyvimtrt.inspect_file import describe
 from pyvimtrt.model.checkpoint import CheckpointNote, WeightsFile, load_model, load_weights
@@ -871,6 +871,7 @@ def test_inspect_reads_checkpoints(tmp_path: Path, tiny_config: VimConfig, tiny_
                 "parameters": parameters,
                 "types": {dtype: len(state)},
                 "fits": [tiny_config.spec()],
+                "not told": untold(tiny_config),
             }
             for key, dtype in (("model", "float32"), ("model_ema", "float16"))
         ],

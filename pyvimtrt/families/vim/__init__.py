@@ -35,6 +35,12 @@ class Vim(Family[VimConfig]):
     def infer_config(self, shapes: Shapes, like: VimConfig | None) -> VimConfig | None:
         return inference.infer_config(shapes, like)
 
+    def alternatives(self, config: VimConfig) -> tuple[VimConfig, ...]:
+        return inference.alternatives(config)
+
+    def untold(self, config: VimConfig) -> str:
+        return inference.untold(config)
+
     def cure(self, config: VimConfig, shapes: Shapes, fitting: ModelConfig | None) -> str:
         return inference.cure(config, shapes, fitting)
 
