@@ -43,3 +43,8 @@ def __getattr__(name: str) -> Any:
 
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'pyvimtrt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return what the package offers, what is imported when it is used included."""
+    return sorted(__all__)

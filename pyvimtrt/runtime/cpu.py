@@ -76,6 +76,9 @@ class CpuEngine(Engine):
             zip(self._program.step_names, self._program.run_timed(len(pixels), [pixels], [logits]), strict=True)
         )
 
+    def _how(self) -> str:
+        return f", {self.isa}, {self.threads} thread{'' if self.threads == 1 else 's'}"
+
     def _settings(self) -> dict[str, Any]:
         return {"threads": self.threads, "isa": self._asked_isa}
 

@@ -43,9 +43,23 @@ class Engine(ABC):
     source: Path | None = None  # the file it was loaded from, by which it is pickled
     load_again: Callable[..., Engine] | None = None  # what loaded it: a function of (source, backend, info, settings)
 
+    largest_batch: int | None = None  # images run at a time, of which more are run in pieces; None: no limit
+
     def __init__(self, info: NetworkInfo, config: ModelConfig) -> None:
         self.info = info
         self.config = config
+
+    def __repr__(self) -> str:
+        c, batch = self.config, "any" if self.largest_batch is None else f"1 to {self.largest_batch} at a time"
+        return (
+            f"<{type(self).__name__} {self.info.name}: backend {self.backend}{self._how()}; recipe {self.info.recipe}, "
+            f"state {self.info.state}; batch {batch}; uint8 [B, {c.channels}, {c.img}, {c.img}] -> float32 "
+            f"[B, {c.classes}]>"
+        )
+
+    def _how(self) -> str:
+        """Return what `repr` says of the way an engine runs, behind its backend."""
+        return ""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by path: whoever unpickles loads the same file again, as in another process of `multiprocessing`.

@@ -41,6 +41,7 @@ class GpuEngine(Engine):
             try:
                 super().__init__(info, runner.config)
                 self._session = Session(runner, device, cuda_graphs)
+                self.largest_batch = runner.largest
             except BaseException:
                 with contextlib.suppress(Exception):
                     runner.close()
@@ -141,6 +142,9 @@ class GpuEngine(Engine):
                 array.wait()
                 session.download(array.buffer, target)
         return target
+
+    def _how(self) -> str:
+        return f", GPU {self.device}{'' if self._release.alive else ', closed'}"
 
     def _settings(self) -> dict[str, Any]:
         return {"device": self.device, "cuda_graphs": self.cuda_graphs}

@@ -403,7 +403,10 @@ def test_closing_twice_frees_once(open_engine: Open, world: World, images: Array
     for _ in range(3):
         engine.run(images)
     assert world.held() > 0
+    said = f"GPU {engine.device}; recipe {engine.info.recipe}, state {engine.info.state}; batch 1 to "
+    assert said in repr(engine) and "at a time" in repr(engine)
     engine.close()
+    assert f"GPU {engine.device}, closed" in repr(engine)
     gc.collect()
     assert world.held() == 0 and world.memories == {} and not world.live_contexts and world.live_graphs == 0
     engine.close()

@@ -309,3 +309,15 @@ def test_engines_of_memory_alone_cannot_be_pickled(tiny_engine_file: Path) -> No
             NetworkError, match="an engine made from a network in memory cannot be pickled; save the network"
         ):
             pickle.dumps(engine)
+
+
+def test_an_engine_says_what_it_is(tiny_engine_file: Path) -> None:
+    engine = pyvimtrt.load_engine(tiny_engine_file, threads=1)
+    assert isinstance(engine, CpuEngine)
+    assert repr(engine) == (
+        f"<CpuEngine {engine.info.name}: backend cpu, {engine.isa}, 1 thread; recipe default, state fp32; batch any; "
+        "uint8 [B, 1, 8, 8] -> float32 [B, 3]>"
+    )
+    assert repr(ReferenceEngine(load_network(tiny_engine_file))).startswith(
+        f"<ReferenceEngine {engine.info.name}: backend reference; recipe default"
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -163,6 +165,52 @@ def test_an_engine_is_built_and_run_without_optional_packages(
     ]
     logits = np.load(tmp_path / "images.npy.logits.npy")
     assert np.array_equal(logits, pyvimtrt.load_engine(tiny_engine_file).run(tiny_images))
+
+
+def test_the_package_shows_what_it_offers() -> None:
+    result = run(
+        "import sys, pyvimtrt\n"
+        "print(*dir(pyvimtrt))\n"
+        "assert dir(pyvimtrt) == sorted(pyvimtrt.__all__) and set(pyvimtrt._LAZY) <= set(dir(pyvimtrt))\n"
+        "assert not {'torch', 'onnx'} & set(sys.modules)\n"
+        "assert all(hasattr(pyvimtrt, name) for name in dir(pyvimtrt))"
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert {"Engine", "load_engine", "build", "calibrate", "load_model"} <= set(result.stdout.split())
+
+
+def test_the_package_is_a_command() -> None:
+    command = [sys.executable, "-m", "pyvimtrt", "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, f"pyvimtrt {pyvimtrt.__version__}\n")
+    command[-1:] = ["inspect", "absent.onnx"]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 2
+
+
+def test_a_checkout_without_its_compiled_part_says_so(tmp_path: Path) -> None:
+    """In a clone `import pyvimtrt` finds the source, which is no installed package."""
+    source = Path(pyvimtrt.__file__).parent
+    for name in ("CMakeLists.txt", "plugins"):
+        (tmp_path / name).symlink_to(source.parent / name)
+    shutil.copytree(source, tmp_path / "pyvimtrt", ignore=shutil.ignore_patterns("_native*", "_cuda*", "__pycache__"))
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    script = "from pyvimtrt.native import require_native; require_native()"
+
+    def said(folder: Path, **more: str) -> str:
+        command = [sys.executable, "-c", script]
+        result = subprocess.run(
+            command, cwd=folder, env={**environment, **more}, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 1
+        return result.stderr.splitlines()[-1]
+
+    inside = said(tmp_path)
+    assert f"the CPU engine is not built: you stand in the source folder {tmp_path}, and Python takes its" in inside
+    assert "leave the folder (cd ..)" in inside and "'bash tools/develop.sh'" in inside
+    outside = said(Path("/"), PYTHONPATH=str(tmp_path))
+    assert f"Python takes the source folder {tmp_path} from PYTHONPATH or sys.path" in outside
+    (tmp_path / "plugins").unlink()  # no checkout: a package that was installed without its compiled part
+    assert "not built; run 'pip install .'" in said(tmp_path)
 
 
 def test_running_an_engine_imports_nothing_that_builds_one(tiny_engine_file: Path) -> None:
