@@ -22,7 +22,7 @@ from pyvimtrt.graph.assemble import assemble, save_network
 from pyvimtrt.model.auto import model_of
 from pyvimtrt.model.checkpoint import WeightsFile, as_weights_file, load_weights
 from pyvimtrt.model.checkpoint import load_model as load_torch_model
-from pyvimtrt.model.defaults import model_defaults
+from pyvimtrt.model.defaults import default_labels, model_defaults
 from pyvimtrt.quantization.cache import CACHE_SUFFIXES, Cache, check_cache, load_cache, save_cache
 from pyvimtrt.quantization.recipes import get_recipe
 from pyvimtrt.runtime.tensorrt_build import PlanOptions
@@ -227,7 +227,8 @@ def build(
     """Build an int8 engine and return its path. Without arguments: the bundled model's engine in ``engines/``.
 
     The cache must belong to the model and the weights; ``mean`` and ``std``, where given, must be those it was made
-    with. ``options`` are those of a TensorRT engine. Raises VimTrtError for anything a user can cause; nothing
+    with. ``labels`` are by default the model's own; of the registered models of 1,000 classes ImageNet's, where timm is
+    installed. ``options`` are those of a TensorRT engine. Raises VimTrtError for anything a user can cause; nothing
     half-written is left.
     """
     chosen, config = choose_to_build(backend), resolve_model(model, weights, calibration)
@@ -258,7 +259,7 @@ def build(
     try:
         # What is not finite is found by the network's check.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            network = assemble(config, loaded, cache, tuple(labels) or defaults.labels)
+            network = assemble(config, loaded, cache, tuple(labels) or default_labels(config))
     except NetworkError as error:
         raise CalibrationError(
             f"no network can be made of {cache_path} ({brief(error)}); run pyvimtrt calibrate again"

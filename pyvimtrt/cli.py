@@ -148,7 +148,13 @@ def build(
         bool, typer.Option("--separate-plugins", help="Keep the plugin library out of a GPU engine.")
     ] = False,
     labels: Annotated[
-        Path | None, typer.Option(help="File with the label of each class: one a line, or a class index in JSON.")
+        Path | None,
+        typer.Option(
+            help=(
+                "File with the label of each class: one a line, or a class index in JSON; default: the model's own, "
+                "of the registered ImageNet models ImageNet's."
+            )
+        ),
     ] = None,
     mean: Mean = None,
     std: Std = None,
@@ -737,7 +743,13 @@ def export_onnx(
     weights: Weights = None,
     weights_key: WeightsKey = None,
     labels: Annotated[
-        Path | None, typer.Option(help="File with the label of each class: one a line, or a class index in JSON.")
+        Path | None,
+        typer.Option(
+            help=(
+                "File with the label of each class: one a line, or a class index in JSON; default: the model's own, "
+                "of the registered ImageNet models ImageNet's."
+            )
+        ),
     ] = None,
     mean: Mean = None,
     std: Std = None,
@@ -995,11 +1007,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _print_notes() -> None:
-    """Print what is said about checkpoints and calibrations as a line on stderr, other warnings as they are."""
+    """Print what this package says beside its work as a line on stderr, and other warnings as they are."""
     usual = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-        kind = {"CheckpointNote": "note", "CalibrationWarning": "warning"}.get(category.__name__)
+        kind = {"CheckpointNote": "note", "LabelsNote": "note", "CalibrationWarning": "warning"}.get(category.__name__)
         if kind is not None:
             print(f"{kind}:", " ".join(str(message).split()), file=sys.stderr)
         else:

@@ -19,7 +19,7 @@ from pyvimtrt.data.statistics import DistributionShift
 from pyvimtrt.defaults import AUTO, BATCH
 from pyvimtrt.errors import DataError, UsageError
 from pyvimtrt.families import parse_model
-from pyvimtrt.model.defaults import model_defaults
+from pyvimtrt.model.defaults import default_labels
 
 TORCH = "torch"  # what runs a fp32 model, where an engine has its backend
 TOP = 5
@@ -97,7 +97,7 @@ def evaluate(
     if backend != AUTO:
         raise UsageError(f"{engine_or_model} is a model, which PyTorch runs; --backend goes with an engine file")
     config = resolve_model(engine_or_model, weights)
-    labels = model_defaults(config).labels
+    labels = default_labels(config)
     dataset = open_dataset(data, config, labels=labels, reader=reader, class_order=class_order)
     classify = fp32_classifier(config.spec(), weights, threads, mean, std)
     found = measure(classify, dataset, str(data), limit, batch, progress)

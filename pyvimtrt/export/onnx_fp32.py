@@ -20,7 +20,7 @@ from pyvimtrt.export.fp32_graph import Fp32Graph
 from pyvimtrt.families import ModelConfig, family_of, model_name
 from pyvimtrt.files import atomic_output, check_writable
 from pyvimtrt.model.checkpoint import as_weights_file, load_weights
-from pyvimtrt.model.defaults import model_defaults
+from pyvimtrt.model.defaults import default_labels
 from pyvimtrt.model.weights import Weights
 
 OPSET, IR_VERSION = 18, 9
@@ -41,12 +41,11 @@ def export_model(
     """
     check_writable(output, (".onnx",), [None if weights is None else as_weights_file(weights).path], made_here=True)
     config = resolve_model(model, weights)
-    defaults = model_defaults(config)
     if labels and len(labels) != config.classes:
         raise UsageError(f"the model has {config.classes} classes, got {len(labels)} labels")
     chosen = choose_normalization(config, mean, std)
     loaded = load_weights(config, resolve_weights(config, weights))
-    save(build(config, loaded, chosen.mean, chosen.std, labels or defaults.labels), output)
+    save(build(config, loaded, chosen.mean, chosen.std, labels or default_labels(config)), output)
     return chosen
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from pyvimtrt import zoo
-from pyvimtrt.families import ModelConfig, parse_model
+from pyvimtrt.families import MODELS, ModelConfig, parse_model
+from pyvimtrt.model.imagenet import CLASSES, LabelsNote, class_names
 from pyvimtrt.zoo import DEMO_MODEL
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -28,6 +30,24 @@ class Defaults:
     weights: Path | None = None
     calibration: Path | None = None
     is_own: bool = False
+
+
+def default_labels(config: ModelConfig) -> tuple[str, ...]:
+    """Return the names of a model's classes: its own; ImageNet's for a registered model of 1,000 classes; or none.
+
+    Where timm, which has ImageNet's, is missing, there are none, and a LabelsNote says how to get them.
+    """
+    if config not in MODELS.values() or config.classes != CLASSES:
+        return model_defaults(config).labels
+    names, problem = class_names()
+    if problem:
+        warnings.warn(
+            f"classes are numbers, as ImageNet's names are not at hand: {problem}; run pip install 'pyvimtrt[torch]', "
+            "or give --labels",
+            LabelsNote,
+            stacklevel=3,
+        )
+    return names
 
 
 def model_defaults(config: ModelConfig) -> Defaults:
