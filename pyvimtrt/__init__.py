@@ -3,7 +3,8 @@
     import pyvimtrt
     engine = pyvimtrt.load_engine("engines/vim_demo_fashion_mnist.onnx")
     logits = engine.run(images)              # uint8 [B, C, H, W] -> float32 [B, classes]
-    predictions = engine.classify(["a.png"])
+    predictions = engine.classify(["a.png"]) # paths, bytes, PIL images or uint8 arrays
+    pixels = pyvimtrt.load_image("a.png", engine.config)
 
 The other calls are `load_model`, `calibrate` and `build`; each imports what it needs when it is called, so importing
 the package loads neither torch nor tensorrt.
@@ -17,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyvimtrt.api import WeightsFile, build, calibrate, load_model
     from pyvimtrt.backends.load import load_engine
+    from pyvimtrt.data.images import load_image
     from pyvimtrt.runtime.engine import Engine
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "WeightsFile", "__version__", "build", "calibrate", "load_engine", "load_model"]
+__all__ = ["Engine", "WeightsFile", "__version__", "build", "calibrate", "load_engine", "load_image", "load_model"]
 
 # Read by OpenMP when it loads, here and in torch. Waiting threads give up their core soon: with the default, calls on a
 # machine whose cores are busy with something else take many times longer, because workers spin through whole time
@@ -30,6 +32,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 _LAZY = {
     "Engine": "pyvimtrt.runtime.engine",
     "load_engine": "pyvimtrt.backends.load",
+    "load_image": "pyvimtrt.data.images",
     "build": "pyvimtrt.api",
     "calibrate": "pyvimtrt.api",
     "load_model": "pyvimtrt.api",

@@ -6,8 +6,10 @@ import io
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,6 @@ from PIL import Image, UnidentifiedImageError
 from pyvimtrt.data.png import without_metadata
 from pyvimtrt.data.walk import walk
 from pyvimtrt.errors import DataError
-from pyvimtrt.families import ModelConfig
 
 MAX_PIXELS = 64_000_000  # of one image unless more are asked for, 8000 x 8000: most photos, and far below a bomb
 CROP_FRACTION = 0.875  # published evaluation of Vim at 224: resize the short side to 256, crop the middle
@@ -36,20 +37,81 @@ _TURNS = {
 }
 
 U8 = npt.NDArray[np.uint8]
+Source = str | Path | bytes | bytearray | memoryview | BinaryIO | Image.Image | npt.NDArray[np.uint8]
 
 # What Pillow warns of (damaged EXIF, large images) is none of a user's business where the image is read. One filter for
 # the process: `warnings.catch_warnings` around each image would race in the threads that decode.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def load_image(path: Path, config: ModelConfig, max_pixels: int = MAX_PIXELS) -> U8:
-    """Return an image file as `decode_image` does. Raises DataError where the file is missing too."""
-    return decode_image(path, config, str(path), max_pixels)
+class PixelSize(Protocol):
+    """What is asked of pixels; any model's configuration says it."""
+
+    @property
+    def img(self) -> int:
+        """Pixels along one side."""
+
+    @property
+    def channels(self) -> int:
+        """1, 3 or 4 of an image file."""
+
+
+@dataclass(frozen=True)
+class _Size:
+    img: int
+    channels: int
+
+
+def load_image(
+    source: Source, size: int | PixelSize, max_pixels: int = MAX_PIXELS, *, channels: int = 3, name: str = ""
+) -> U8:
+    """Return an image as the pixels a model takes, uint8 [channels, size, size]: the input of `Engine.run`, with
+    ``np.stack`` for a batch.
+
+    ``source`` is the path of a file; what a file holds, as bytes or an open file; a PIL image; or a uint8 array
+    [H, W], [H, W, C] or [C, H, W]. ``size`` is the model's number of pixels along one side, or its configuration
+    (``engine.config``), which has the channels too. An image of that size is taken pixel by pixel; others are resized
+    and cropped as the published evaluation does, files and PIL images turned as their EXIF says. ``name`` stands in
+    messages. Raises DataError for what is no such image.
+    """
+    config = _Size(size, channels) if isinstance(size, int) else size
+    if config.img < 1:
+        raise DataError(f"the size of an image is at least 1 pixel, got {config.img}")
+    if isinstance(source, str | Path):
+        return decode_image(Path(source), config, name or str(source), max_pixels)
+    name = name or "the image"
+    if isinstance(source, bytes | bytearray | memoryview):
+        return decode_image(io.BytesIO(source), config, name, max_pixels)
+    if isinstance(source, Image.Image):
+        return decode_image(source, config, name, max_pixels)
+    if hasattr(source, "__cuda_array_interface__"):
+        raise DataError(f"{name} lies in a GPU's memory; move it to the host")
+    if hasattr(source, "__array__"):
+        return _from_array(np.asarray(source), config, name, max_pixels)
+    if hasattr(source, "read"):
+        return decode_image(source, config, name, max_pixels)
+    raise DataError(f"{name} is of the type {type(source).__name__}; give a path, bytes, a PIL image or a uint8 array")
+
+
+def _from_array(pixels: npt.NDArray[Any], config: PixelSize, name: str, max_pixels: int) -> U8:
+    if pixels.dtype != np.uint8:
+        raise DataError(
+            f"{name} is an array of {pixels.dtype}; give uint8 pixels 0..255, or normalized images to Engine.run"
+        )
+    if pixels.shape == (config.channels, config.img, config.img):
+        return np.ascontiguousarray(pixels)
+    if pixels.ndim == 3 and pixels.shape[2] not in _MODES and pixels.shape[0] in _MODES:
+        pixels = pixels.transpose(1, 2, 0)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    if pixels.size == 0 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in _MODES)):
+        raise DataError(f"{name} is an array of the shape {list(pixels.shape)}; give [H, W], [H, W, C] or [C, H, W]")
+    return decode_image(Image.fromarray(np.ascontiguousarray(pixels)), config, name, max_pixels)
 
 
 def decode_image(
-    source: Path | BinaryIO,
-    config: ModelConfig,
+    source: Path | BinaryIO | Image.Image,
+    config: PixelSize,
     name: str,
     max_pixels: int = MAX_PIXELS,
     formats: tuple[str, ...] = FORMATS,
@@ -73,7 +135,8 @@ def decode_image(
         except (DataError, Image.DecompressionBombError, FileNotFoundError):
             raise
         except Exception:  # perhaps of what is beside the pixels
-            plain = without_metadata(source) if "PNG" in formats else None
+            is_file = "PNG" in formats and not isinstance(source, Image.Image)
+            plain = without_metadata(source) if is_file else None  # type: ignore[arg-type]
             if plain is None:
                 raise
             return _decode(io.BytesIO(plain), config, name, max_pixels, formats)
@@ -89,8 +152,14 @@ def decode_image(
         raise DataError(f"cannot decode {name}: {error}") from error
 
 
-def _decode(source: Path | BinaryIO, config: ModelConfig, name: str, max_pixels: int, formats: tuple[str, ...]) -> U8:
-    with Image.open(source, formats=formats) as image:
+def _decode(
+    source: Path | BinaryIO | Image.Image, config: PixelSize, name: str, max_pixels: int, formats: tuple[str, ...]
+) -> U8:
+    # One that the caller has opened stays open.
+    opened: AbstractContextManager[Image.Image] = (
+        nullcontext(source) if isinstance(source, Image.Image) else Image.open(source, formats=formats)
+    )
+    with opened as image:
         width, height = image.size
         if width * height > max_pixels:
             raise DataError(_too_many(name, f"{width} x {height}", max_pixels))

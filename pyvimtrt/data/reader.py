@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pyvimtrt.data.images import MAX_PIXELS, find_images, load_image
+from pyvimtrt.data.images import MAX_PIXELS, PixelSize, Source, find_images, load_image
 from pyvimtrt.errors import DataError
-from pyvimtrt.families import ModelConfig
 
 NAMED = 10  # reasons among the warnings; more would bury everything else
 
@@ -29,12 +28,12 @@ class ImageReader:
         """Why files were left out, a sentence each."""
         return tuple(self._reasons.values())
 
-    def read(self, path: Path, config: ModelConfig) -> npt.NDArray[np.uint8] | None:
-        """Return an image as `load_image` does, None where it is left out."""
+    def read(self, source: Source, config: PixelSize, name: str = "") -> npt.NDArray[np.uint8] | None:
+        """Return an image as `load_image` does, None where it is left out. One without a path has a ``name``."""
         try:
-            return load_image(path, config, self.max_pixels)
+            return load_image(source, config, self.max_pixels, name=name)
         except DataError as error:
-            self.leave_out(error, path)
+            self.leave_out(error, source if isinstance(source, Path) else Path(name or str(source)))
             return None
 
     def reason(self, path: Path) -> str:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
+from pyvimtrt.data.images import Source
 from pyvimtrt.data.reader import ImageReader
 from pyvimtrt.defaults import TOPK
 from pyvimtrt.errors import DataError, NetworkError
@@ -120,19 +122,31 @@ class Engine(ABC):
         return finite(self.run_pixels(pixels))
 
     def classify(
-        self, paths: Sequence[str | Path], topk: int = TOPK, reader: ImageReader | None = None
+        self,
+        images: Sequence[Source] | npt.NDArray[np.uint8],
+        topk: int = TOPK,
+        reader: ImageReader | None = None,
     ) -> list[list[Prediction]]:
-        """Return the ``topk`` most probable classes of each image file, none for those that ``reader`` leaves out.
+        """Return the ``topk`` most probable classes of each image, none for those that ``reader`` leaves out.
 
-        By default the first file that cannot be read raises DataError.
+        An image is what `pyvimtrt.load_image` takes: the path of a file, its bytes, a PIL image or a uint8 array. By
+        default the first that cannot be read raises DataError.
         """
+        if (
+            isinstance(images, str | bytes | bytearray | memoryview | Path | Image.Image)
+            or getattr(images, "ndim", 4) < 4
+        ):
+            raise DataError(f"classify takes a list of images, got one ({type(images).__name__}); give [image]")
         reader = reader or ImageReader()
         found: list[list[Prediction]] = []
-        for start in range(0, len(paths), BATCH):
-            images = [reader.read(Path(path), self.config) for path in paths[start : start + BATCH]]
-            good = [image for image in images if image is not None]
+        for start in range(0, len(images), BATCH):
+            part = [
+                reader.read(each, self.config, "" if isinstance(each, str | Path) else f"image {number}")
+                for number, each in enumerate(images[start : start + BATCH], start)
+            ]
+            good = [image for image in part if image is not None]
             rows = iter(self.run(np.stack(good)) if good else ())
-            found += [[] if image is None else self.top_classes(next(rows), topk) for image in images]
+            found += [[] if image is None else self.top_classes(next(rows), topk) for image in part]
         return found
 
     def top_classes(self, logits: npt.NDArray[np.float32], topk: int) -> list[Prediction]:

@@ -5,12 +5,14 @@ where one is needed.
 from __future__ import annotations
 
 import base64
+import io
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 from serving import Served
 
@@ -96,6 +98,34 @@ def test_a_key_is_asked_for(tmp_path: Path, demo_engine: Path, page: Page) -> No
         expect(page.locator("#name")).to_have_text("b")
         drop(page, "shirt.png", "image/png", SAMPLE.read_bytes())
         expect(page.locator("#classes tr")).to_have_count(5)
+
+
+def test_another_model_clears_the_answer_and_small_images_are_shown_larger(
+    tmp_path: Path, demo_engine: Path, page: Page
+) -> None:
+    with Served(tmp_path, f"a={demo_engine}", f"b={demo_engine}") as served:
+        page.goto(served.url)
+        expect(page.locator("#model option")).to_have_count(2)
+        drop(page, "shirt.png", "image/png", SAMPLE.read_bytes())
+        expect(page.locator("#classes tr")).to_have_count(5)
+        seen = page.locator("#seen").bounding_box()
+        assert seen is not None and seen["height"] == 160 and seen["width"] == 160  # of 28 x 28 pixels
+        expect(page.locator("#seen")).to_have_class("small")
+        page.select_option("#model", "b")
+        expect(page.locator("#classes tr")).to_have_count(0)
+        expect(page.locator("#time")).to_be_empty()
+        expect(page.locator("#seen")).to_be_hidden()
+        drop(page, "notes.txt", "text/plain", b"hello")
+        expect(page.locator("#error")).to_contain_text("not an image")
+        page.select_option("#model", "a")
+        expect(page.locator("#error")).to_be_empty()
+        buffer = io.BytesIO()
+        Image.new("RGB", (900, 600), (200, 30, 40)).save(buffer, "PNG")
+        drop(page, "large.png", "image/png", buffer.getvalue())
+        expect(page.locator("#classes tr")).to_have_count(5)
+        seen = page.locator("#seen").bounding_box()
+        assert seen is not None and (seen["width"], seen["height"]) == (240, 160)
+        expect(page.locator("#seen")).not_to_have_class("small")
 
 
 def test_hostile_labels_are_text(tmp_path: Path, demo_engine: Path, page: Page) -> None:

@@ -7,6 +7,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +15,14 @@ import pytest
 from PIL import Image
 from tiny import TINY, png_claiming
 
+import pyvimtrt
 from pyvimtrt.cli import main
 from pyvimtrt.data.images import MAX_PIXELS, decode_image, find_images, load_image
+from pyvimtrt.data.reader import ImageReader
 from pyvimtrt.errors import DataError
 from pyvimtrt.families.vim.config import VimConfig
 
+U8 = npt.NDArray[np.uint8]
 COLOUR = VimConfig(img=8, patch=4, dim=16, depth=1, classes=3, channels=3)
 
 
@@ -310,3 +314,70 @@ def test_find_images(tmp_path: Path) -> None:
     for name in ("b/2.JPG", "1.png", "notes.txt"):
         (tmp_path / name).write_bytes(b"")
     assert find_images(tmp_path) == [tmp_path / "1.png", tmp_path / "b" / "2.JPG"]
+
+
+# Images that are no path
+
+
+def test_whatever_holds_an_image_gives_the_same_pixels(tmp_path: Path) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    path = tmp_path / "a.png"
+    Image.fromarray(photo).save(path)
+    expected = load_image(path, COLOUR)
+    assert expected.shape == (3, 8, 8)
+    with path.open("rb") as file, Image.open(path) as picture:
+        for source in (str(path), path.read_bytes(), bytearray(path.read_bytes()), file, picture, photo):
+            assert np.array_equal(load_image(source, COLOUR), expected), type(source)
+        assert np.array_equal(np.asarray(picture), photo)  # still open
+    assert np.array_equal(load_image(photo.transpose(2, 0, 1), COLOUR), expected)
+    assert np.array_equal(load_image(path, 8), expected)
+    assert np.array_equal(load_image(expected, 8), expected)  # of the model's size already
+    grey = load_image(photo[:, :, 0], 16, channels=1)
+    assert grey.shape == (1, 16, 16) and np.array_equal(grey, load_image(photo[:, :, :1], 16, channels=1))
+    assert pyvimtrt.load_image is load_image
+
+
+def test_a_picture_is_turned_as_its_file_is(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as picture:
+        assert np.array_equal(load_image(picture, COLOUR), load_image(tmp_path / "a.png", COLOUR))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (np.zeros((8, 8, 3), np.float32), "the image is an array of float32; give uint8 pixels"),
+        (np.zeros((2, 8, 8, 3), np.uint8), r"the shape \[2, 8, 8, 3\]; give \[H, W\]"),
+        (np.zeros((8, 0, 3), np.uint8), r"the shape \[8, 0, 3\]"),
+        (np.zeros((8, 8, 2), np.uint8), r"the shape \[8, 8, 2\]"),
+        (b"", "the image is not an image in a known format"),
+        (b"hello", "the image is not an image in a known format"),
+        (None, "the image is of the type NoneType; give a path, bytes, a PIL image or a uint8 array"),
+        (np.zeros((1, 900, 3), np.uint8), "the image is too elongated"),
+        (Image.new("F", (8, 8)), "the image has floating point pixels"),
+    ],
+)
+def test_what_holds_no_image(source: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_image(source, 16)
+    with pytest.raises(DataError, match="at least 1 pixel, got 0"):
+        load_image(source, 0)
+
+
+def test_classify_takes_them_all(tiny_engine_file: Path, tiny_images: U8, tmp_path: Path) -> None:
+    engine = pyvimtrt.load_engine(tiny_engine_file, threads=1)
+    path = tmp_path / "a.png"
+    Image.fromarray(tiny_images[0, 0]).save(path)
+    expected = engine.classify([path])[0]
+    sources = [str(path), path.read_bytes(), Image.open(path), tiny_images[0], tiny_images[0, 0]]
+    assert engine.classify(sources) == [expected] * len(sources)
+    assert engine.classify(tiny_images)[0] == expected and len(engine.classify(tiny_images)) == len(tiny_images)
+    for one in (path, str(path), path.read_bytes(), Image.open(path), tiny_images[0], tiny_images[0, 0]):
+        with pytest.raises(DataError, match=r"classify takes a list of images, got one \(\w+\); give \[image\]"):
+            engine.classify(one)  # type: ignore[arg-type]
+    reader = ImageReader(strict=False)
+    assert engine.classify([path, b"hello", b"x"], reader=reader) == [expected, [], []]
+    assert [text.split(" is not")[0] for text in reader.left_out] == ["image 1", "image 2"]
