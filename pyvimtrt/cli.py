@@ -37,10 +37,12 @@ class _App(typer.Typer):
     """An application whose commands are given no path that cannot be used: see `files.check_path`."""
 
     def command(self, *args: Any, **kwargs: Any) -> Callable[[Function], Function]:
-        """Register a command, as typer does."""
-        register = super().command(*args, **kwargs)
+        """Register a command, as typer does. The list of commands has its summary, the first sentence, whole."""
+        typers = super().command
 
         def decorate(function: Function) -> Function:
+            register = typers(*args, **{"short_help": _summary(function.__doc__ or ""), **kwargs})
+
             @functools.wraps(function)
             def checked(**values: Any) -> None:
                 from pyvimtrt.files import check_path
@@ -55,6 +57,12 @@ class _App(typer.Typer):
             return function
 
         return decorate
+
+
+def _summary(text: str) -> str:
+    """Return the first sentence of a text, on one line."""
+    line = " ".join(text.split("\n\n")[0].split())
+    return line if (end := line.find(". ")) < 0 else line[: end + 1]
 
 
 app = _App(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -132,7 +140,9 @@ def build(
     weights: Weights = None,
     weights_key: WeightsKey = None,
     calib: Annotated[Path | None, typer.Option(help="Calibration cache; default: the bundled one.")] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Build in int8: the only precision, so required.")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", show_default=False, help="Build in int8: the default, and the only precision.")
+    ] = True,
     backend: Annotated[str | None, typer.Option(help="auto, cpu, cuda, tensorrt or tensorrt-rtx.")] = None,
     batch: Annotated[
         str | None,
@@ -169,11 +179,10 @@ def build(
     Examples:
       pyvimtrt build --int8
       pyvimtrt build engines/vim_demo_fashion_mnist.toml --int8
-      pyvimtrt build vim_tiny_patch16_224 --weights vim_t.pth --calib vim_t.calib.safetensors --int8 -o vim_t.onnx
+      pyvimtrt build auto --weights w.pth --calib c.safetensors --int8 -o vim.onnx
       pyvimtrt build --int8 --backend tensorrt-rtx --batch 1,8,32
     """
-    if not int8:
-        raise UsageError("give --int8: it is the only precision engines are built in")
+    del int8  # which says what is done anyway
     from pyvimtrt.api import ImageNormalization
     from pyvimtrt.backends.load import read_engine_info
     from pyvimtrt.build_file import BuildFile, read_build_file, run_build_file
@@ -248,7 +257,7 @@ def calibrate(
 
     \b
     Example:
-      pyvimtrt calibrate vim_tiny_patch16_224 --weights vim_t.pth --images train/ -o vim_t.calib.safetensors
+      pyvimtrt calibrate auto --weights w.pth --images train/ -o c.safetensors
     """
     from pyvimtrt import api
     from pyvimtrt.cli_output import print_fields, print_json, print_warnings, progress_bar
@@ -372,8 +381,8 @@ def evaluate(
 
     \b
     Examples:
-      pyvimtrt eval engines/vim_demo_fashion_mnist.onnx /usr/share/datasets/fashion-mnist
-      pyvimtrt eval vim_tiny_patch16_224 --weights vim_t.pth val/ --limit 1000 --json
+      pyvimtrt eval engines/vim_demo_fashion_mnist.onnx fashion-mnist/
+      pyvimtrt eval auto --weights w.pth val/ --limit 1000 --json
     """
     from pyvimtrt.api import keyed_weights
     from pyvimtrt.cli_output import print_fields, print_json, print_warnings, progress_bar
@@ -444,9 +453,8 @@ def compare(
 
     \b
     Examples:
-      pyvimtrt compare engines/vim_demo_fashion_mnist.onnx --data /usr/share/datasets/fashion-mnist --report report.html
-      pyvimtrt compare vim_t.onnx --weights vim_t.pth --calib vim_t.calib.safetensors --data val/ --limit 1000
-      --attribution tensors
+      pyvimtrt compare vim.onnx --weights w.pth --data val/ --report report.html
+      pyvimtrt compare vim.onnx --weights w.pth --calib c.safetensors --data val/
     """
     from pyvimtrt.api import keyed_weights
     from pyvimtrt.cli_output import print_comparison, print_json, print_warnings, progress_bars
@@ -485,7 +493,9 @@ def bench(
     engine: Annotated[Path, typer.Argument(help="Engine file made by pyvimtrt build.")],
     vs: Annotated[
         str | None,
-        typer.Option("--vs", metavar="PEER,..", help="Runtimes to measure beside it: all, or some of the names below."),
+        typer.Option(
+            "--vs", metavar="PEER,..", help="Runtimes to measure beside it: all, or some of the peers named above."
+        ),
     ] = None,
     weights: Weights = None,
     weights_key: WeightsKey = None,
@@ -503,7 +513,6 @@ def bench(
 ) -> None:
     """Measure an engine's speed, beside other runtimes in the same run, and against what the machine can do.
 
-    \b
     Peers: torch-loop, torch, torch-compile, onnxruntime, onnxruntime-int8, openvino, openvino-int8; on a GPU
     torch-fp16-compile-graph, -compile, -graph, -eager, -mamba-ssm, -loop. Each runs in a process of its own, is checked
     for the right answer first, and is timed at its best number of threads. They need the extras torch and bench.
@@ -511,7 +520,7 @@ def bench(
     \b
     Examples:
       pyvimtrt bench engines/vim_demo_fashion_mnist.onnx
-      pyvimtrt bench vim_t.onnx --weights vim_t.pth --vs all --batch 16 --plot bench.svg
+      pyvimtrt bench vim.onnx --weights w.pth --vs all --batch 16 --plot b.svg
     """
     from pyvimtrt.api import keyed_weights
     from pyvimtrt.backends.registry import choose
@@ -608,14 +617,13 @@ def serve(
     """Serve engines over the Open Inference Protocol, HTTP and gRPC, for clients of KServe and Triton. Needs the extra
     serve.
 
-    \b
     Stops on SIGTERM or Ctrl+C once what was accepted is answered; SIGHUP reloads engines and keys. Logs are JSON on
     stderr, metrics are at /metrics.
 
     \b
     Examples:
       pyvimtrt serve engines/vim_demo_fashion_mnist.onnx
-      pyvimtrt serve clothes=vim_t.onnx --host 0.0.0.0 --api-key-file keys.txt
+      pyvimtrt serve clothes=vim.onnx --host 0.0.0.0 --api-key-file keys.txt
     """
     from pyvimtrt.cli_output import print_json_line, print_served
     from pyvimtrt.serve.run import serve as run
@@ -698,14 +706,13 @@ def score(
 ) -> None:
     """Classify any number of images into Parquet files. Run again, it goes on where it was cut off.
 
-    \b
     Columns: image, class, label, probability, classes and probabilities (the best, in order), error where an image
     cannot be read. On a cluster INPUT and OUTPUT lie on a file system that all its machines share.
 
     \b
     Examples:
-      pyvimtrt score vim_t.onnx photos/ results/
-      pyvimtrt score vim_t.onnx shards/ results/ --ray --cpus-per-worker 4
+      pyvimtrt score vim.onnx photos/ results/
+      pyvimtrt score vim.onnx shards/ results/ --ray --cpus-per-worker 4
     """
     from pyvimtrt.cli_output import print_fields, print_json, print_warnings, progress_bar
     from pyvimtrt.score.run import score as run
@@ -733,7 +740,7 @@ def score(
 
 
 export_app = _App(help="Write a model for other systems.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(export_app, name="export")
+app.add_typer(export_app, name="export", short_help="Write a model for other systems.")
 
 
 @export_app.command("onnx")
@@ -760,7 +767,7 @@ def export_onnx(
 
     \b
     Example:
-      pyvimtrt export onnx vim_tiny_patch16_224 --weights vim_t.pth -o vim_t_fp32.onnx
+      pyvimtrt export onnx auto --weights w.pth -o fp32.onnx
     """
     from pyvimtrt.api import keyed_weights
     from pyvimtrt.cli_output import print_fields, print_json
@@ -810,8 +817,9 @@ def export_kserve(
 
     \b
     Example:
-      pyvimtrt export kserve vim_t.onnx -o deploy --image registry.example/vim-t:1
-      docker build -t registry.example/vim-t:1 deploy && kubectl apply -f deploy/inferenceservice.yaml
+      pyvimtrt export kserve vim.onnx -o deploy --image registry.example/vim:1
+      docker build -t registry.example/vim:1 deploy
+      kubectl apply -f deploy/inferenceservice.yaml
     """
     from pyvimtrt.cli_output import print_fields, print_json
     from pyvimtrt.export.kserve import Deployment
@@ -860,8 +868,8 @@ def export_triton(
 
     \b
     Examples:
-      pyvimtrt export triton vim_t.engine -o repository
-      pyvimtrt export triton vim_t.onnx -o repository
+      pyvimtrt export triton vim.engine -o repository
+      pyvimtrt export triton vim.onnx -o repository
     """
     from pyvimtrt.cli_output import print_fields, print_json
     from pyvimtrt.export.triton import export_triton as run

@@ -1,13 +1,15 @@
 """What each means of quantization is worth: calibrate with it left out, run the int8 engine, compare with the fp32
 model on the same images.
 
-    python tools/ablation.py                                                  # the demo model, 10,000 test images of
-    Fashion-MNIST python tools/ablation.py vim_tiny_patch16_224 --weights vim_t.pth --calibration train/ --data val/
-    --limit 5000 --csv table.csv python tools/ablation.py --only "default" --only "default, state fp32"    # some rows
+    python tools/ablation.py                    # the demo model, 10,000 test images of Fashion-MNIST
+    python tools/ablation.py --only "default" --only "default, state int8"      # some rows
+    python tools/ablation.py vim_tiny_patch16_224 --weights vim_t.pth --calibration train/ --data val/ --csv table.csv
 
 Prints a Markdown table; --markdown and --csv write files. Differences of top-1 come with their 95 % interval;
 agreement, cosine and signal-to-noise ratio see smaller changes. Every row has the same calibration images (--count,
---seed). Needs the extra ``torch``; a row of the demo model takes some ten seconds.
+--seed). Needs the extra ``torch``.
+
+Takes 10 to 30 seconds for each row of the demo model, a quarter of an hour for all; Vim-Tiny's rows take minutes each.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@ README's table.
     python tools/accuracy_table.py             # print it
     python tools/accuracy_table.py --write     # and put it into README.md
 
-Needs the extra ``torch`` and the files of Fashion-MNIST (Debian package dataset-fashion-mnist, or --data DIR). Takes
-some minutes.
+Needs the extra ``torch`` and the files of Fashion-MNIST (Debian package dataset-fashion-mnist, or --data DIR).
+
+Takes some minutes.
 """
 
 from __future__ import annotations

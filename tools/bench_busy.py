@@ -7,6 +7,8 @@ Every row is a batch size with or without busy processes; its columns are number
 package. All of a row take turns, a run each, so that what else the machine does meets all of them; medians. The logits
 are compared first. A busy process is a Python loop that computes; the kernel decides where it runs. OLD_FOLDER holds a
 folder ``pyvimtrt``, such as ``pip install --target`` makes.
+
+Takes some minutes for Vim-Tiny, in proportion to --rounds; a small model's are seconds.
 """
 
 from __future__ import annotations

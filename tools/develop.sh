@@ -4,9 +4,12 @@
 # tools/test.sh's.
 #
 #   tools/develop.sh && .venv/bin/pytest -m "not slow"
+#
+# Takes some minutes, most of them the download of PyTorch and the compiler.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/environment.sh
+show_help "$@"
 make_empty_environment
 echo "== the package, from the checkout (build/editable)"
 # Later builds take place outside of pip, so what builds must stay: no environment of its own for the build.

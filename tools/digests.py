@@ -1,13 +1,14 @@
 """Digests of all that calibration, assembly and export make, to prove that a change moved no byte.
 
-    python tools/digests.py > before.json      # on the old code
-    python tools/digests.py --compare before.json      # on the new: says what differs
+    python tools/digests.py > before.json           # on the old code
+    python tools/digests.py --compare before.json   # on the new: says what differs
 
 Models: the bundled one, and nine small ones with random weights, together everything a Vision Mamba's configuration can
-ask for. Recipes:
-all, with int8 and fp32 states. Of each the SHA-256 of the calibration cache, of the network, and of its logits on the
-CPU; of each model that of its fp32 export. Caches come from floating point sums: compare on one machine, with one
-version of PyTorch. Needs the extra ``torch``.
+ask for. Recipes: all, with int8 and fp32 states. Of each the SHA-256 of the calibration cache, of the network, and of
+its logits on the CPU; of each model that of its fp32 export. Caches come from floating point sums: compare on one
+machine, with one version of PyTorch. Needs the extra ``torch``.
+
+Takes a minute.
 """
 
 from __future__ import annotations

@@ -2,9 +2,22 @@
 # this package with the given extras.
 # VIMTRT_VENV names another folder for it.
 
+# Prints the comment at the script's beginning, and ends, where the first argument asks for help.
+show_help() {
+  case "${1:-}" in
+    -h | --help)
+      sed -n '2,/^[^#]/{/^#/{s/^# \{0,1\}//;p;}}' "tools/$(basename "$0")"
+      exit 0
+      ;;
+  esac
+}
+
+# With QUIET=no pip says what it does.
 make_environment() {
   make_empty_environment
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check ".$1"
+  local quiet=(--quiet)
+  [ "${QUIET:-yes}" = yes ] || quiet=()
+  "$VENV/bin/python" -m pip install "${quiet[@]}" --disable-pip-version-check ".$1"
 }
 
 make_empty_environment() {

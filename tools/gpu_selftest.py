@@ -4,8 +4,9 @@ holds the answer.
     python tools/gpu_selftest.py                                     # everything, in under 8 minutes
     python tools/gpu_selftest.py --only build,operators,plugins      # equality alone
     python tools/gpu_selftest.py --only speed --models vim_tiny_patch16_224 --batches 1,32
-    python tools/gpu_selftest.py --device double                     # the same path without a GPU, on the CPU double: a
-    dry run
+    python tools/gpu_selftest.py --device double                     # a dry run without a GPU, on the CPU double
+
+Takes under 8 minutes on a GPU.
 
 It takes a checkout, Python 3.10 or newer with numpy, onnx, safetensors, pillow, typer, rich, nanobind and torch, and
 cmake, a C++ compiler and nvcc.
@@ -15,8 +16,8 @@ or --headers.
 Parts, each in a process of its own, the report written after each:
   machine    GPU, driver, clocks, programs, packages
   build      the CPU engine, which says what is right, and the tests' modules for this GPU's architecture
-  operators  every case of every kernel against the NumPy reference: canaries, poisons, least alignment; cuda.h's calls
-  against NumPy plugins    every case through every call that TensorRT makes of a plugin
+  operators  every case of every kernel against the NumPy reference: canaries, poisons, least alignment
+  plugins    every case through every call that TensorRT makes of a plugin
   network    the demo model and Vims with random weights by the CUDA engine, against the CPU's, batches 1 to 128
   graphs     cases and networks inside CUDA graphs, replayed, and on two streams at once
   engine     the CUDA engine itself, through cuda.core: host and device arrays, graphs, batches in flight; load, latency

@@ -6,8 +6,9 @@
 
 Ends with status 1 and a list where a kernel uses local memory or a stack, where kscaled_linear makes no use of int8
 tensor cores, where an architecture is missing, or where a kernel takes more registers than its operator's README
-states. Needs cuobjdump: of the CUDA toolkit, or the one that comes with the Python package triton. Takes some seconds;
-no GPU.
+states. Needs cuobjdump: of the CUDA toolkit, or the one that comes with the Python package triton; no GPU.
+
+Takes some seconds.
 """
 
 from __future__ import annotations
@@ -334,7 +335,7 @@ def table_of(kernels: list[Kernel]) -> Table:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="List and check what the CUDA kernels take on each architecture.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "inputs",
         nargs="*",

@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
 # Lint, format and types, with the environment that tools/develop.sh or tools/test.sh makes; --fix mends what can be
 # mended.
+#
+# Takes a minute.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source tools/environment.sh
+show_help "$@"
 bin="${VIMTRT_VENV:-.venv}/bin"
 native() { find plugins tests \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' \) -print0; }
 case "${1:-}" in

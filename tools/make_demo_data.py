@@ -1,6 +1,8 @@
 """Write the bundled sample images and the test subset from Fashion-MNIST's test images.
 
-python tools/make_demo_data.py          # pyvimtrt/zoo/samples/*.png and tests/data/fashion_mnist_1000.npz
+    python tools/make_demo_data.py          # pyvimtrt/zoo/samples/*.png and tests/data/fashion_mnist_1000.npz
+
+Takes a second.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ model in PyTorch.
 
 Speeds are of batch 1, peers alternating in one run, medians; each peer at its best number of threads. First the
 engine's logits are checked: equal on every instruction set, and close to the fp32 model's. Needs the extra ``torch``.
+
+Takes some minutes a model.
 """
 
 from __future__ import annotations

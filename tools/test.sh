@@ -3,12 +3,14 @@
 # its own.
 #
 #   tools/test.sh                  all of it; needs nvcc (no GPU)
-#   tools/test.sh --without-cuda   on a machine without nvcc: the plugin library and what tests it are left out, and
-# the end says so
-#   tools/test.sh --quick          environment, build, and the tests that do not carry the marker slow; on any machine
+#   tools/test.sh --without-cuda   on a machine without nvcc: what it builds is left out, and the end says so
+#   tools/test.sh --quick          environment, build, and the tests without the marker slow; on any machine
+#
+# Takes hours on two cores, --quick under one; the forge's workflows end them after 4 hours and after one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/environment.sh
+show_help "$@"
 plugins=ON
 quick=no
 left_out=()

@@ -303,6 +303,7 @@ class Http:
                 self.settings.topk,
                 config,
                 self.settings.request_images,
+                request.query_params.get("outputs"),
             )
             if http_codec.is_heavy(headers, body):
                 call = await loop.run_in_executor(self.state.threads.codec, http_codec.parse_body, *arguments)

@@ -53,32 +53,43 @@ def is_heavy(headers: Mapping[str, str], body: bytes) -> bool:
 
 
 def parse_body(
-    headers: Mapping[str, str], body: bytes, topk: str | None, default_topk: int, config: ModelConfig, most: int
+    headers: Mapping[str, str],
+    body: bytes,
+    topk: str | None,
+    default_topk: int,
+    config: ModelConfig,
+    most: int,
+    outputs: str | None = None,
 ) -> Request:
     """Return a body's request: JSON, with bytes behind it or not; an image file; or a form with at most ``most`` files.
 
-    ``topk`` is that of the query. An image is told by its type, by its first bytes, or by a JSON part of no bytes, as
-    in Triton's raw binary request. Raises RequestError where the body breaks the protocol.
+    ``topk`` and ``outputs``, names with commas between them, are those of the query, and go with images. An image is
+    told by its type, by its first bytes, or by a JSON part of no bytes, as in Triton's raw binary request. Raises
+    RequestError where the body breaks the protocol.
     """
     size = json_length(headers, len(body))
     media = media_type(headers)
     if media == "multipart/form-data" and JSON_LENGTH not in headers:
         files, field = read_form(body, headers["content-type"], most)
-        return _images(files, field if topk is None else topk, default_topk, config)
+        return _images(files, field if topk is None else topk, outputs, default_topk, config)
     named = media.startswith("image/") and JSON_LENGTH not in headers
     if named or headers.get(JSON_LENGTH) == "0" or (size == len(body) and kind_of_file(body) is not None):
-        return _images([body], topk, default_topk, config)
+        return _images([body], topk, outputs, default_topk, config)
     return parse_request(body, size, default_topk, config)
 
 
-def _images(files: list[bytes], topk: str | None, default_topk: int, config: ModelConfig) -> Request:
-    """Return the request of image files; all outputs are sent."""
+def _images(
+    files: list[bytes], topk: str | None, outputs: str | None, default_topk: int, config: ModelConfig
+) -> Request:
+    """Return the request of image files; all outputs are sent, or those that are named."""
     number = min(default_topk, config.classes)
     if topk is not None:  # 0 is refused, with what is expected
         number = int(topk) if topk.isascii() and topk.isdecimal() and len(topk) < 10 else 0
     values: list[Any] = list(files)
     return Request(
-        Tensor("encoded", "BYTES", (len(files),), values=values), [WantedOutput(name) for name in OUTPUTS], number
+        Tensor("encoded", "BYTES", (len(files),), values=values),
+        [WantedOutput(name) for name in (OUTPUTS if outputs is None else outputs.split(","))],
+        number,
     )
 
 

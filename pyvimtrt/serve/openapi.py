@@ -184,4 +184,11 @@ INFER_PARAMETERS: list[dict[str, Any]] = [
         "schema": {"type": "integer", "minimum": 0},
     },
     {"name": "topk", "in": "query", "required": False, "schema": {"type": "integer", "minimum": 1}},
+    {
+        "name": "outputs",
+        "in": "query",
+        "required": False,
+        "description": "outputs of an image sent as it is, with commas between them; all where none are named",
+        "schema": {"type": "string", "example": "labels,probabilities"},
+    },
 ]

@@ -107,7 +107,9 @@ def test_clients_of_the_server_run_as_written(user_files: Path, capsys: pytest.C
             shlex.split(curl.replace("127.0.0.1:8000", served.address)), capture_output=True, check=True
         )
         outputs = {output["name"]: output["data"] for output in json.loads(result.stdout)["outputs"]}
-        assert outputs["labels"] == [p.label for p in best] and outputs["classes"] == [p.index for p in best]
+        assert outputs.keys() == {"labels", "probabilities"}  # three answers, and not a number for each class
+        assert outputs["labels"] == [p.label for p in best]
+        assert outputs["probabilities"] == pytest.approx([p.probability for p in best])
         result = subprocess.run(
             [sys.executable, "-c", example.replace("127.0.0.1:8000", served.address)], capture_output=True, check=True
         )

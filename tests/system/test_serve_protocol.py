@@ -170,6 +170,15 @@ def test_encoded_images_are_those_of_infer(
             best = engine.top_classes(row, 2)
             assert outputs["labels"]["data"] == [p.label for p in best]
             assert outputs["classes"]["data"] == [p.index for p in best]
+            status, answer, _ = served.ask(
+                "/v2/models/tiny/infer?topk=2&outputs=labels,probabilities", content, **headers
+            )
+            assert status == 200 and isinstance(answer, dict)
+            assert [output["name"] for output in answer["outputs"]] == ["labels", "probabilities"]
+            assert answer["outputs"][0]["data"] == [p.label for p in best]
+    for wanted in ("", "boxes", "labels,labels", "labels,"):
+        status, answer, _ = served.ask(f"/v2/models/tiny/infer?outputs={wanted}", contents[0], Content_Type="image/png")
+        assert status == 400 and isinstance(answer, dict) and "output" in answer["error"], wanted
 
 
 def test_classes_on_request(http_client: Any, grpc_client: Any, engine: Engine, tiny_images: U8) -> None:
