@@ -37,7 +37,7 @@ _TEXT = re.compile(
 )
 _LONG_KEY = re.compile(rf"(?<![\w-])[\w-]+(?:[ \t]*\.[ \t]*[\w-]+){{{MAX_KEY_PARTS}}}")
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], Callable[[int, int], None]]  # (layers, images) -> a calibration's progress
 Warn = Callable[[Sequence[str]], None]
 
 
@@ -118,7 +118,7 @@ def read_build_file(path: Path) -> BuildFile:
 def run_build_file(recipe: BuildFile, progress: Progress | None = None, warn: Warn | None = None) -> Path:
     """Build the engine of a recipe, calibrating first where the recipe says how and the cache does not exist yet.
 
-    ``warn`` takes sentences about images that were left out.
+    ``progress`` returns what is called after each step, ``warn`` takes sentences about images that were left out.
     """
     backend, options = choose_to_build(recipe.backend), recipe.plan_options()
     if recipe.model == defaults.AUTO:
@@ -171,7 +171,8 @@ def _calibrate(
     from pyvimtrt.quantization.recipes import parse_without
 
     reader = ImageReader(plan.strict)
-    images = sample_images(plan.images, parse_model(recipe.model), plan.count, plan.seed, reader)
+    config = parse_model(recipe.model)
+    images = sample_images(plan.images, config, plan.count, plan.seed, reader)
     if warn is not None:
         warn(reader.warnings())
     api.calibrate(
@@ -186,7 +187,7 @@ def _calibrate(
         std=recipe.std,
         seed=plan.seed,
         output=output,
-        progress=progress,
+        progress=None if progress is None else progress(config.depth, len(images)),
     )
 
 

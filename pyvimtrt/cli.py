@@ -186,7 +186,7 @@ def build(
     from pyvimtrt.api import ImageNormalization
     from pyvimtrt.backends.load import read_engine_info
     from pyvimtrt.build_file import BuildFile, read_build_file, run_build_file
-    from pyvimtrt.cli_output import print_fields, print_json, print_warnings, progress_bar
+    from pyvimtrt.cli_output import calibration_bar, print_fields, print_json, print_warnings
     from pyvimtrt.data.labels import read_labels
 
     is_file = source is not None and source.endswith(".toml")
@@ -210,7 +210,7 @@ def build(
         ),
     )
     start = time.perf_counter()
-    with progress_bar("calibrating") as progress:
+    with calibration_bar() as progress:
         path = run_build_file(recipe, progress, print_warnings)
     info = read_engine_info(path)
     result = {
@@ -260,7 +260,7 @@ def calibrate(
       pyvimtrt calibrate auto --weights w.pth --images train/ -o c.safetensors
     """
     from pyvimtrt import api
-    from pyvimtrt.cli_output import print_fields, print_json, print_warnings, progress_bar
+    from pyvimtrt.cli_output import calibration_bar, print_fields, print_json, print_warnings
     from pyvimtrt.data.datasets import sample_images
     from pyvimtrt.data.reader import ImageReader
     from pyvimtrt.files import check_writable
@@ -276,7 +276,8 @@ def calibrate(
     reader = ImageReader(strict, max_pixels)
     pixels = sample_images(images, config, count, seed, reader)
     _set_torch_threads(threads)
-    with progress_bar("calibrating") as progress:
+    calibrating = time.perf_counter()
+    with calibration_bar() as bar:
         cache = api.calibrate(
             config.spec(),
             chosen,
@@ -289,7 +290,7 @@ def calibrate(
             std=stds,
             seed=seed,
             output=output,
-            progress=progress,
+            progress=bar(config.depth, len(pixels)),
             device=device,
         )
     result = {
@@ -299,6 +300,7 @@ def calibrate(
         "recipe": cache.info.recipe,
         "k": cache.info.clusters,
         "state": cache.info.state,
+        "images per second": round(cache.info.images / (time.perf_counter() - calibrating), 1),
         "normalization": api.choose_normalization(config, means, stds),
         "seconds": round(time.perf_counter() - start, 3),
     }

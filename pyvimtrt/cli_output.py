@@ -15,6 +15,8 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -23,6 +25,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from pyvimtrt.quantization.steps import Estimate
 from pyvimtrt.text import printable
 
 if TYPE_CHECKING:
@@ -241,6 +244,35 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a function (done, total) that shows a bar with the time remaining on stderr, where that is a terminal."""
     with progress_bars() as show:
         yield lambda done, total: show(title, done, total)
+
+
+class _Sentence(ProgressColumn):
+    """What an estimate says now: time passes between two steps."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["estimate"].sentence)
+
+
+@contextlib.contextmanager
+def calibration_bar() -> Iterator[Callable[[int, int], Callable[[int, int], None]]]:
+    """Yield a function (layers, images) that returns a calibration's ``progress``: its phase, the images a second and
+    the time left, in words, on stderr where that is a terminal.
+    """
+    console = Console(stderr=True)
+    columns = (BarColumn(bar_width=8), _Sentence())
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bars:
+
+        def start(layers: int, images: int) -> Callable[[int, int], None]:
+            estimate = Estimate(layers, images)
+            task = bars.add_task("calibrating", total=1.0, estimate=estimate)
+
+            def show(done: int, total: int) -> None:
+                estimate.update(done, total)
+                bars.update(task, completed=estimate.share)
+
+            return show
+
+        yield start
 
 
 @contextlib.contextmanager

@@ -34,6 +34,7 @@ from pyvimtrt.quantization.observe import LayerRecord, StateStatistics, Statisti
 from pyvimtrt.quantization.recipes import Recipe
 from pyvimtrt.quantization.reparameterize import floored, log_rank1_factors, published_factors, unit_factors
 from pyvimtrt.quantization.rounding import LEVELS, SMALLEST_SCALE, array, fake_quantize, tensor
+from pyvimtrt.quantization.steps import Steps
 
 BATCH_ELEMENTS = 1 << 21  # of [B, L, E]: bounds the memory of one batch's activations
 SAMPLE_ROWS = 4096  # images times tokens that scales are searched on
@@ -189,7 +190,7 @@ class _Calibrator:
         self.state_samples = max(1, min(len(images), self.batch, STATE_SAMPLE_ELEMENTS // state_elements))
         self.starts = range(0, len(images), self.batch)
         self._progress, self._done = progress, 0
-        self._total = len(self.description.layers) * (len(self.starts) + 1) + 1
+        self._total = Steps(len(self.description.layers), len(self.starts)).total
 
     def run(self) -> Tensors:
         self._block(self.description.stem, LayerRecord("stem", 0))  # weights alone: nothing of it is observed
