@@ -78,8 +78,12 @@ class Estimate:
         left = self.steps.left(self.done)
         if any(count and not self._seconds[kind] for kind, count in left.items()):
             return None
-        work = sum(count * statistics.median(self._seconds[kind]) for kind, count in left.items() if count)
+        work = sum(count * self._usual(kind) for kind, count in left.items() if count)
         return max(0.0, work - (self._clock() - self._last))
+
+    def _usual(self, kind: Kind) -> float:
+        """Return the median of a kind's times, the lower of two: the first has what is done once."""
+        return statistics.median_low(self._seconds[kind])
 
     @property
     def share(self) -> float:
@@ -92,10 +96,9 @@ class Estimate:
     @property
     def images_per_second(self) -> float | None:
         """Return how many images go through a layer in a second."""
-        runs = self._seconds["run"]
-        if self.steps is None or not runs:
+        if self.steps is None or not self._seconds["run"]:
             return None
-        return self._images / self.steps.batches / max(statistics.median(runs), 1e-9)
+        return self._images / self.steps.batches / max(self._usual("run"), 1e-9)
 
     @property
     def sentence(self) -> str:
@@ -105,7 +108,7 @@ class Estimate:
         parts = [phase]
         if rate is not None:
             parts.append(f"{float(f'{rate:.3g}'):,.10g} images a second")
-        parts.append("time left known after layer 1" if left is None else f"{_duration(left)} left")
+        parts.append("estimating" if left is None else f"{_duration(left)} left")
         return "; ".join(parts)
 
 
