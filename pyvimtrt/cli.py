@@ -459,7 +459,7 @@ def compare(
       pyvimtrt compare vim.onnx --weights w.pth --calib c.safetensors --data val/
     """
     from pyvimtrt.api import keyed_weights
-    from pyvimtrt.cli_output import print_comparison, print_json, print_warnings, progress_bars
+    from pyvimtrt.cli_output import print_comparison, print_fields, print_json, print_warnings, progress_bars
     from pyvimtrt.compare.results import to_json
     from pyvimtrt.compare.run import Settings
     from pyvimtrt.compare.run import compare as run
@@ -485,9 +485,15 @@ def compare(
     with progress_bars() as progress:
         found = run(engine, data, keyed_weights(weights, weights_key), calib, settings, progress)
     print_warnings(found.warnings)
+    written = {}
     if report is not None:
         save_report(found, report)
-    (print_json(to_json(found)) if as_json else print_comparison(found))
+        written["report"] = str(report)
+    if as_json:
+        print_json({**to_json(found), **written})
+    else:
+        print_comparison(found)
+        print_fields(written)
 
 
 @app.command()
@@ -529,7 +535,7 @@ def bench(
     from pyvimtrt.bench.plot import check_plot, save_plot
     from pyvimtrt.bench.run import Settings, parse_peers
     from pyvimtrt.bench.run import bench as run
-    from pyvimtrt.cli_output import print_bench, print_json, progress_bar
+    from pyvimtrt.cli_output import print_bench, print_fields, print_json, progress_bar
 
     on_gpu = choose(engine, backend).needs_gpu
     settings = Settings(parse_peers(vs, on_gpu), batch, _counts("--threads", threads), rounds, backend=backend)
@@ -537,12 +543,15 @@ def bench(
         check_plot(plot, [engine, weights])
     with progress_bar("measuring") as progress:
         found = run(engine, keyed_weights(weights, weights_key), settings, progress)
+    written = {}
     if plot is not None:
         save_plot(found, plot)
+        written["plot"] = str(plot)
     if as_json:
-        print_json(dataclasses.asdict(found))
+        print_json({**dataclasses.asdict(found), "busy": found.busy, **written})
     else:
         print_bench(found)
+        print_fields(written)
 
 
 @app.command()

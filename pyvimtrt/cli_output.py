@@ -25,6 +25,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from pyvimtrt.families import model_name, parse_model
 from pyvimtrt.quantization.steps import Estimate
 from pyvimtrt.text import printable
 
@@ -46,13 +47,18 @@ def print_json_line(value: Any) -> None:
     print(json.dumps(value), flush=True)
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table under its title; numbers to the right. Values are plain text, whatever a file's name holds."""
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], figures: Sequence[str] = ()
+) -> None:
+    """Print a table under its title; numbers, and the columns ``figures``, to the right.
+
+    Values are plain text, whatever a file's name holds.
+    """
     if title:  # not as the table's own title, which would be folded to the table's width
         Console().print(Text(printable(title), style="bold"), soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD)
     for i, column in enumerate(columns):
-        numeric = bool(rows) and all(isinstance(row[i], int | float) for row in rows)
+        numeric = column in figures or (bool(rows) and all(isinstance(row[i], int | float) for row in rows))
         table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric or i == 0)
     for row in rows:
         table.add_row(*(Text(_text(value)) for value in row))
@@ -77,30 +83,45 @@ def print_predictions(paths: Sequence[str], predictions: Sequence[Sequence[Predi
 
 
 def print_bench(found: Bench) -> None:
-    """Print the peers, and where the engine's time goes."""
-    on_gpu = bool(found.gpu)
-    columns = ["peer", "threads", "ms", "p10", "p90", "img/s", "MB", "load s", "cosine", "ratio"]
-    if on_gpu:
-        columns += ["J / image"]
-    rows = []
-    for p in found.peers:
-        if p.problem is None:
-            times = [f"{ms:.4g}" for ms in (p.median_ms, p.p10_ms, p.p90_ms)]
-            rest = [
-                f"{p.images_per_second:.4g}",
-                f"{p.memory_bytes / 1e6:.0f}",
-                f"{p.load_s:.2f}",
-                f"{p.cosine:.4f}",
-                f"{p.ratio:.2f}",
-            ]
-            if on_gpu:
-                rest.append(f"{p.joules / found.batch:.3g}" if p.joules else "")
-            rows.append([p.peer, p.threads, *times, *rest])
+    """Print the peers, and where the engine's time goes; tables of at most 80 columns."""
+    on_gpu, measured = bool(found.gpu), [peer for peer in found.peers if peer.problem is None]
+    print_fields(
+        {
+            "model": model_name(parse_model(found.model)),
+            "runs on": f"backend {found.backend}, {found.gpu or f'{found.isa}, {found.cores} cores'}",
+            "measured": f"batch {found.batch}, {found.rounds} rounds",
+        }
+    )
     print_table(
-        f"{found.model}, backend {found.backend}, batch {found.batch}, "
-        f"{found.gpu or f'{found.isa}, {found.cores} cores'}, {found.rounds} rounds",
-        columns,
-        rows,
+        "",
+        ("peer", *(() if on_gpu else ("threads",)), "ms", "p10 .. p90", "img/s", "ratio"),
+        [
+            (
+                peer.peer,
+                *(() if on_gpu else (peer.threads,)),
+                _figure(peer.median_ms),
+                f"{_figure(peer.p10_ms)} .. {_figure(peer.p90_ms)}",
+                _figure(peer.images_per_second),
+                f"{peer.ratio:.2f}",
+            )
+            for peer in measured
+        ],
+        ("ms", "img/s", "ratio"),
+    )
+    print_table(
+        "",
+        ("peer", "memory, MB", "load, s", "cosine", *(("J / image",) if on_gpu else ())),
+        [
+            (
+                peer.peer,
+                f"{peer.memory_bytes / 1e6:.0f}",
+                f"{peer.load_s:.2f}",
+                f"{peer.cosine:.4f}",
+                *((f"{peer.joules / found.batch:.3g}" if peer.joules else "",) if on_gpu else ()),
+            )
+            for peer in measured
+        ],
+        ("memory, MB", "load, s", "cosine", "J / image"),
     )
     for peer in found.peers:
         if peer.problem is not None:
@@ -127,6 +148,13 @@ def print_bench(found: Bench) -> None:
             ),
             operators,
         )
+    if found.busy:
+        print_warnings([found.busy])
+
+
+def _figure(value: float) -> str:
+    """Return a figure with four digits, without an exponent where it is large."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def print_served(found: Mapping[str, Any]) -> None:

@@ -172,6 +172,7 @@ def main() -> int:
             if file is not None:
                 with atomic_output(file) as temporary:
                     temporary.write_text(content, encoding="utf-8")
+                print(f"written: {file}", file=sys.stderr)
     except VimTrtError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -297,6 +297,7 @@ def main() -> int:
     found["exit_code"] = code
     if options.plot:
         plot(rows, options.plot)
+        print(f"written: {options.plot}", file=sys.stderr)
     if options.json:
         print(json.dumps(found, indent=2))
     wrong = sum(row["wrong"] for row in rows) + found.get("overload", {}).get("wrong", 0)

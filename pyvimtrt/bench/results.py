@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 class PeerResult:
     """One peer at its best number of threads; milliseconds are of one batch. ``problem`` says why there are no figures.
 
-    ``ratio``: the median, over rounds, of this peer's time by the engine's in the same round. ``memory_bytes``: the
+    ``ratio``: this peer's ``median_ms`` by the engine's. ``memory_bytes``: the
     most memory held, without what the interpreter took before the model was loaded; a GPU's where it runs on one.
     ``joules``: of a batch, by the GPU's counter; 0 where there is none.
     """
@@ -53,9 +53,15 @@ class OperatorTime:
         return self.per_second / self.limit if self.limit else 0.0
 
 
+BUSY_SHARE = 0.25  # of the cores, that others take on average, which moves figures
+SPREAD = 1.25  # of the 90th percentile by the 10th: a quiet machine's runs lie closer together
+
+
 @dataclass(frozen=True)
 class Bench:
-    """A run of the benchmark."""
+    """A run of the benchmark. ``load_average``: processes that ran in the minute before it, None where no system tells
+    them.
+    """
 
     engine: str
     model: str
@@ -67,3 +73,15 @@ class Bench:
     operators: tuple[OperatorTime, ...]
     backend: str = "cpu"
     gpu: str = ""  # its name, where the engine runs on one
+    load_average: float | None = None
+
+    @property
+    def busy(self) -> str:
+        """Return a sentence where the figures were measured on a busy machine, by its load or their spread."""
+        own = self.peers[0]
+        signs = []
+        if self.load_average is not None and self.load_average > BUSY_SHARE * max(self.cores, 2):
+            signs.append(f"a load average of {self.load_average:.1f} on {self.cores} cores before the start")
+        if own.problem is None and own.p90_ms > SPREAD * own.p10_ms:
+            signs.append(f"the engine's p90 is {own.p90_ms / own.p10_ms:.1f} times its p10")
+        return f"the machine is busy ({'; '.join(signs)}): measure again when it is quiet" if signs else ""

@@ -161,6 +161,7 @@ def bench(
     problem in its result.
     """
     settings = settings or Settings()
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # before this run is part of it
     backend, info = choose(Path(engine), settings.backend), read_engine_info(engine)
     config = parse_model(info.model)
     threads = settings.threads or tuple(sorted({1, default_threads()}))
@@ -203,6 +204,7 @@ def bench(
         operators,
         backend.name,
         find_gpus().devices[0].name if backend.needs_gpu else "",
+        load,
     )
 
 
@@ -304,7 +306,7 @@ def _best_threads(workers: Sequence[_Worker]) -> tuple[dict[str, _Worker], dict[
 def _results(
     best: dict[str, _Worker], by_threads: dict[str, dict[int, float]], truth: F32 | None, batch: int
 ) -> list[PeerResult]:
-    own = np.array(best[ENGINE].times)
+    own = float(np.median(best[ENGINE].times)) if best[ENGINE].times else float("nan")
     results = []
     for name, worker in best.items():
         if worker.problem is not None:
@@ -327,7 +329,7 @@ def _results(
                 float(worker.started["load_s"]),
                 memory,
                 1.0 if truth is None else mean_cosine(worker.logits, truth),
-                float(np.median(times / own)) if len(own) == len(times) else float("nan"),
+                median / own,
                 by_threads[name],
                 joules,
             )

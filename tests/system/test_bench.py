@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 from pathlib import Path
@@ -17,9 +18,10 @@ from pyvimtrt.bench import run as module
 from pyvimtrt.bench.limits import kind, operator_times, work
 from pyvimtrt.bench.peers import ENGINE, PEERS
 from pyvimtrt.bench.plot import check_plot, save_plot
-from pyvimtrt.bench.results import Bench
+from pyvimtrt.bench.results import Bench, OperatorTime, PeerResult
 from pyvimtrt.bench.run import Settings, bench, parse_peers
 from pyvimtrt.cli import main
+from pyvimtrt.cli_output import print_bench
 from pyvimtrt.errors import BackendError, OutputError, UsageError
 from pyvimtrt.graph.network import load_network
 from pyvimtrt.native import require_native
@@ -236,3 +238,89 @@ def test_plots(found: Bench, tmp_path: Path) -> None:
         assert (tmp_path / f"plot{suffix}").stat().st_size > 1000
     with pytest.raises(OutputError):
         check_plot(tmp_path / "nowhere" / "plot.png")
+
+
+# What is printed
+
+
+def longest(gpu: str) -> str:
+    """Return the longest name of a peer that is measured there."""
+    return max((name for name, peer in PEERS.items() if peer.on_gpu in (bool(gpu), None)), key=len)
+
+
+def peer(name: str, ms: float, engine_ms: float, **more: Any) -> PeerResult:
+    times: dict[str, Any] = {"median_ms": ms, "p10_ms": 0.97 * ms, "p90_ms": 1.1 * ms, "images_per_second": 1e3 / ms}
+    settled = {"threads": 2, "load_s": 1.5, "memory_bytes": 123_456_789, "cosine": 0.99987, **more}
+    return PeerResult(name, "", None, ratio=ms / engine_ms, **times, **settled)
+
+
+def made_up(gpu: str = "", **more: Any) -> Bench:
+    peers = (peer(ENGINE, 5.3127, 5.3127), peer(longest(gpu), 12345.678, 5.3127), peer("torch", 0.012345, 5.3127))
+    operators = (OperatorTime("bidirectional_scan", 1.0, 0.5, "state updates", 6.6e9, 2.7e10),)
+    return Bench("e.onnx", TINY, "avx512", 2, 1, 30, peers, operators, gpu=gpu, **{"load_average": 0.1, **more})
+
+
+@pytest.mark.parametrize("gpu", ["", "NVIDIA H100 80GB HBM3"])
+def test_the_tables_fit_80_columns_and_no_cell_is_folded(
+    gpu: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    print_bench(made_up(gpu))
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= 80 and err == ""
+    assert len([line for line in lines if line.split() and line.split()[0] == longest(gpu)]) == 2
+    (row,) = [line.split() for line in lines if longest(gpu) in line and ".." in line]
+    assert row == [longest(gpu), *([] if gpu else ["2"]), "12,346", "11,975", "..", "13,580", "0.081", "2323.80"]
+    assert "H100" in out if gpu else "avx512, 2 cores" in out
+
+
+@pytest.mark.parametrize("gpu", ["", "a GPU"])
+def test_shown_ratios_are_those_of_the_shown_milliseconds(
+    gpu: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    print_bench(made_up(gpu))
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if " .. " in line and "p10" not in line]
+    times = {row[0]: float(row[1 if gpu else 2].replace(",", "")) for row in rows}
+    for row in rows:
+        expected = times[row[0]] / times[ENGINE]
+        assert float(row[-1]) == pytest.approx(expected, rel=1e-3, abs=0.006)
+
+
+def test_ratios_are_quotients_of_medians() -> None:
+    """The median of the rounds' quotients was another number than the quotient that a reader makes."""
+
+    def ran(name: str, times: list[float]) -> Any:
+        return SimpleNamespace(
+            request=SimpleNamespace(peer=name, threads=1), problem=None, times=times, logits=TRUTH,
+            started={"load_s": 1}, end=lambda: (1, 0.0),
+        )  # fmt: skip
+
+    best = {ENGINE: ran(ENGINE, [1.0, 2.0, 9.0]), "torch": ran("torch", [8.0, 4.0, 10.0])}
+    results = module._results(best, {ENGINE: {1: 2.0}, "torch": {1: 8.0}}, TRUTH, 1)
+    assert [result.ratio for result in results] == [1.0, 4.0]
+
+
+def test_a_busy_machine_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert made_up().busy == "" and made_up(load_average=None).busy == ""
+    loaded = made_up(load_average=3.71)
+    assert loaded.busy == (
+        "the machine is busy (a load average of 3.7 on 2 cores before the start): measure again when it is quiet"
+    )
+    restless = dataclasses.replace(made_up(), peers=(dataclasses.replace(made_up().peers[0], p90_ms=10.0),))
+    assert "the engine's p90 is 1.9 times its p10" in restless.busy
+    print_bench(loaded)
+    assert capsys.readouterr().err == f"warning: {loaded.busy}\n"
+
+
+def test_what_is_written_is_said(
+    tmp_path: Path, tiny_engine_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "bench", lambda *_, **__: made_up())
+    command = ["bench", str(tiny_engine_file), "--plot", str(tmp_path / "b.svg")]
+    assert main(command) == 0
+    assert str(tmp_path / "b.svg") in "".join(capsys.readouterr().out.split())
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["plot"] == str(tmp_path / "b.svg") and found["busy"] == "" and found["load_average"] == 0.1

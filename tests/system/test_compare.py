@@ -207,7 +207,9 @@ def test_tables_have_the_figures(command: Callable[..., Any], logits: tuple[Any,
 
 @pytest.mark.slow
 def test_the_report_is_written(command: Callable[..., Any], tmp_path: Path) -> None:
-    assert command(report=tmp_path / "report.html")[0] == 0
+    code, out, _ = command(report=tmp_path / "report.html")
+    assert code == 0 and str(tmp_path / "report.html") in "".join(out.split())
+    assert json.loads(command("--json", report=tmp_path / "report.html")[1])["report"] == str(tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert text.startswith("<!doctype html>") and "out_proj.input" in text
 
