@@ -205,7 +205,8 @@ def _check_normalized(images: npt.NDArray[np.float32], info: NetworkInfo, saying
     They are looked at twice, for the smallest and the largest value of each channel: a thirtieth of what turning them
     into pixels takes.
     """
-    low, high = images.min(axis=(2, 3)).min(axis=0), images.max(axis=(2, 3)).max(axis=0)
+    with np.errstate(invalid="ignore"):  # NaN, which is refused
+        low, high = images.min(axis=(2, 3)).min(axis=0), images.max(axis=(2, 3)).max(axis=0)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise DataError("images hold NaN or infinity")
     if saying is None:
