@@ -5,8 +5,8 @@
     logits = engine.run(images)              # uint8 [B, C, H, W] -> float32 [B, classes]
     predictions = engine.classify(["a.png"])
 
-The other calls are `load_model`, `calibrate` and `build`; each imports what it needs when it is called, so importing
-the package loads neither torch nor tensorrt.
+The other calls are `load_model`, `calibrate`, `synthesize` and `build`; each imports what it needs when it is called,
+so importing the package loads neither torch nor tensorrt.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyvimtrt.api import WeightsFile, build, calibrate, load_model
+    from pyvimtrt.api import WeightsFile, build, calibrate, load_model, synthesize
     from pyvimtrt.backends.load import load_engine
     from pyvimtrt.runtime.engine import Engine
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "WeightsFile", "__version__", "build", "calibrate", "load_engine", "load_model"]
+__all__ = ["Engine", "WeightsFile", "__version__", "build", "calibrate", "load_engine", "load_model", "synthesize"]
 
 # Read by OpenMP when it loads, here and in torch. Waiting threads give up their core soon: with the default, calls on a
 # machine whose cores are busy with something else take many times longer, because workers spin through whole time
@@ -33,6 +33,7 @@ _LAZY = {
     "build": "pyvimtrt.api",
     "calibrate": "pyvimtrt.api",
     "load_model": "pyvimtrt.api",
+    "synthesize": "pyvimtrt.api",
     "WeightsFile": "pyvimtrt.model.checkpoint",
 }
 

@@ -1,4 +1,4 @@
-"""The Python calls behind the command line: load_model, calibrate, build."""
+"""The Python calls behind the command line: load_model, synthesize, calibrate, build."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from pyvimtrt.backends.base import Backend
 from pyvimtrt.backends.registry import choose_to_build
-from pyvimtrt.defaults import AUTO, RECIPE
+from pyvimtrt.data.synthetic import SUFFIXES, Synthesis, SyntheticImages, save_synthetic
+from pyvimtrt.defaults import AUTO, METHOD, RECIPE, SYNTHETIC_IMAGES
 from pyvimtrt.errors import CalibrationError, ModelError, NetworkError, UsageError, brief, missing_extra
 from pyvimtrt.families import ModelConfig, parse_model
 from pyvimtrt.files import check_writable
@@ -23,6 +24,8 @@ from pyvimtrt.model.defaults import model_defaults
 from pyvimtrt.quantization.cache import CACHE_SUFFIXES, Cache, check_cache, load_cache, save_cache
 from pyvimtrt.quantization.recipes import get_recipe
 from pyvimtrt.runtime.tensorrt_build import PlanOptions
+from pyvimtrt.synthesis import gallery as gallery_page
+from pyvimtrt.synthesis.methods import get_method
 from pyvimtrt.zoo import DEMO_MODEL
 
 if TYPE_CHECKING:
@@ -78,6 +81,55 @@ def load_model(model: str, weights: WeightsSource | None = None) -> Backbone:
         raise missing_extra("torch", "torch", "the fp32 model") from error
 
 
+def synthesize(
+    model: str,
+    weights: WeightsSource | None = None,
+    *,
+    count: int = SYNTHETIC_IMAGES,
+    method: str = METHOD,
+    iterations: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    seed: int = 0,
+    output: str | Path | None = None,
+    gallery: str | Path | None = None,
+    labels: Sequence[str] = (),
+    progress: Any = None,
+    device: str = "auto",
+) -> SyntheticImages:
+    """Return images made from the weights alone, for `calibrate`, and write them to ``output``, an .npz file, and to
+    ``gallery``, an HTML page, where given.
+
+    ``method`` is one of `methods.METHODS`, ``iterations`` by default the method's own. ``labels`` name the classes on
+    the page. ``progress(done, total)`` is called after every iteration. ``device`` as for `calibrate`. Raises
+    VimTrtError for anything a user can cause.
+    """
+    config = parse_model(model)
+    get_method(method, iterations)
+    defaults = model_defaults(config)
+    try:
+        from pyvimtrt.quantization.calibrate import Normalization
+        from pyvimtrt.synthesis.synthesize import synthesize as run
+    except ImportError as error:
+        raise missing_extra("torch", "torch", "making images") from error
+    written = ((output, SUFFIXES), (gallery, gallery_page.SUFFIXES))
+    for path, suffixes in written:
+        if path is not None:
+            others = [Path(other) for other, _ in written if other is not None and other is not path]
+            check_writable(Path(path), suffixes, [_path_of(weights), *others], made_here=True)
+    normalization = Normalization(
+        per_channel(mean, defaults.mean, config.channels, "mean"),
+        per_channel(std, defaults.std, config.channels, "std"),
+    )
+    loaded = load_weights(config, resolve_weights(config, weights))
+    made = run(config, loaded, normalization, count, method, seed, iterations, progress, device)
+    if output is not None:
+        save_synthetic(made, Path(output))
+    if gallery is not None:
+        gallery_page.save_gallery(made, config.spec(), tuple(labels) or defaults.labels, Path(gallery))
+    return made
+
+
 def calibrate(
     model: str,
     weights: WeightsSource | None,
@@ -93,12 +145,13 @@ def calibrate(
     output: str | Path | None = None,
     progress: Any = None,
     device: str = "auto",
+    synthesis: Synthesis | None = None,
 ) -> Cache:
     """Return the calibration cache of a model for uint8 images [N, C, H, W], and write it to ``output`` where given.
 
     ``without`` names steps of the recipe to leave out. ``progress(done, total)`` is called after every step. ``device``
-    is PyTorch's: cpu, cuda, cuda:1, or auto, a GPU where there is one. Raises VimTrtError for anything a user can
-    cause.
+    is PyTorch's: cpu, cuda, cuda:1, or auto, a GPU where there is one. ``synthesis`` goes with the images of
+    `synthesize`: the cache then says that it is data-free. Raises VimTrtError for anything a user can cause.
     """
     config = parse_model(model)
     settings = get_recipe(recipe, k, state, without)
@@ -117,7 +170,7 @@ def calibrate(
         per_channel(std, defaults.std, config.channels, "std"),
     )
     loaded = load_weights(config, resolve_weights(config, weights))
-    cache = run(config, loaded, images, settings, normalization, seed, progress, device)
+    cache = run(config, loaded, images, settings, normalization, seed, progress, device, synthesis)
     if output is not None:
         save_cache(cache, Path(output))
     return cache
@@ -207,4 +260,5 @@ __all__ = [
     "load_model",
     "per_channel",
     "resolve_weights",
+    "synthesize",
 ]

@@ -7,6 +7,9 @@ BATCH = 32  # images run at a time by eval and compare
 CALIBRATION_IMAGES = 256
 RECIPE = "default"
 
+SYNTHETIC_IMAGES = 128
+METHOD = "output"  # of making them
+
 ATTRIBUTION = "kinds"  # what compare measures the cost of
 ATTRIBUTION_IMAGES = 64
 
