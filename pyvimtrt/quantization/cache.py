@@ -164,7 +164,8 @@ def load_cache(path: Path) -> Cache:
             "std": tuple(values["std"]),
             "image_statistics": statistics.parse(values.get("image_statistics", ())),
         }
-        made = {"synthesis": synthetic.parse(values["synthesis"])} if "synthesis" in values else {}
+        note = values.get("synthesis")
+        made = {} if note is None else {"synthesis": synthetic.parse(note)}
         info = CacheInfo(**{**values, **lists, **made})
         plausible = _plausible(info)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
