@@ -88,6 +88,7 @@ def synthesize(
     count: int = SYNTHETIC_IMAGES,
     method: str = METHOD,
     iterations: int | None = None,
+    start: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     seed: int = 0,
@@ -100,12 +101,12 @@ def synthesize(
     """Return images made from the weights alone, for `calibrate`, and write them to ``output``, an .npz file, and to
     ``gallery``, an HTML page, where given.
 
-    ``method`` is one of `methods.METHODS`, ``iterations`` by default the method's own. ``labels`` name the classes on
-    the page. ``progress(done, total)`` is called after every iteration. ``device`` as for `calibrate`. Raises
-    VimTrtError for anything a user can cause.
+    ``method`` is one of `methods.METHODS`; ``iterations`` and ``start`` are by default its own. ``labels`` name the
+    classes on the page. ``progress(done, total)`` is called after every iteration. ``device`` as for `calibrate`.
+    Raises VimTrtError for anything a user can cause.
     """
     config = parse_model(model)
-    get_method(method, iterations)
+    settings = get_method(method, iterations, start)
     defaults = model_defaults(config)
     try:
         from pyvimtrt.quantization.calibrate import Normalization
@@ -122,7 +123,7 @@ def synthesize(
         per_channel(std, defaults.std, config.channels, "std"),
     )
     loaded = load_weights(config, resolve_weights(config, weights))
-    made = run(config, loaded, normalization, count, method, seed, iterations, progress, device)
+    made = run(config, loaded, normalization, count, settings, seed, progress, device)
     if output is not None:
         save_synthetic(made, Path(output))
     if gallery is not None:

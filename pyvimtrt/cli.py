@@ -201,6 +201,9 @@ def synthesize(
     iterations: Annotated[
         int | None, typer.Option(min=0, max=MAX_COUNT, help="Steps of the optimizer; default: the method's own.")
     ] = None,
+    start: Annotated[
+        str | None, typer.Option(help="What is optimized first: natural or gaussian noise; default: the method's own.")
+    ] = None,
     mean: Mean = None,
     std: Std = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Same seed, same images.")] = 0,
@@ -226,7 +229,7 @@ def synthesize(
     from pyvimtrt.cli_output import print_fields, print_json, progress_bar
     from pyvimtrt.data.labels import read_labels
 
-    start = time.perf_counter()
+    begin = time.perf_counter()
     names = read_labels(labels) if labels is not None else ()
     _set_torch_threads(threads)
     with progress_bar("making images") as progress:
@@ -236,6 +239,7 @@ def synthesize(
             count=count,
             method=method,
             iterations=iterations,
+            start=start,
             mean=_numbers("--mean", mean),
             std=_numbers("--std", std),
             seed=seed,
@@ -250,10 +254,11 @@ def synthesize(
         "bytes": output.stat().st_size,
         "images": len(made.images),
         "method": made.synthesis.method,
+        "start": made.synthesis.start,
         "iterations": made.synthesis.iterations,
         "first loss": made.synthesis.losses[0] if made.synthesis.losses else None,
         "last loss": made.synthesis.losses[-1] if made.synthesis.losses else None,
-        "seconds": round(time.perf_counter() - start, 3),
+        "seconds": round(time.perf_counter() - begin, 3),
     }
     (print_json if as_json else print_fields)(result)
 
@@ -376,7 +381,7 @@ def calibrate(
         "cache": str(output),
         "bytes": output.stat().st_size,
         "images": cache.info.images,
-        **({} if cache.info.synthesis is None else {"data_free": cache.info.synthesis.method}),
+        **({} if synthesis is None else {"data-free": synthesis.method}),
         "recipe": cache.info.recipe,
         "k": cache.info.clusters,
         "state": cache.info.state,

@@ -24,11 +24,12 @@ NOTE = "pyvimtrt"  # the array of the file that says how its images were made, a
 
 @dataclass(frozen=True)
 class Synthesis:
-    """How images were made. ``losses`` is the mean loss over the images, from the first iteration to the last, thinned;
-    empty where nothing was optimized.
+    """How images were made: `methods.Method` has the names. ``losses`` is the mean loss over the images, from the first
+    iteration to the last, thinned; empty where nothing was optimized.
     """
 
     method: str
+    start: str
     seed: int
     iterations: int
     losses: tuple[float, ...] = ()
@@ -52,8 +53,8 @@ def parse(value: object) -> Synthesis:
     """Return a synthesis as a file's JSON holds it. Raises TypeError for anything else."""
     good = (
         isinstance(value, Mapping)
-        and value.keys() == {"method", "seed", "iterations", "losses"}
-        and isinstance(value["method"], str)
+        and value.keys() == {"method", "start", "seed", "iterations", "losses"}
+        and all(isinstance(value[key], str) for key in ("method", "start"))
         and all(type(value[key]) is int for key in ("seed", "iterations"))
         and isinstance(value["losses"], list | tuple)
         and len(value["losses"]) <= MAX_LOSSES
@@ -62,7 +63,8 @@ def parse(value: object) -> Synthesis:
     if not good:
         raise TypeError("what is said of synthetic images is damaged")
     assert isinstance(value, Mapping)
-    return Synthesis(value["method"], value["seed"], value["iterations"], tuple(map(float, value["losses"])))
+    losses = tuple(map(float, value["losses"]))
+    return Synthesis(value["method"], value["start"], value["seed"], value["iterations"], losses)
 
 
 def save_synthetic(made: SyntheticImages, path: Path) -> None:

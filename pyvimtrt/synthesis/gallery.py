@@ -65,7 +65,9 @@ def render(made: SyntheticImages, model: str, labels: Sequence[str]) -> str:
     return _PAGE.substitute(
         version=html.escape(__version__),
         title=html.escape(f"{count:,} images made from the weights of {model}"),
-        about=html.escape(f"Method {how.method}, seed {how.seed}, {how.iterations:,} iterations{shown}."),
+        about=html.escape(
+            f"Method {how.method}, start {how.start}, seed {how.seed}, {how.iterations:,} iterations{shown}."
+        ),
         curve=_curve(how.losses),
         images="\n".join(
             f'<figure><img alt="" src="data:image/png;base64,{_png(image)}">'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from pyvimtrt.model.checkpoint import load_model
 from pyvimtrt.model.weights import Weights
 from pyvimtrt.quantization.calibrate import MAX_IMAGES, Normalization, full_fp32, pick_device
 from pyvimtrt.synthesis import jitter, start
-from pyvimtrt.synthesis.methods import Method, get_method
+from pyvimtrt.synthesis.methods import Method
 from pyvimtrt.synthesis.objective import Objective
 
 RATE = 0.2  # in units of the normalized images
@@ -28,7 +28,7 @@ GROUP_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 23}  # of [B, L, E]
 
 Progress = Callable[[int, int], None]  # (iterations done, in all)
 F32 = npt.NDArray[np.float32]
-STARTS = {"gaussian": start.gaussian, "natural": start.natural}
+STARTS = {"natural": start.natural, "gaussian": start.gaussian}
 
 
 def synthesize(
@@ -36,31 +36,29 @@ def synthesize(
     weights: Weights,
     normalization: Normalization,
     count: int,
-    method_name: str,
+    method: Method,
     seed: int = 0,
-    iterations: int | None = None,
     progress: Progress | None = None,
     device: str = "auto",
 ) -> SyntheticImages:
     """Return images made from weights alone, their classes spread evenly. Same inputs, seed and device, same bytes.
 
     An image depends on the seed and its number, not on how many others are made: images are optimized in groups of one
-    size, and what the last group has too many is dropped. Raises UsageError for a method or a number that cannot be,
-    CalibrationError where the loss is not finite.
+    size, and what the last group has too many is dropped. Raises UsageError for a number of images that cannot be or a
+    model without classes, CalibrationError where the loss is not finite.
     """
-    method, steps = get_method(method_name, iterations)
     if not 1 <= count <= MAX_IMAGES:
         raise UsageError(f"the number of images must be 1 to {MAX_IMAGES}, got {count}")
     if method.output and config.classes < 2:
         raise UsageError(
-            f"the method {method_name} makes images of the model's classes, but the model has one output; take the "
+            f"the method {method.name} makes images of the model's classes, but the model has one output; take the "
             "method natural"
         )
     chosen = pick_device(device)
     size = group_size(config, chosen)
     groups = [range(first, first + size) for first in range(0, count, size)]
-    maker = _Maker(config, weights, normalization, method, steps, seed, chosen)
-    images, curves = [], []
+    maker = Maker(config, weights, normalization, method, seed, chosen)
+    images, curves, steps = [], [], method.iterations
     for number, group in enumerate(groups):
 
         def step(done: int, number: int = number) -> None:
@@ -73,7 +71,7 @@ def synthesize(
     return SyntheticImages(
         np.concatenate(images)[:count],
         np.arange(count, dtype=np.int64) % config.classes,
-        Synthesis(method_name, seed, steps, _thinned(np.concatenate(curves, axis=1)[:, :count])),
+        Synthesis(method.name, method.start, seed, steps, _thinned(np.concatenate(curves, axis=1)[:, :count])),
     )
 
 
@@ -102,8 +100,8 @@ def _thinned(losses: F32) -> tuple[float, ...]:
     return tuple(float(loss) for loss in losses[kept].astype(np.float64).mean(axis=1))
 
 
-class _Maker:
-    """Makes groups of images."""
+class Maker:
+    """Makes groups of images from one model."""
 
     def __init__(
         self,
@@ -111,16 +109,16 @@ class _Maker:
         weights: Weights,
         normalization: Normalization,
         method: Method,
-        steps: int,
         seed: int,
         device: torch.device,
     ) -> None:
-        self.config, self.method, self.steps, self.seed, self.device = config, method, steps, seed, device
+        self.config, self.method, self.seed, self.device = config, method, seed, device
+        self.steps = method.iterations
         self.mean, self.std = (np.array(v)[:, None, None] for v in (normalization.mean, normalization.std))
         model = load_model(config, weights).requires_grad_(False).to(device)
         self.objective = Objective(model, describe(config).layers, method, device)
 
-    def make(self, numbers: range, step: Callable[[int], None]) -> tuple[npt.NDArray[np.uint8], F32]:
+    def make(self, numbers: Sequence[int], step: Callable[[int], None]) -> tuple[npt.NDArray[np.uint8], F32]:
         """Return images uint8 [B, C, H, W] of these numbers, and the loss of every iteration and image [steps, B]."""
         randoms = [np.random.default_rng([self.seed, number]) for number in numbers]
         shape = (self.config.channels, self.config.img, self.config.img)
@@ -136,7 +134,7 @@ class _Maker:
     def _optimized(
         self,
         pixels: npt.NDArray[np.float64],
-        numbers: range,
+        numbers: Sequence[int],
         moves: jitter.I64,
         curve: F32,
         step: Callable[[int], None],
