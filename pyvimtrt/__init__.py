@@ -6,8 +6,8 @@
     predictions = engine.classify(["a.png"]) # paths, bytes, PIL images or uint8 arrays
     pixels = pyvimtrt.load_image("a.png", engine.config)
 
-The other calls are `load_model`, `calibrate` and `build`; each imports what it needs when it is called, so importing
-the package loads neither torch nor tensorrt.
+The other calls are `load_model`, `calibrate`, `synthesize` and `build`; each imports what it needs when it is called,
+so importing the package loads neither torch nor tensorrt.
 """
 
 from __future__ import annotations
@@ -16,13 +16,23 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyvimtrt.api import WeightsFile, build, calibrate, load_model
+    from pyvimtrt.api import WeightsFile, build, calibrate, load_model, synthesize
     from pyvimtrt.backends.load import load_engine
     from pyvimtrt.data.images import load_image
     from pyvimtrt.runtime.engine import Engine
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "WeightsFile", "__version__", "build", "calibrate", "load_engine", "load_image", "load_model"]
+__all__ = [
+    "Engine",
+    "WeightsFile",
+    "__version__",
+    "build",
+    "calibrate",
+    "load_engine",
+    "load_image",
+    "load_model",
+    "synthesize",
+]
 
 # Read by OpenMP when it loads, here and in torch. Waiting threads give up their core soon: with the default, calls on a
 # machine whose cores are busy with something else take many times longer, because workers spin through whole time
@@ -36,6 +46,7 @@ _LAZY = {
     "build": "pyvimtrt.api",
     "calibrate": "pyvimtrt.api",
     "load_model": "pyvimtrt.api",
+    "synthesize": "pyvimtrt.api",
     "WeightsFile": "pyvimtrt.model.checkpoint",
 }
 

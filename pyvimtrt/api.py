@@ -1,4 +1,4 @@
-"""The Python calls behind the command line: load_model, calibrate, build."""
+"""The Python calls behind the command line: load_model, synthesize, calibrate, build."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from pyvimtrt.backends.base import Backend
 from pyvimtrt.backends.registry import choose_to_build
-from pyvimtrt.defaults import AUTO, CALIBRATION_IMAGES, FEW_CALIBRATION_IMAGES, RECIPE
+from pyvimtrt.data.synthetic import SUFFIXES, Synthesis, SyntheticImages, save_synthetic
+from pyvimtrt.defaults import AUTO, CALIBRATION_IMAGES, FEW_CALIBRATION_IMAGES, METHOD, RECIPE, SYNTHETIC_IMAGES
 from pyvimtrt.errors import CalibrationError, ModelError, NetworkError, UsageError, brief, missing_extra
 from pyvimtrt.families import ModelConfig, parse_model
 from pyvimtrt.files import check_writable
@@ -26,6 +27,8 @@ from pyvimtrt.model.defaults import default_labels, model_defaults
 from pyvimtrt.quantization.cache import CACHE_SUFFIXES, Cache, check_cache, load_cache, save_cache
 from pyvimtrt.quantization.recipes import get_recipe
 from pyvimtrt.runtime.tensorrt_build import PlanOptions
+from pyvimtrt.synthesis import gallery as gallery_page
+from pyvimtrt.synthesis.methods import get_method
 from pyvimtrt.zoo import DEMO_MODEL
 
 if TYPE_CHECKING:
@@ -141,6 +144,53 @@ def load_model(model: str, weights: WeightsSource | None = None) -> Backbone:
         raise missing_extra("torch", "torch", "the fp32 model") from error
 
 
+def synthesize(
+    model: str,
+    weights: WeightsSource | None = None,
+    *,
+    count: int = SYNTHETIC_IMAGES,
+    method: str = METHOD,
+    iterations: int | None = None,
+    start: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    seed: int = 0,
+    output: str | Path | None = None,
+    gallery: str | Path | None = None,
+    labels: Sequence[str] = (),
+    progress: Any = None,
+    device: str = "auto",
+) -> SyntheticImages:
+    """Return images made from the weights alone, for `calibrate`, and write them to ``output``, an .npz file, and to
+    ``gallery``, an HTML page, where given.
+
+    ``model``, ``mean`` and ``std`` as for `calibrate`.
+    ``method`` is one of `methods.METHODS`; ``iterations`` and ``start`` are by default its own. ``labels`` name the
+    classes on the page. ``progress(done, total)`` is called after every iteration. ``device`` as for `calibrate`.
+    Raises VimTrtError for anything a user can cause.
+    """
+    config = resolve_model(model, weights)
+    settings = get_method(method, iterations, start)
+    chosen = choose_normalization(config, mean, std)
+    try:
+        from pyvimtrt.quantization.calibrate import Normalization
+        from pyvimtrt.synthesis.synthesize import synthesize as run
+    except ImportError as error:
+        raise missing_extra("torch", "torch", "making images") from error
+    written = ((output, SUFFIXES), (gallery, gallery_page.SUFFIXES))
+    for path, suffixes in written:
+        if path is not None:
+            others = [Path(other) for other, _ in written if other is not None and other is not path]
+            check_writable(Path(path), suffixes, [_path_of(weights), *others], made_here=True)
+    loaded = load_weights(config, resolve_weights(config, weights))
+    made = run(config, loaded, Normalization(chosen.mean, chosen.std), count, settings, seed, progress, device)
+    if output is not None:
+        save_synthetic(made, Path(output))
+    if gallery is not None:
+        gallery_page.save_gallery(made, config.spec(), tuple(labels) or model_defaults(config).labels, Path(gallery))
+    return made
+
+
 def calibrate(
     model: str,
     weights: WeightsSource | None,
@@ -156,14 +206,16 @@ def calibrate(
     output: str | Path | None = None,
     progress: Any = None,
     device: str = "auto",
+    synthesis: Synthesis | None = None,
 ) -> Cache:
     """Return the calibration cache of a model for uint8 images [N, C, H, W], and write it to ``output`` where given.
 
     ``model`` is a name, a text or ``auto``, the model whose weights these are.
     ``without`` names steps of the recipe to leave out. ``mean`` and ``std`` are given both, or neither for the model's
     own, else ImageNet's; the cache keeps them. ``progress(done, total)`` is called after every step. ``device``
-    is PyTorch's: cpu, cuda, cuda:1, or auto, a GPU where there is one. Few images are a CalibrationWarning. Raises
-    VimTrtError for anything a user can cause.
+    is PyTorch's: cpu, cuda, cuda:1, or auto, a GPU where there is one. ``synthesis`` goes with the images of
+    `synthesize`: the cache then says that it is data-free. Few images are a CalibrationWarning. Raises VimTrtError for
+    anything a user can cause.
     """
     config = resolve_model(model, weights)
     settings = get_recipe(recipe, k, state, without)
@@ -179,7 +231,7 @@ def calibrate(
         check_writable(Path(output), CACHE_SUFFIXES)
     normalization = Normalization(chosen.mean, chosen.std)
     loaded = load_weights(config, resolve_weights(config, weights))
-    cache = run(config, loaded, images, settings, normalization, seed, progress, device)
+    cache = run(config, loaded, images, settings, normalization, seed, progress, device, synthesis)
     if output is not None:
         save_cache(cache, Path(output))
     if len(images) < FEW_CALIBRATION_IMAGES:
@@ -283,4 +335,5 @@ __all__ = [
     "per_channel",
     "resolve_model",
     "resolve_weights",
+    "synthesize",
 ]

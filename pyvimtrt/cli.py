@@ -223,15 +223,106 @@ def build(
 
 
 @app.command()
+def synthesize(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    output: Annotated[Path, typer.Option("-o", "--output", help="File of images to write, .npz.")],
+    weights: Weights = None,
+    weights_key: WeightsKey = None,
+    count: Annotated[int, typer.Option(min=1, help="Images to make.")] = defaults.SYNTHETIC_IMAGES,
+    method: Annotated[
+        str, typer.Option(help="output, ouro, entropy, natural or noise; the last two optimize nothing.")
+    ] = defaults.METHOD,
+    iterations: Annotated[
+        int | None, typer.Option(min=0, max=MAX_COUNT, help="Steps of the optimizer; default: the method's own.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(help="What is optimized first: natural or gaussian noise; default: the method's own.")
+    ] = None,
+    mean: Mean = None,
+    std: Std = None,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Same seed, same images.")] = 0,
+    gallery: Annotated[
+        Path | None, typer.Option(help="HTML file for a page of the images with their classes and the loss.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="File with the label of each class, for the page; as build takes it.")
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="Where to make them: auto, a GPU where PyTorch has one; cpu; cuda; cuda:1.")
+    ] = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Make images to calibrate on from a model's weights alone. Needs the extra torch.
+
+    \b
+    Example:
+      pyvimtrt synthesize vim_tiny_patch16_224 --weights vim_t.pth --gallery images.html -o images.npz
+    """
+    from pyvimtrt import api
+    from pyvimtrt.cli_output import print_fields, print_json, progress_bar
+    from pyvimtrt.data.labels import read_labels
+
+    begin = time.perf_counter()
+    names = read_labels(labels) if labels is not None else ()
+    _set_torch_threads(threads)
+    with progress_bar("making images") as progress:
+        made = api.synthesize(
+            model,
+            api.keyed_weights(weights, weights_key),
+            count=count,
+            method=method,
+            iterations=iterations,
+            start=start,
+            mean=_numbers("--mean", mean),
+            std=_numbers("--std", std),
+            seed=seed,
+            output=output,
+            gallery=gallery,
+            labels=names,
+            progress=progress,
+            device=device,
+        )
+    result = {
+        "file": str(output),
+        "bytes": output.stat().st_size,
+        "images": len(made.images),
+        "method": made.synthesis.method,
+        "start": made.synthesis.start,
+        "iterations": made.synthesis.iterations,
+        "first loss": made.synthesis.losses[0] if made.synthesis.losses else None,
+        "last loss": made.synthesis.losses[-1] if made.synthesis.losses else None,
+        "seconds": round(time.perf_counter() - begin, 3),
+    }
+    (print_json if as_json else print_fields)(result)
+
+
+@app.command()
 def calibrate(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
-    images: Annotated[Path, typer.Option(help="Folder of images (with or without class folders), or .npz.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Cache file to write, .safetensors.")],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of images (with or without class folders), or .npz.")
+    ] = None,
+    data_free: Annotated[
+        bool, typer.Option("--data-free", help="Make the images from the weights, as synthesize does; no --images.")
+    ] = False,
     weights: Weights = None,
     weights_key: WeightsKey = None,
     count: Annotated[
-        int, typer.Option(min=1, help="Images drawn at random; 256 are enough.")
-    ] = defaults.CALIBRATION_IMAGES,
+        int | None,
+        typer.Option(
+            min=1,
+            help=(
+                f"Images drawn at random, or made; default: {defaults.CALIBRATION_IMAGES}, of --data-free "
+                f"{defaults.SYNTHETIC_IMAGES}."
+            ),
+        ),
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="How --data-free makes images; see synthesize.")] = None,
+    iterations: Annotated[
+        int | None, typer.Option(min=0, max=MAX_COUNT, help="Of --data-free; default: the method's own.")
+    ] = None,
     recipe: Annotated[str, typer.Option(help="default, paper or naive.")] = defaults.RECIPE,
     k: Annotated[
         str | None, typer.Option(help="Clusters of tokens, such as 4, or full; default: the recipe's.")
@@ -253,16 +344,22 @@ def calibrate(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Find the scales of a model from images. Needs the extra torch.
+    """Find the scales of a model from images, or without any. Needs the extra torch.
 
     \b
-    Example:
+    Examples:
       pyvimtrt calibrate auto --weights w.pth --images train/ -o c.safetensors
+      pyvimtrt calibrate auto --weights w.pth --data-free -o c.safetensors
     """
+    if data_free == (images is not None):
+        raise UsageError("give either images (--images) to calibrate on, or --data-free to make them from the weights")
+    if not data_free and not (method is None and iterations is None):
+        raise UsageError("--method and --iterations say how --data-free makes images; give that, or leave them out")
     from pyvimtrt import api
-    from pyvimtrt.cli_output import calibration_bar, print_fields, print_json, print_warnings
+    from pyvimtrt.cli_output import calibration_bar, print_fields, print_json, print_warnings, progress_bar
     from pyvimtrt.data.datasets import sample_images
     from pyvimtrt.data.reader import ImageReader
+    from pyvimtrt.data.synthetic import Synthesis, read_synthesis
     from pyvimtrt.files import check_writable
     from pyvimtrt.quantization.recipes import get_recipe, parse_without
 
@@ -274,8 +371,26 @@ def calibrate(
     check_writable(output, inputs=[weights, images], made_here=True)
     start = time.perf_counter()
     reader = ImageReader(strict, max_pixels)
-    pixels = sample_images(images, config, count, seed, reader)
-    _set_torch_threads(threads)
+    synthesis: Synthesis | None
+    if images is None:
+        _set_torch_threads(threads)
+        with progress_bar("making images") as progress:
+            made = api.synthesize(
+                config.spec(),
+                chosen,
+                mean=means,
+                std=stds,
+                seed=seed,
+                iterations=iterations,
+                progress=progress,
+                device=device,
+                **_given(count=count, method=method),
+            )
+        pixels, synthesis = made.images, made.synthesis
+    else:
+        pixels = sample_images(images, config, count or defaults.CALIBRATION_IMAGES, seed, reader)
+        _set_torch_threads(threads)
+        synthesis = read_synthesis(images) if images.suffix == ".npz" else None
     calibrating = time.perf_counter()
     with calibration_bar() as bar:
         cache = api.calibrate(
@@ -292,11 +407,13 @@ def calibrate(
             output=output,
             progress=bar(config.depth, len(pixels)),
             device=device,
+            synthesis=synthesis,
         )
     result = {
         "cache": str(output),
         "bytes": output.stat().st_size,
         "images": cache.info.images,
+        **({} if synthesis is None else {"data-free": synthesis.method}),
         "recipe": cache.info.recipe,
         "k": cache.info.clusters,
         "state": cache.info.state,

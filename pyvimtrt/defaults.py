@@ -8,6 +8,9 @@ CALIBRATION_IMAGES = 256  # enough: more change nothing that was measured
 FEW_CALIBRATION_IMAGES = 128  # fewer have cost accuracy (docs/method.md, Calibration)
 RECIPE = "default"
 
+SYNTHETIC_IMAGES = 128
+METHOD = "output"  # of making them
+
 ATTRIBUTION = "kinds"  # what compare measures the cost of
 ATTRIBUTION_IMAGES = 64
 

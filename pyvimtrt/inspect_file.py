@@ -100,10 +100,13 @@ def _calibration(path: Path) -> dict[str, Any]:
         low, high = float(values.min()), float(values.max())
         kind = steps.setdefault(_PLACE.sub("", name), {"min": low, "max": high})
         kind["min"], kind["max"] = min(kind["min"], low), max(kind["max"], high)
+    known = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(cache.info).items()}
+    if cache.info.synthesis is None:
+        del known["synthesis"]
     return {
         "kind": "calibration",
         "bytes": path.stat().st_size,
-        **{key: list(value) if isinstance(value, tuple) else value for key, value in asdict(cache.info).items()},
+        **known,
         "tensors": len(cache.tensors),
         "steps": steps,
     }

@@ -3,6 +3,7 @@ model on the same images.
 
     python tools/ablation.py                    # the demo model, 10,000 test images of Fashion-MNIST
     python tools/ablation.py --only "default" --only "default, state int8"      # some rows
+    python tools/ablation.py --only "default" --data-free output --data-free noise    # beside images made from weights
     python tools/ablation.py vim_tiny_patch16_224 --weights vim_t.pth --calibration train/ --data val/ --csv table.csv
 
 Prints a Markdown table; --markdown and --csv write files. Differences of top-1 come with their 95 % interval;
@@ -18,6 +19,7 @@ import argparse
 import csv
 import io
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import product
@@ -44,6 +46,7 @@ from pyvimtrt.model.defaults import model_defaults
 from pyvimtrt.quantization.calibrate import Normalization, calibrate
 from pyvimtrt.quantization.recipes import RECIPES, STATES, STEPS, Recipe, get_recipe
 from pyvimtrt.runtime.cpu import CpuEngine
+from pyvimtrt.synthesis.methods import METHODS
 from pyvimtrt.zoo import DEMO_MODEL
 
 BATCH = 100
@@ -119,11 +122,18 @@ def measure(config: VimConfig, options: argparse.Namespace) -> dict[str, Compari
     images = np.concatenate([part for part, _ in parts])
     labels = None if dataset.labels is None else dataset.labels[: len(images)]
     original = run(fp32_classifier(options.model, options.weights, mean=mean, std=std), images)
+    sets = {"": calibration}
+    for method in options.data_free:
+        begin = time.perf_counter(), time.process_time()
+        made = api.synthesize(options.model, options.weights, method=method, mean=mean, std=std, seed=options.seed)
+        wall, busy = time.perf_counter() - begin[0], time.process_time() - begin[1]
+        print(f"{method}: {len(made.images)} images in {wall:.0f} s, {busy:.0f} s of processors", file=sys.stderr)
+        sets[f", data-free {method}"] = made.images
     rows = {}
-    for name in track(options.only or known, "rows", console=Console(stderr=True)):
-        cache = calibrate(config, weights, calibration, known[name], Normalization(mean, std), options.seed)
+    for name, end in track(list(product(options.only or known, sets)), "rows", console=Console(stderr=True)):
+        cache = calibrate(config, weights, sets[end], known[name], Normalization(mean, std), options.seed)
         engine = CpuEngine(network_from_model(assemble(config, weights, cache), name))
-        rows[name] = compare_logits(run(engine.run, images), original, labels)
+        rows[f"{name}{end}"] = compare_logits(run(engine.run, images), original, labels)
     return rows
 
 
@@ -151,6 +161,13 @@ def main() -> int:
     parser.add_argument("--std", type=float, nargs="+")
     parser.add_argument(
         "--only", action="append", default=[], metavar="ROW", help="a row of the table; may be repeated"
+    )
+    parser.add_argument(
+        "--data-free",
+        action="append",
+        default=[],
+        choices=METHODS,
+        help="the same rows calibrated on images made from the weights, by this method; may be repeated",
     )
     parser.add_argument("--markdown", type=Path, help="file for the table")
     parser.add_argument("--csv", type=Path, help="file for the table with all digits")

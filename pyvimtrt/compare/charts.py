@@ -109,6 +109,17 @@ def reach(axis: str, largest: F32, limit: F32, groups: npt.NDArray[np.int32]) ->
     return _svg(draw, 2.2, f"range by {axis}")
 
 
+def curve(losses: Sequence[float], iterations: int) -> str:
+    """Draw the loss of synthetic images over the iterations."""
+
+    def draw(axes: Axes) -> None:
+        axes.plot(np.linspace(1, iterations, len(losses)), losses, linewidth=1.2, color=FIRST)
+        axes.set_xlabel("iteration")
+        axes.set_ylabel("loss, mean over the images")
+
+    return _svg(draw, 2.0, "loss of the synthetic images")
+
+
 def profiles(axis: str, before: F32, after: F32) -> str:
     """Draw a hidden state's largest magnitudes along an axis before and after reparameterization, both divided by their
     largest.

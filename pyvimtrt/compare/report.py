@@ -22,6 +22,7 @@ from pyvimtrt import __version__
 from pyvimtrt.compare import charts
 from pyvimtrt.compare.metrics import Comparison
 from pyvimtrt.compare.results import Answer, Attribution, Cost, Range, Report, StateRange, WorstImage
+from pyvimtrt.data.synthetic import Synthesis
 from pyvimtrt.files import atomic_output, check_writable
 
 SUFFIXES = (".html", ".htm")
@@ -70,11 +71,24 @@ def render(report: Report) -> str:
         figures=_figures(report.comparison),
         warnings=report.warnings,
         facts=list(report.engine.items()),
+        synthesis=_synthesis(report.synthesis),
         measured=found is not None,
         images=[_image(image) for image in report.worst],
         version=__version__,
         **parts,
     )
+
+
+def _synthesis(made: Synthesis | None) -> View | None:
+    """What a data-free cache was calibrated on, with the loss where there was one."""
+    if made is None:
+        return None
+    text = (
+        f"The engine was calibrated without data, on images made from the weights: method {made.method}, start "
+        f"{made.start}, seed {made.seed}, {made.iterations:,} iterations."
+    )
+    drawn = len(made.losses) > 1
+    return {"text": text, "chart": _chart(charts.curve(made.losses, made.iterations), "") if drawn else None}
 
 
 def _chart(svg: str, caption: str, title: str = "") -> View:

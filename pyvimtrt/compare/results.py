@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyvimtrt.compare.metrics import Comparison
+from pyvimtrt.data.synthetic import Synthesis
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -146,6 +147,7 @@ class Report:
     class_order: str | None = None
     class_folders: Mapping[str, int] | None = None
     classes: str = ""
+    synthesis: Synthesis | None = None  # how the calibration images were made, where the cache is data-free
 
 
 def to_json(report: Report) -> dict[str, Any]:

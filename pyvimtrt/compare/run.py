@@ -108,6 +108,7 @@ def compare(
         warnings=tuple(warnings),
         attribution=attribution,
         left_out=reader.left_out,
+        synthesis=None if cache is None else cache.info.synthesis,
         **class_facts(dataset, info.labels),
     )
 

@@ -137,6 +137,19 @@ class NpzImages:
         return ArrayHeader(dtype, tuple(shape), head.tell())
 
 
+def read_note(path: Path, name: str) -> bytes | None:
+    """Return a short array of bytes of an .npz file, None where it has none. Raises DataError for a damaged file."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
+            head = io.BytesIO(stream.read(MAX_HEADER_BYTES))
+        array = np.lib.format.read_array(head, allow_pickle=False)
+    except KeyError:
+        return None
+    except _DAMAGE as error:
+        raise DataError(f"{path} is damaged or not an .npz file of arrays: {error}") from error
+    return array.tobytes()
+
+
 def _skip(stream: IO[bytes], size: int) -> None:
     while size > 0:
         skipped = len(stream.read(min(size, 1 << 20)))

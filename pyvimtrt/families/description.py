@@ -117,7 +117,8 @@ class State:
     """The hidden state of a scan, h[t] [B, channels, states]: rounded by a scale per token times factors per channel
     and per state.
 
-    C, which reads the state, is in the channels of ``reader`` from ``reader_offset`` on.
+    C, which reads the state, is in the channels of ``reader`` from ``reader_offset`` on. ``places`` [rows][columns] are
+    the numbers of the tokens that hold the image's patches, as the patches lie in the image.
     """
 
     name: str
@@ -129,6 +130,7 @@ class State:
     states: int
     reader: Activation
     reader_offset: int
+    places: tuple[tuple[int, ...], ...]
 
 
 Part = Activation | Table | ImageConv | Linear | DepthwiseConv | State

@@ -16,8 +16,9 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from pyvimtrt.data import statistics
+from pyvimtrt.data import statistics, synthetic
 from pyvimtrt.data.statistics import Moments
+from pyvimtrt.data.synthetic import Synthesis
 from pyvimtrt.errors import CalibrationError, brief
 from pyvimtrt.families import ModelConfig, describe
 from pyvimtrt.families.description import Activation, DepthwiseConv, Linear, Part, State, Table
@@ -47,8 +48,11 @@ class CacheInfo:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     seed: int
-    image_statistics: Moments = ()  # of the calibration images; empty in caches of packages before they were kept
+    # Of the calibration images. Empty where they were synthetic, which need not look like those to come, and in caches
+    # of packages before they were kept.
+    image_statistics: Moments = ()
     format_version: int = CACHE_FORMAT_VERSION
+    synthesis: Synthesis | None = None  # how the images were made, where that was from the weights alone
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,8 @@ def _part_shapes(part: Part) -> dict[str, tuple[int | None, ...]]:
 
 def save_cache(cache: Cache, path: Path) -> None:
     """Write a cache, whole or not at all; the same cache gives the same bytes."""
-    metadata = {METADATA_KEY: json.dumps(asdict(cache.info), sort_keys=True)}
+    values = {key: value for key, value in asdict(cache.info).items() if value is not None}
+    metadata = {METADATA_KEY: json.dumps(values, sort_keys=True)}
     data = safetensors.numpy.save(
         {name: np.ascontiguousarray(cache.tensors[name]) for name in sorted(cache.tensors)}, metadata
     )
@@ -159,7 +164,9 @@ def load_cache(path: Path) -> Cache:
             "std": tuple(values["std"]),
             "image_statistics": statistics.parse(values.get("image_statistics", ())),
         }
-        info = CacheInfo(**{**values, **lists})
+        note = values.get("synthesis")
+        made = {} if note is None else {"synthesis": synthetic.parse(note)}
+        info = CacheInfo(**{**values, **lists, **made})
         plausible = _plausible(info)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise CalibrationError(

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyvimtrt.data.statistics import LOOKED_AT, moments
+from pyvimtrt.data.synthetic import Synthesis
 from pyvimtrt.errors import CalibrationError
 from pyvimtrt.families import ModelConfig, describe
 from pyvimtrt.families.backbone import Backbone
@@ -69,13 +70,14 @@ def calibrate(
     seed: int = 0,
     progress: Progress | None = None,
     device: str = "auto",
+    synthesis: Synthesis | None = None,
 ) -> Cache:
     """Return the calibration cache of a model for uint8 images [N, C, H, W]. Same inputs, seed and device, same bytes.
 
     ``seed`` picks the order of the images, and so which of them the scales are searched on. ``device`` is that of the
-    model and of the search: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``, a GPU where PyTorch has one. Raises
-    CalibrationError for unusable images, K larger than the number of tokens, a device that is not there, or activations
-    that are not finite.
+    model and of the search: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``, a GPU where PyTorch has one. ``synthesis`` says
+    how the images were made, where that was from the weights alone. Raises CalibrationError for unusable images, K
+    larger than the number of tokens, a device that is not there, or activations that are not finite.
     """
     _check(config, images, recipe, normalization)
     chosen = pick_device(device)
@@ -94,7 +96,8 @@ def calibrate(
         mean=normalization.mean,
         std=normalization.std,
         seed=seed,
-        image_statistics=moments(images[:LOOKED_AT]),
+        image_statistics=() if synthesis is not None else moments(images[:LOOKED_AT]),
+        synthesis=synthesis,
     )
     return Cache(info, tensors)
 

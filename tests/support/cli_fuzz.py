@@ -47,7 +47,7 @@ MODELS += ("vim:img=" + "9" * 400, "vim:dim=" + "9" * 400, "vim:dim=" + "9" * 50
 WORDS = _words("default paper naive int8 fp32 full 2 cpu cuda cuda:99999999999999999999 meta auto tensorrt kinds")
 WORDS += _words("image smoothing,search 2Gi")
 # A command that takes a second where it succeeds comes less often.
-SLOW = {"compare": 0.2, "calibrate": 0.4, "score": 0.5}
+SLOW = {"compare": 0.2, "calibrate": 0.4, "synthesize": 0.4, "score": 0.5}
 
 
 @dataclass
@@ -227,7 +227,8 @@ class Fuzzer:
 
     def _good(self, command: str, name: str) -> str | None:
         good, fresh = self.ground.good, self.random.randrange(10**6)
-        suffix = {"build": ".onnx", "calibrate": ".safetensors", "export onnx": ".onnx"}.get(command, "")
+        suffixes = {"build": ".onnx", "synthesize": ".npz", "calibrate": ".safetensors", "export onnx": ".onnx"}
+        suffix = suffixes.get(command, "")
         images = str(self.random.choice([good["photos"], good["data.npz"]]))
         files: dict[str, str] = {
             "engine": str(good["e.onnx"]),
@@ -241,6 +242,9 @@ class Fuzzer:
             "data": images,
             "output": f"out{fresh}{suffix}",
             "report": f"r{fresh}.html",
+            "gallery": f"g{fresh}.html",
+            "method": self.random.choice(["output", "ouro", "entropy", "natural", "noise"]),
+            "iterations": "2",
             "plot": f"p{fresh}.svg",
             "timing_cache": f"t{fresh}.cache",
             "api_key_file": str(good["labels.txt"]),
@@ -337,7 +341,8 @@ class Fuzzer:
 
 # Options that a command cannot do without here, or that are always given.
 NEEDED = {("build", name) for name in ("weights", "calib", "int8", "output")}
-NEEDED |= {(command, "weights") for command in ("calibrate", "compare", "export onnx")}
+NEEDED |= {(command, "weights") for command in ("synthesize", "calibrate", "compare", "export onnx")}
+NEEDED |= {("calibrate", "images")}
 
 
 def check(ground: Ground, arguments: list[str], capture: pytest.CaptureFixture[str]) -> tuple[int, float]:

@@ -47,6 +47,9 @@ NEED_TORCH = {
     "pyvimtrt.quantization.observe", "pyvimtrt.quantization.rounding", "pyvimtrt.quantization.cosine",
     "pyvimtrt.quantization.search", "pyvimtrt.quantization.calibrate",
 }
+NEED_TORCH |= {
+    f"pyvimtrt.synthesis.{name}" for name in ("features", "jitter", "losses", "objective", "synthesize")
+}
 NEED_TORCH |= {f"pyvimtrt.compare.{name}" for name in ("attribution", "ranges", "simulation")}
 NEED_MATPLOTLIB = {"pyvimtrt.compare.charts", "pyvimtrt.compare.report"}  # the report needs jinja2 too
 NEED_POLYGRAPHY = {
@@ -154,7 +157,20 @@ def test_an_engine_is_built_and_run_without_optional_packages(
     result = run(script, *files)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1].split() == [
-        *("build", "calibrate", "infer", "eval", "compare", "bench", "serve", "score", "inspect", "models", "doctor")
+        *(
+            "build",
+            "synthesize",
+            "calibrate",
+            "infer",
+            "eval",
+            "compare",
+            "bench",
+            "serve",
+            "score",
+            "inspect",
+            "models",
+            "doctor",
+        )
     ]
     assert result.stderr.splitlines() == [
         "error: calibration needs the package torch, which is not installed; run: pip install 'pyvimtrt[torch]'",

@@ -31,6 +31,7 @@ from pyvimtrt.compare.results import (
     WorstImage,
     to_json,
 )
+from pyvimtrt.data.synthetic import Synthesis
 
 HOSTILE = """<script>alert('x')</script> "&' $x$"""
 VOID = {"meta", "img", "br", "link"}
@@ -164,6 +165,16 @@ def test_it_is_one_whole_page_that_needs_nothing(report: Report) -> None:
             assert (value or "").startswith(("#", "data:image/png;base64,")), (tag, name, (value or "")[:60])
         assert not name.startswith("on"), name
     assert "@import" not in text and "url(http" not in text and text == render(report)
+
+
+def test_a_data_free_calibration_is_told_with_its_loss() -> None:
+    made = Synthesis(HOSTILE, "natural", 5, 40, (3.5, 1.0, 0.25))
+    text = render(dataclasses.replace(MINIMAL, synthesis=made))
+    assert "seed 5, 40 iterations" in Page(text).text and "loss of the synthetic images" in text
+    assert "<script>" not in text
+    still = render(dataclasses.replace(MINIMAL, synthesis=dataclasses.replace(made, losses=())))
+    assert "seed 5, 40 iterations" in Page(still).text and "loss of the synthetic images" not in still
+    assert "Calibration without data" not in render(MINIMAL)
 
 
 @pytest.mark.slow

@@ -111,6 +111,12 @@ class VimConfig:
         order = iter(range(self.patches))
         return tuple(-1 if t in self.cls_positions else next(order) for t in range(self.tokens))
 
+    @property
+    def places(self) -> tuple[tuple[int, ...], ...]:
+        """For every row of patches their tokens."""
+        tokens = [token for token, patch in enumerate(self.token_source) if patch >= 0]
+        return tuple(tuple(tokens[row * self.grid : (row + 1) * self.grid]) for row in range(self.grid))
+
     def spec(self) -> str:
         """Return the canonical text that `parse_model` turns back into this configuration."""
         return "vim:" + ",".join(f"{key}={value}" for key, value in asdict(self).items())

@@ -126,7 +126,7 @@ def _scan_parts(config: VimConfig, direction: Direction) -> ScanParts:
         dbc=dbc,
         dt_proj=Linear(f"{d}.dt_proj", f"mixer.{dt_proj}.weight", (E, R), dbc, (delta,), bias=f"mixer.{dt_proj}.bias"),
         delta=delta,
-        state=State(f"{d}.state", "state", d, direction.reverse, L, E, N, reader=dbc, reader_offset=R + N),
+        state=State(f"{d}.state", "state", d, direction.reverse, L, E, N, dbc, R + N, config.places),
         A_log=f"mixer.{A_log}",
         D=f"mixer.{skip}",
     )
