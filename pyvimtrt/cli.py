@@ -257,7 +257,7 @@ def synthesize(
 
     \b
     Example:
-      pyvimtrt synthesize vim_tiny_patch16_224 --weights vim_t.pth --gallery images.html -o images.npz
+      pyvimtrt synthesize auto --weights w.pth --gallery made.html -o made.npz
     """
     from pyvimtrt import api
     from pyvimtrt.cli_output import print_fields, print_json, progress_bar
