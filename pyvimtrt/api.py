@@ -86,6 +86,7 @@ def calibrate(
     recipe: str = RECIPE,
     k: str | int | None = None,
     state: str | None = None,
+    weight_bits: int | None = None,
     without: Sequence[str] = (),
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -96,12 +97,13 @@ def calibrate(
 ) -> Cache:
     """Return the calibration cache of a model for uint8 images [N, C, H, W], and write it to ``output`` where given.
 
-    ``without`` names steps of the recipe to leave out. ``progress(done, total)`` is called after every step. ``device``
+    ``weight_bits`` is 8, or 4 for the weights of all linear layers but the head. ``without`` names steps of the recipe
+    to leave out. ``progress(done, total)`` is called after every step. ``device``
     is PyTorch's: cpu, cuda, cuda:1, or auto, a GPU where there is one. Raises VimTrtError for anything a user can
     cause.
     """
     config = parse_model(model)
-    settings = get_recipe(recipe, k, state, without)
+    settings = get_recipe(recipe, k, state, without, weight_bits)
     if output is not None:
         check_writable(Path(output), inputs=[_path_of(weights)], made_here=True)
     defaults = model_defaults(config)

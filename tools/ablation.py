@@ -55,8 +55,17 @@ def variants(tokens: int) -> Iterator[tuple[str, Recipe]]:
         for state in STATES:
             if state != get_recipe(name).state:
                 yield f"{name}, state {state}", get_recipe(name, state=state)
+    for name in RECIPES:
+        yield f"{name}, weights 4 bits", get_recipe(name, weight_bits=4)
+    for step in ("error_compensation", "weight_groups"):
+        yield f"default, weights 4 bits without {step}", get_recipe("default", without=[step], weight_bits=4)
+    without = "error_compensation", "weight_groups"
+    yield (
+        "default, weights 4 bits without " + " and ".join(without),
+        get_recipe("default", without=without, weight_bits=4),
+    )
     for name, step in product(("default", "paper"), STEPS):
-        if any(getattr(RECIPES[name], field) != value for field, value in STEPS[step].items()):
+        if step not in without and any(getattr(RECIPES[name], field) != value for field, value in STEPS[step].items()):
             if step == "reparameterization" and RECIPES[name].state == "fp32":  # which has none
                 recipe = get_recipe(name, state="int8", without=[step])
                 yield f"{name}, state int8 without {step}", recipe

@@ -39,6 +39,7 @@ def assemble(config: ModelConfig, weights: Weights, cache: Cache, labels: Sequen
         std=cache.info.std,
         recipe=cache.info.recipe,
         state=cache.info.state,
+        weight_bits=cache.info.weight_bits,
         weights_sha256=cache.info.weights_sha256,
         calibration_sha256=cache.sha256(),
         calibration_images=cache.info.images,
