@@ -21,11 +21,11 @@ from pyvimtrt.families.description import Activation, Block, DepthwiseConv, Imag
 from pyvimtrt.graph.builder import WEIGHT_MAX
 from pyvimtrt.graph.network import PIXEL_ZERO
 from pyvimtrt.model.checkpoint import load_model
+from pyvimtrt.model.four_bits import FourBits
 from pyvimtrt.model.scan import selective_scan, torch_scan
 from pyvimtrt.model.weights import Weights
 from pyvimtrt.quantization.cache import Cache, TableScales
 from pyvimtrt.quantization.calibrate import Normalization
-from pyvimtrt.quantization.four_bits import FourBits
 from pyvimtrt.quantization.rounding import fake_quantize
 
 Rounding = Callable[[Tensor], Tensor]

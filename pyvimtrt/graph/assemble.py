@@ -18,6 +18,7 @@ from pyvimtrt.files import atomic_output
 from pyvimtrt.graph.builder import GraphBuilder
 from pyvimtrt.graph.network import INPUT_NAME, IR_VERSION, ONNX_OPSET, OUTPUT_NAME, NetworkInfo, network_from_model
 from pyvimtrt.graph.operators import DOMAIN, OPSET, register_schemas
+from pyvimtrt.graph.packed_weights import is_packed
 from pyvimtrt.graph.parts import PartBuilder
 from pyvimtrt.model.weights import Weights
 from pyvimtrt.quantization.cache import Cache
@@ -72,12 +73,13 @@ def _finish(graph: GraphBuilder, config: ModelConfig, info: NetworkInfo) -> onnx
     )
     helper.set_model_props(model, info.to_metadata())
     network = network_from_model(model, "the assembled network")
-    for node in network.nodes:  # types and shapes for viewers and for runtimes that do not know the operators
-        for name in node.outputs:
+    for node in graph.nodes:  # types and shapes for viewers and for runtimes that do not know the operators
+        for name in node.output:
             if name != OUTPUT_NAME:
                 value = network.values[name]
                 kind = helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))
-                model.graph.value_info.append(helper.make_tensor_value_info(name, kind, ["B", *value.shape[1:]]))
+                shape = list(value.shape) if is_packed(node) else ["B", *value.shape[1:]]
+                model.graph.value_info.append(helper.make_tensor_value_info(name, kind, shape))
     register_schemas()
     onnx.checker.check_model(model)
     return model

@@ -13,8 +13,8 @@ import onnx
 from onnx import helper
 
 from pyvimtrt.graph.operators import DOMAIN, FOUR_BITS, OPERATORS, PLUGIN_ATTRIBUTES
+from pyvimtrt.model.four_bits import GROUP, FourBits
 from pyvimtrt.quantization.cache import TableScales
-from pyvimtrt.quantization.four_bits import GROUP, FourBits
 
 F64 = npt.NDArray[np.float64]
 Function = Callable[[F64], F64]

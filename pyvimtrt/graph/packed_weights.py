@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from pyvimtrt.errors import NetworkError, brief
 from pyvimtrt.graph.constants import read_constant
 from pyvimtrt.graph.operators import DOMAIN, FOUR_BITS, FOUR_BITS_ATTRIBUTES
-from pyvimtrt.quantization.four_bits import FourBits
+from pyvimtrt.model.four_bits import FourBits
 
 
 def is_packed(node: onnx.NodeProto) -> bool:

@@ -22,8 +22,8 @@ from pyvimtrt.errors import CalibrationError, brief
 from pyvimtrt.families import ModelConfig, describe
 from pyvimtrt.families.description import Activation, DepthwiseConv, Linear, Part, State, Table
 from pyvimtrt.files import atomic_output, hash_arrays
+from pyvimtrt.model.four_bits import FourBits, packed_widths
 from pyvimtrt.model.weights import Weights
-from pyvimtrt.quantization.four_bits import FourBits, packed_widths
 from pyvimtrt.quantization.recipes import STATES, WEIGHT_BITS
 
 CACHE_FORMAT_VERSION = 1

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyvimtrt.quantization.four_bits import GROUP, HIGH, LOW, MAX_FACTOR, FourBits
+from pyvimtrt.model.four_bits import GROUP, HIGH, LOW, MAX_FACTOR, FourBits
 from pyvimtrt.quantization.kscale import F64
 from pyvimtrt.quantization.rounding import SMALLEST_SCALE, array
 

@@ -43,7 +43,7 @@ NEED_TORCH = {
     "pyvimtrt.families.backbone", "pyvimtrt.families.vim.model", "pyvimtrt.families.vim.timm_models",
     "pyvimtrt.model.scan", "pyvimtrt.model.registry", "pyvimtrt.bench.gpu_peers", "pyvimtrt.bench.triton_scan",
     "pyvimtrt.quantization.observe", "pyvimtrt.quantization.rounding", "pyvimtrt.quantization.cosine",
-    "pyvimtrt.quantization.search", "pyvimtrt.quantization.calibrate",
+    "pyvimtrt.quantization.search", "pyvimtrt.quantization.calibrate", "pyvimtrt.quantization.round_weight",
 }
 NEED_TORCH |= {f"pyvimtrt.compare.{name}" for name in ("attribution", "ranges", "simulation")}
 NEED_MATPLOTLIB = {"pyvimtrt.compare.charts", "pyvimtrt.compare.report"}  # the report needs jinja2 too

@@ -1446,15 +1446,21 @@ def test_every_step_can_be_left_out_of_default() -> None:
     for step, changes in STEPS.items():
         if step == "power_of_two":  # of the paper alone
             continue
-        whole = get_recipe("default", state="int8") if step == "reparameterization" else RECIPES["default"]
-        shorter = get_recipe("default", state=whole.state, without=[step])
+        settings: dict[str, Any] = {
+            "reparameterization": {"state": "int8"},
+            "weight_groups": {"weight_bits": 4},
+            "error_compensation": {"weight_bits": 4},
+        }.get(step, {})
+        whole = get_recipe("default", **settings)
+        shorter = get_recipe("default", **settings, without=[step])
         assert shorter.name == f"default without {step}"
         assert {k for k in vars(shorter) if getattr(shorter, k) != getattr(whole, k)} == {"name", *changes}
     both = get_recipe("default", without=parse_without("smoothing, search"))
     assert both.name == "default without smoothing, search" and not both.smoothing and both.search == "none"
     assert get_recipe("default", without=parse_without(None)) is RECIPES["default"]
     steps = {field for changes in STEPS.values() for field in changes}
-    assert {f.name for f in dataclasses.fields(Recipe)} - steps == {"name", "description", "clusters", "state"}
+    others = {"name", "description", "clusters", "state", "weight_bits"}
+    assert {f.name for f in dataclasses.fields(Recipe)} - steps == others
 
 
 @pytest.mark.parametrize(
