@@ -18,7 +18,7 @@ from pyvimtrt.files import atomic_output
 from pyvimtrt.graph.builder import GraphBuilder
 from pyvimtrt.graph.network import INPUT_NAME, IR_VERSION, ONNX_OPSET, OUTPUT_NAME, NetworkInfo, network_from_model
 from pyvimtrt.graph.operators import DOMAIN, OPSET, register_schemas
-from pyvimtrt.graph.packed_weights import is_packed
+from pyvimtrt.graph.packed_weights import compact, is_packed
 from pyvimtrt.graph.parts import PartBuilder
 from pyvimtrt.model.weights import Weights
 from pyvimtrt.quantization.cache import Cache
@@ -58,12 +58,15 @@ def save_network(model: onnx.ModelProto, path: Path) -> None:
 
 def _finish(graph: GraphBuilder, config: ModelConfig, info: NetworkInfo) -> onnx.ModelProto:
     image = [config.channels, config.img, config.img]
+    nodes, constants = graph.nodes, graph.constants
+    if info.weight_bits == 4:
+        nodes, constants = compact(nodes, constants)
     proto = helper.make_graph(
-        graph.nodes,
+        nodes,
         info.name,
         [helper.make_tensor_value_info(INPUT_NAME, TensorProto.INT8, ["B", *image])],
         [helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, ["B", config.classes])],
-        [numpy_helper.from_array(array, name) for name, array in graph.constants.items()],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     model = helper.make_model(
         proto,
@@ -73,7 +76,7 @@ def _finish(graph: GraphBuilder, config: ModelConfig, info: NetworkInfo) -> onnx
     )
     helper.set_model_props(model, info.to_metadata())
     network = network_from_model(model, "the assembled network")
-    for node in graph.nodes:  # types and shapes for viewers and for runtimes that do not know the operators
+    for node in nodes:  # types and shapes for viewers and for runtimes that do not know the operators
         for name in node.output:
             if name != OUTPUT_NAME:
                 value = network.values[name]

@@ -393,7 +393,7 @@ class _Calibrator:
         product, total = gram.product[:columns, :columns] / chan / chan[:, None], gram.total[:columns] / chan
         if self.recipe.bias_correction == "all":  # makes up for what rounding adds to the mean
             product = product - total[:, None] * total / gram.rows
-        # What the engine multiplies is rounded: an error of its own, of a twelfth of a step's square.
+        # What the engine multiplies is rounded: an error of its own, a twelfth of the square of its scale.
         product.diagonal().add_(gram.rows * tok.double().square().mean() / 12)
         return round_compensated(weight, product, per_channel, groups)
 

@@ -34,13 +34,13 @@ class Rounded:
     factors: Tensor
     values: Tensor
 
-    def steps(self) -> Tensor:
+    def scale_of_each(self) -> Tensor:
         """Return the scale of each weight [O, C]."""
         return self.scale[:, None] * _per_column(self.factors, self.values.shape[1])
 
     def weight(self) -> Tensor:
         """Return the weight [O, C] that the values stand for."""
-        return self.values * self.steps()
+        return self.values * self.scale_of_each()
 
     def scales(self) -> F64:
         """Return the scales of the rows."""
@@ -57,8 +57,8 @@ def round_plainly(weight: Tensor, per_channel: bool, groups: bool) -> Rounded:
     factors = torch.stack(
         [_best_factor(part, scale, torch.ones(part.shape[1]), groups) for part in weight.split(GROUP, dim=1)], dim=1
     )
-    steps = scale[:, None] * _per_column(factors, weight.shape[1])
-    return Rounded(scale, factors, _nearest(weight / steps))
+    scales = scale[:, None] * _per_column(factors, weight.shape[1])
+    return Rounded(scale, factors, _nearest(weight / scales))
 
 
 def round_compensated(weight: Tensor, gram: Tensor, per_channel: bool, groups: bool) -> Rounded:
@@ -116,10 +116,10 @@ def _one_by_one(weight: Tensor, scale: Tensor, inverse: Tensor, groups: bool) ->
         block = inverse[start:stop, start:stop]
         part, errors = rest[:, start:stop].clone(), torch.empty_like(rest[:, start:stop])
         factors.append(_best_factor(part, scale, block.diagonal().square().reciprocal(), groups))
-        step = scale * factors[-1]
+        each = scale * factors[-1]
         for j in range(stop - start):
-            values[:, start + j] = _nearest(part[:, j] / step)
-            errors[:, j] = (part[:, j] - values[:, start + j] * step) / block[j, j]
+            values[:, start + j] = _nearest(part[:, j] / each)
+            errors[:, j] = (part[:, j] - values[:, start + j] * each) / block[j, j]
             part[:, j:] -= errors[:, j, None] * block[j, j:]
         rest[:, stop:] -= errors @ inverse[start:stop, stop:]
     return Rounded(scale, torch.stack(factors, dim=1), values)
@@ -139,11 +139,11 @@ def _refit(weight: Tensor, found: Rounded, gram: Tensor, per_channel: bool) -> R
 
 def _sweep(weight: Tensor, found: Rounded, gram: Tensor) -> Rounded:
     """Round each column again, to what is best while all others stay."""
-    steps, values = found.steps(), found.values.clone()
-    pull = (weight - values * steps) @ gram
+    scales, values = found.scale_of_each(), found.values.clone()
+    pull = (weight - values * scales) @ gram
     for j in range(weight.shape[1]):
-        new = _nearest(values[:, j] + pull[:, j] / (gram[j, j] * steps[:, j]))
-        change = (new - values[:, j]) * steps[:, j]
+        new = _nearest(values[:, j] + pull[:, j] / (gram[j, j] * scales[:, j]))
+        change = (new - values[:, j]) * scales[:, j]
         pull -= change[:, None] * gram[j]
         values[:, j] = new
     return Rounded(found.scale, found.factors, values)

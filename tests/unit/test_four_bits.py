@@ -182,7 +182,7 @@ def test_all_linear_layers_but_the_head_have_four_bits(cache: Cache, model: onnx
     of_a_direction = [f"{d}.{name}" for d in ("forward", "backward") for name in ("x_proj", "dt_proj")]
     names = ("in_proj", "out_proj", *of_a_direction)
     assert set(linears()) == {f"layers.{i}.{name}" for i in (0, 1) for name in names}
-    assert {n.name for n in model.graph.node if is_packed(n)} == {f"{name}.weight" for name in linears()}
+    assert {n.name for n in model.graph.node if n.op_type == FOUR_BITS} == {f"{name}.weight" for name in linears()}
     network = network_from_model(model, "a network")
     for name, part in linears().items():
         weight = network.constant(f"{name}.weight")
@@ -311,6 +311,25 @@ def number(name: str, value: object) -> Edit:
     return apply
 
 
+def cast(name: str, value: int) -> Edit:
+    def apply(model: onnx.ModelProto) -> None:
+        node = next(n for n in model.graph.node if n.op_type == "Cast")
+        node.attribute[0].CopyFrom(helper.make_attribute(name, value))
+
+    return apply
+
+
+def ids(edit: Callable[[np.ndarray], np.ndarray]) -> Edit:
+    def apply(model: onnx.ModelProto) -> None:
+        tensor = next(t for t in model.graph.initializer if t.name == "layers.0.conv.table_id.int8")
+        tensor.CopyFrom(numpy_helper.from_array(edit(numpy_helper.to_array(tensor)), tensor.name))
+
+    return apply
+
+
+wide_ids, high_ids = ids(lambda a: a.astype(np.int32)), ids(lambda a: a + np.int8(99))
+
+
 def second_reader(model: onnx.ModelProto) -> None:
     other = copy.deepcopy(packed_node(model))
     other.output[0] = "another"
@@ -338,13 +357,17 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "huge columns": (number("columns", 2**62), "must be 1 to 65536"),
     "group of 0": (number("group", 0), "must be 1 to 65536"),
     "negative group": (number("group", -32), "must be 1 to 65536"),
-    "group that is text": (number("group", "32"), "the whole numbers columns and group"),
-    "no attributes": (lambda m: packed_node(m).ClearField("attribute"), "the whole numbers columns and group"),
-    "one input": (lambda m: packed_node(m).input.pop(), "has two inputs"),
+    "group that is text": (number("group", "32"), "the attributes columns, group, whole numbers"),
+    "no attributes": (lambda m: packed_node(m).ClearField("attribute"), "the attributes columns, group, whole numbers"),
+    "one input": (lambda m: packed_node(m).input.pop(), "takes 2 inputs"),
     "two outputs": (lambda m: packed_node(m).output.append("more"), "one output"),
     "an activation": (of_activations, "images must be a constant that no other node reads"),
     "two readers": (second_reader, "must be a constant that no other node reads"),
     "an output that is there": (output_twice, "the output 'head.weight' exists already"),
+    "cast of a type": (cast("to", onnx.TensorProto.INT64), "Cast takes an int8 constant to int32"),
+    "cast of another attribute": (cast("from", 6), "Cast takes 1 inputs, one output and the attributes to"),
+    "cast of int32": (wide_ids, "Cast takes an int8 constant to int32"),
+    "table id above": (high_ids, "input table_id: must lie in"),
     "no such weight": (lambda m: m.graph.node.remove(packed_node(m)), "unknown input 'layers.0.in_proj.weight'"),
     "bits that are text": (
         lambda m: next(p for p in m.metadata_props if p.key.endswith("weight_bits")).__setattr__("value", '"4"'),
@@ -364,6 +387,18 @@ def test_files_that_break_a_rule_are_refused(name: str, model: onnx.ModelProto, 
     assert "\n" not in str(error.value)
 
 
+def test_a_network_holds_equal_constants_once_and_ids_as_bytes(cache: Cache, model: onnx.ModelProto) -> None:
+    stored = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    keys = [(str(a.dtype), a.shape, a.tobytes()) for a in stored.values() if a.dtype != np.uint8]
+    assert len(keys) == len(set(keys)) and not any(a.dtype == np.int32 for a in stored.values())
+    read = {name for node in model.graph.node for name in node.input}
+    assert stored.keys() <= read
+    network = network_from_model(model, "a network")
+    assert network.constant("layers.0.conv.table_id").dtype == np.int32
+    scan = next(n for n in network.nodes if n.name == "layers.1.scan")
+    assert "layers.0.scan.y_scale" in scan.inputs, "of an fp32 state it is 1 in every layer"
+
+
 def test_tensorrt_gets_a_file_of_int8_weights(model: onnx.ModelProto, tmp_path: Path) -> None:
     packed, folder = tmp_path / "packed.onnx", tmp_path / "folder"
     folder.mkdir()
@@ -371,7 +406,9 @@ def test_tensorrt_gets_a_file_of_int8_weights(model: onnx.ModelProto, tmp_path: 
     plain = int8_file(packed, folder)
     assert plain.parent == folder
     decoded = onnx.load(plain)
-    assert not any(is_packed(n) for n in decoded.graph.node) and len(decoded.graph.node) == len(model.graph.node) - 12
+    assert (
+        not any(is_packed(n) for n in decoded.graph.node) and len(decoded.graph.node) == len(model.graph.node) - 12 - 8
+    )
     stored = {t.name: t for t in decoded.graph.initializer}
     assert all(stored[f"{name}.weight"].data_type == onnx.TensorProto.INT8 for name in linears())
     assert not any(name.endswith((".values", ".factors")) for name in stored)

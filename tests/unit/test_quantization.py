@@ -1446,11 +1446,9 @@ def test_every_step_can_be_left_out_of_default() -> None:
     for step, changes in STEPS.items():
         if step == "power_of_two":  # of the paper alone
             continue
-        settings: dict[str, Any] = {
-            "reparameterization": {"state": "int8"},
-            "weight_groups": {"weight_bits": 4},
-            "error_compensation": {"weight_bits": 4},
-        }.get(step, {})
+        settings: dict[str, Any] = {"weight_bits": 4} if step in ("weight_groups", "error_compensation") else {}
+        if step == "reparameterization":
+            settings = {"state": "int8"}
         whole = get_recipe("default", **settings)
         shorter = get_recipe("default", **settings, without=[step])
         assert shorter.name == f"default without {step}"
