@@ -8,6 +8,7 @@ scale takes its least-squares value, a few times; neither can make the error lar
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,9 +64,7 @@ def round_plainly(weight: Tensor, per_channel: bool, groups: bool) -> Rounded:
 
 def round_compensated(weight: Tensor, gram: Tensor, per_channel: bool, groups: bool) -> Rounded:
     """Round a weight [O, C] for the least error of its outputs, given H = x^T x [C, C] of its inputs, in float64."""
-    damped = gram.clone()
-    damped.diagonal().add_(DAMPING * gram.diagonal().mean() + SMALLEST_SCALE)
-    inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    damped, inverse = _damped(gram)
     inverse, gram = inverse.float(), (damped / damped.diagonal().mean()).float()
     covering = _covering(weight, per_channel, groups)
     best: Rounded | None = None
@@ -87,6 +86,19 @@ def round_compensated(weight: Tensor, gram: Tensor, per_channel: bool, groups: b
         error = torch.where(better, new, error)
     assert best is not None
     return best
+
+
+def _damped(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Return H with damping, and the upper Cholesky factor of its inverse."""
+    mean, damping = float(gram.diagonal().mean()) + SMALLEST_SCALE, DAMPING
+    gram = gram * 4.0 ** -round(math.log(mean, 4))  # an exact factor, so that the inverse fits fp32
+    while True:
+        damped = gram.clone()
+        damped.diagonal().add_(damping * gram.diagonal().mean() + SMALLEST_SCALE)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            return damped, torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
+        damping *= 10  # the sums' rounding can take more from a matrix of little variance than damping gives
 
 
 def _covering(weight: Tensor, per_channel: bool, groups: bool) -> Tensor:

@@ -162,7 +162,16 @@ def test_what_is_a_four_bit_weight_already_stays() -> None:
     assert torch.allclose(round_plainly(weight.clip(max=1.05, min=-1.05), True, True).weight()[:, 32:], weight[:, 32:])
 
 
-@pytest.mark.parametrize("gram", [torch.zeros(40, 40).double(), torch.ones(40, 40).double()])
+@pytest.mark.parametrize(
+    "gram",
+    [
+        torch.zeros(40, 40).double(),
+        torch.ones(40, 40).double(),
+        torch.ones(40, 40).double() * 1e60,
+        torch.eye(40).double() * 1e-60,
+        torch.eye(40).double() - 0.04 * torch.ones(40, 40).double(),  # not positive, as rounding of sums may make it
+    ],
+)
 def test_inputs_that_never_vary_and_weights_of_zero(gram: torch.Tensor) -> None:
     weight = torch.from_numpy(np.random.default_rng(7).normal(size=(4, 40)).astype(np.float32))
     weight[1] = 0
