@@ -396,6 +396,25 @@ def test_files_that_break_a_rule_are_refused(name: str, model: onnx.ModelProto, 
     assert "\n" not in str(error.value)
 
 
+def test_damaged_bytes_never_end_in_another_error(model: onnx.ModelProto, tmp_path: Path) -> None:
+    """200 files with a byte changed anywhere, 200 with one changed outside the constants' data: run, or refused."""
+    random, refused, pixels = np.random.default_rng(0), 0, np.zeros((1, 1, 8, 8), np.uint8)
+    whole = model.SerializeToString()
+    names = [whole.index(f"{name}.weight".encode()) for name in linears()]
+    places = [*random.integers(len(whole), size=200), *(random.choice(names, 200) + random.integers(-40, 80, 200))]
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] = random.integers(256)
+        (tmp_path / "n.onnx").write_bytes(damaged)
+        try:
+            network = load_network(tmp_path / "n.onnx")
+        except NetworkError:
+            refused += 1
+        else:
+            assert CpuEngine(network, 1).run(pixels).shape == (1, network.config.classes)
+    assert refused > 100
+
+
 def test_a_network_holds_equal_constants_once_and_ids_as_bytes(cache: Cache, model: onnx.ModelProto) -> None:
     stored = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     keys = [(str(a.dtype), a.shape, a.tobytes()) for a in stored.values() if a.dtype != np.uint8]
