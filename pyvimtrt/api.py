@@ -199,6 +199,7 @@ def calibrate(
     recipe: str = RECIPE,
     k: str | int | None = None,
     state: str | None = None,
+    weight_bits: int | None = None,
     without: Sequence[str] = (),
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -211,14 +212,14 @@ def calibrate(
     """Return the calibration cache of a model for uint8 images [N, C, H, W], and write it to ``output`` where given.
 
     ``model`` is a name, a text or ``auto``, the model whose weights these are.
-    ``without`` names steps of the recipe to leave out. ``mean`` and ``std`` are given both, or neither for the model's
-    own, else ImageNet's; the cache keeps them. ``progress(done, total)`` is called after every step. ``device``
-    is PyTorch's: cpu, cuda, cuda:1, or auto, a GPU where there is one. ``synthesis`` goes with the images of
-    `synthesize`: the cache then says that it is data-free. Few images are a CalibrationWarning. Raises VimTrtError for
-    anything a user can cause.
+    ``weight_bits`` is 8, or 4 for the weights of all linear layers but the head. ``without`` names steps of the recipe
+    to leave out. ``mean`` and ``std`` are given both, or neither for the model's own, else ImageNet's; the cache keeps
+    them. ``progress(done, total)`` is called after every step. ``device`` is PyTorch's: cpu, cuda, cuda:1, or auto, a
+    GPU where there is one. ``synthesis`` goes with the images of `synthesize`: the cache then says that it is
+    data-free. Few images are a CalibrationWarning. Raises VimTrtError for anything a user can cause.
     """
     config = resolve_model(model, weights)
-    settings = get_recipe(recipe, k, state, without)
+    settings = get_recipe(recipe, k, state, without, weight_bits)
     if output is not None:
         check_writable(Path(output), inputs=[_path_of(weights)], made_here=True)
     chosen = choose_normalization(config, mean, std)

@@ -50,6 +50,7 @@ class CalibrationPlan:
     recipe: str = defaults.RECIPE
     k: str | None = None
     state: str | None = None
+    weight_bits: int | None = None
     without: str | None = None
     seed: int = 0
     strict: bool = False
@@ -182,6 +183,7 @@ def _calibrate(
         recipe=plan.recipe,
         k=plan.k,
         state=plan.state,
+        weight_bits=plan.weight_bits,
         without=parse_without(plan.without),
         mean=recipe.mean,
         std=recipe.std,

@@ -330,6 +330,9 @@ def calibrate(
     state: Annotated[
         str | None, typer.Option(help="Type of the hidden state: int8 or fp32; default: the recipe's.")
     ] = None,
+    weight_bits: Annotated[
+        int | None, typer.Option(help="Bits of the layers' weights: 8 or 4; default: 8. Activations have 8.")
+    ] = None,
     without: Annotated[
         str | None, typer.Option(metavar="STEP,..", help="Leave out steps of the recipe, such as smoothing,search.")
     ] = None,
@@ -366,7 +369,7 @@ def calibrate(
     chosen = api.keyed_weights(weights, weights_key)
     config = api.resolve_model(model, chosen)
     left_out = parse_without(without)
-    get_recipe(recipe, k, state, left_out)
+    get_recipe(recipe, k, state, left_out, weight_bits)
     means, stds = _numbers("--mean", mean), _numbers("--std", std)
     check_writable(output, inputs=[weights, images], made_here=True)
     start = time.perf_counter()
@@ -400,6 +403,7 @@ def calibrate(
             recipe=recipe,
             k=k,
             state=state,
+            weight_bits=weight_bits,
             without=left_out,
             mean=means,
             std=stds,
@@ -417,6 +421,7 @@ def calibrate(
         "recipe": cache.info.recipe,
         "k": cache.info.clusters,
         "state": cache.info.state,
+        "weight_bits": cache.info.weight_bits,
         "images per second": round(cache.info.images / (time.perf_counter() - calibrating), 1),
         "normalization": api.choose_normalization(config, means, stds),
         "seconds": round(time.perf_counter() - start, 3),

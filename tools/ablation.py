@@ -50,6 +50,7 @@ from pyvimtrt.synthesis.methods import METHODS
 from pyvimtrt.zoo import DEMO_MODEL
 
 BATCH = 100
+STEPS_OF_4_BITS = ("error_compensation", "weight_groups")
 CLUSTERS = (1, 4)  # of the tokens, beside the recipe's own
 
 
@@ -60,7 +61,12 @@ def variants(tokens: int) -> Iterator[tuple[str, Recipe]]:
         for state in STATES:
             if state != get_recipe(name).state:
                 yield f"{name}, state {state}", get_recipe(name, state=state)
-    for name, step in product(("default", "paper"), STEPS):
+    for name in RECIPES:
+        yield f"{name}, weights 4 bits", get_recipe(name, weight_bits=4)
+    for without in ([STEPS_OF_4_BITS[0]], [STEPS_OF_4_BITS[1]], STEPS_OF_4_BITS):
+        recipe = get_recipe("default", without=without, weight_bits=4)
+        yield f"default, weights 4 bits without {', '.join(without)}", recipe
+    for name, step in product(("default", "paper"), [step for step in STEPS if step not in STEPS_OF_4_BITS]):
         if any(getattr(RECIPES[name], field) != value for field, value in STEPS[step].items()):
             if step == "reparameterization" and RECIPES[name].state == "fp32":  # which has none
                 recipe = get_recipe(name, state="int8", without=[step])

@@ -21,6 +21,7 @@ from pyvimtrt.families.description import Activation, Block, DepthwiseConv, Imag
 from pyvimtrt.graph.builder import WEIGHT_MAX
 from pyvimtrt.graph.network import PIXEL_ZERO
 from pyvimtrt.model.checkpoint import load_model
+from pyvimtrt.model.four_bits import FourBits
 from pyvimtrt.model.scan import selective_scan, torch_scan
 from pyvimtrt.model.weights import Weights
 from pyvimtrt.quantization.cache import Cache, TableScales
@@ -154,6 +155,7 @@ class Simulation:
                     f"{name}.weight",
                     self.model.get_parameter(block.prefix + part.weight),
                     self._weight_factor(block, part, cache),
+                    cache.four_bits(name),
                 )
                 if isinstance(part, Linear):
                     self._add_correction(block, part)
@@ -191,14 +193,14 @@ class Simulation:
             given = output.argument if isinstance(output, Table) else output.name
             self._corrections[block.prefix + given] = correction, f"{name}.weight", source
 
-    def _add_weight(self, quantizer: str, weight: Tensor, factor: Tensor) -> None:
+    def _add_weight(self, quantizer: str, weight: Tensor, factor: Tensor, packed: FourBits | None) -> None:
         exact = weight.data.clone()
         scales = self._cache[f"{quantizer}.scale"].reshape(-1, *[1] * (exact.ndim - 1))
-        self._weights[quantizer] = (
-            weight,
-            exact,
-            fake_quantize(exact * factor, scales, -WEIGHT_MAX, WEIGHT_MAX) / factor,
-        )
+        if packed is None:
+            rounded = fake_quantize(exact * factor, scales, -WEIGHT_MAX, WEIGHT_MAX)
+        else:
+            rounded = torch.from_numpy(packed.unpack(exact.shape[1])) * scales
+        self._weights[quantizer] = weight, exact, rounded / factor
 
     def _state_rounding(self, quantizer: str) -> Callable[[int, Tensor], Tensor]:
         tok = self._cache[f"{quantizer}.scale_tok"]

@@ -183,6 +183,14 @@ class Description:
         """Return all blocks in order."""
         return self.stem, *self.layers, self.head
 
+    def inner_linears(self) -> dict[str, Linear]:
+        """Return the linear layers of the layers, without stem and head, by name: those whose weights can have four
+        bits.
+        """
+        return {
+            block.prefix + part.name: part for block in self.layers for part in block.parts if isinstance(part, Linear)
+        }
+
     def weight_shapes(self) -> dict[str, Shape]:
         """Return name and shape of every tensor of a checkpoint."""
         return dict(item for block in self.blocks for item in block.weight_shapes())

@@ -18,6 +18,7 @@ from pyvimtrt.files import atomic_output
 from pyvimtrt.graph.builder import GraphBuilder
 from pyvimtrt.graph.network import INPUT_NAME, IR_VERSION, ONNX_OPSET, OUTPUT_NAME, NetworkInfo, network_from_model
 from pyvimtrt.graph.operators import DOMAIN, OPSET, register_schemas
+from pyvimtrt.graph.packed_weights import compact, is_packed
 from pyvimtrt.graph.parts import PartBuilder
 from pyvimtrt.model.weights import Weights
 from pyvimtrt.quantization.cache import Cache
@@ -39,6 +40,7 @@ def assemble(config: ModelConfig, weights: Weights, cache: Cache, labels: Sequen
         std=cache.info.std,
         recipe=cache.info.recipe,
         state=cache.info.state,
+        weight_bits=cache.info.weight_bits,
         weights_sha256=cache.info.weights_sha256,
         calibration_sha256=cache.sha256(),
         calibration_images=cache.info.images,
@@ -56,12 +58,15 @@ def save_network(model: onnx.ModelProto, path: Path) -> None:
 
 def _finish(graph: GraphBuilder, config: ModelConfig, info: NetworkInfo) -> onnx.ModelProto:
     image = [config.channels, config.img, config.img]
+    nodes, constants = graph.nodes, graph.constants
+    if info.weight_bits == 4:
+        nodes, constants = compact(nodes, constants)
     proto = helper.make_graph(
-        graph.nodes,
+        nodes,
         info.name,
         [helper.make_tensor_value_info(INPUT_NAME, TensorProto.INT8, ["B", *image])],
         [helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, ["B", config.classes])],
-        [numpy_helper.from_array(array, name) for name, array in graph.constants.items()],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     model = helper.make_model(
         proto,
@@ -71,12 +76,13 @@ def _finish(graph: GraphBuilder, config: ModelConfig, info: NetworkInfo) -> onnx
     )
     helper.set_model_props(model, info.to_metadata())
     network = network_from_model(model, "the assembled network")
-    for node in network.nodes:  # types and shapes for viewers and for runtimes that do not know the operators
-        for name in node.outputs:
+    for node in nodes:  # types and shapes for viewers and for runtimes that do not know the operators
+        for name in node.output:
             if name != OUTPUT_NAME:
                 value = network.values[name]
                 kind = helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))
-                model.graph.value_info.append(helper.make_tensor_value_info(name, kind, ["B", *value.shape[1:]]))
+                shape = list(value.shape) if is_packed(node) else ["B", *value.shape[1:]]
+                model.graph.value_info.append(helper.make_tensor_value_info(name, kind, shape))
     register_schemas()
     onnx.checker.check_model(model)
     return model

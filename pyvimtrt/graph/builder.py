@@ -12,7 +12,8 @@ import numpy.typing as npt
 import onnx
 from onnx import helper
 
-from pyvimtrt.graph.operators import DOMAIN, OPERATORS, PLUGIN_ATTRIBUTES
+from pyvimtrt.graph.operators import DOMAIN, FOUR_BITS, OPERATORS, PLUGIN_ATTRIBUTES
+from pyvimtrt.model.four_bits import GROUP, FourBits
 from pyvimtrt.quantization.cache import TableScales
 
 F64 = npt.NDArray[np.float64]
@@ -69,15 +70,26 @@ class GraphBuilder:
         settings = {**OPERATORS[op].attributes, **attributes, **PLUGIN_ATTRIBUTES}
         self.nodes.append(helper.make_node(op, inputs, outputs, name=name, domain=DOMAIN, **settings))
 
+    def four_bit_weight(self, name: str, weight: FourBits, columns: int) -> str:
+        """Add a weight in four bits, which whoever reads the network unpacks."""
+        inputs = [
+            self.constant(f"{name}.values", weight.values, np.uint8),
+            self.constant(f"{name}.factors", weight.factors, np.uint8),
+        ]
+        node = helper.make_node(FOUR_BITS, inputs, [name], name=name, domain=DOMAIN, columns=columns, group=GROUP)
+        self.nodes.append(node)
+        return name
+
     def add_linear(
         self,
         name: str,
         x: str,
-        weight: F64,
+        weight: F64 | FourBits,
         weight_scale: npt.NDArray[np.floating[Any]],
         token_scale: npt.NDArray[np.floating[Any]],
         bias: F64,
         *,
+        columns: int = 0,
         out_scale_chan: F64 | None = None,
         out_scale_tok: npt.NDArray[np.floating[Any]] | None = None,
         tables: tuple[npt.NDArray[np.int8], npt.NDArray[np.int32]] | None = None,
@@ -86,15 +98,18 @@ class GraphBuilder:
     ) -> str:
         """Add a KScaledLinear of given values and return its output.
 
-        ``weight`` [O, C] already holds the input's channel scales, ``token_scale`` [L] is the input's token scale. The
-        output's scales go into channel_scale, bias and out_token_scale.
+        ``weight`` [O, C] already holds the input's channel scales; packed, it is rounded already and ``columns`` is its
+        C. ``token_scale`` [L] is the input's token scale. The output's scales go into channel_scale, bias and
+        out_token_scale.
         """
         tokens = len(token_scale)
-        out = np.ones(len(weight)) if out_scale_chan is None else out_scale_chan
+        out = np.ones(len(weight_scale)) if out_scale_chan is None else out_scale_chan
         ones = np.ones(tokens) if out_scale_tok is None else out_scale_tok.astype(np.float64)
         inputs = [
             x,
-            self.constant(f"{name}.weight", quantize_weight(weight, weight_scale), np.int8),
+            self.four_bit_weight(f"{name}.weight", weight, columns)
+            if isinstance(weight, FourBits)
+            else self.constant(f"{name}.weight", quantize_weight(weight, weight_scale), np.int8),
             self.constant(f"{name}.token_scale", token_scale),
             self.constant(f"{name}.channel_scale", weight_scale.astype(np.float64) / out),
             self.constant(f"{name}.bias", bias / out),

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import numpy_helper
 
 from pyvimtrt.data import statistics
 from pyvimtrt.data.statistics import Moments
 from pyvimtrt.errors import ModelError, NetworkError, brief
 from pyvimtrt.families import ModelConfig, parse_model
+from pyvimtrt.graph.constants import read_constant
 from pyvimtrt.graph.operators import DOMAIN, OPERATORS, OPSET, Value, check_node
+from pyvimtrt.graph.packed_weights import unpacked
 
 FORMAT_VERSION = 2
 INPUT_NAME = "images"
@@ -49,10 +50,14 @@ class NetworkInfo:
     calibration_images: int
     calibration_statistics: Moments = ()  # of the calibration images; empty where the cache has none
     format_version: int = FORMAT_VERSION
+    weight_bits: int = 8  # of the layers' linear layers
 
     def to_metadata(self) -> dict[str, str]:
         """Return the metadata entries, values as JSON."""
-        return {_METADATA_PREFIX + key: json.dumps(value) for key, value in asdict(self).items()}
+        entries = asdict(self)
+        if self.weight_bits == 8:
+            del entries["weight_bits"]  # which networks of before have not: the same bytes as then
+        return {_METADATA_PREFIX + key: json.dumps(value) for key, value in entries.items()}
 
     @classmethod
     def from_metadata(cls, entries: Mapping[str, str], source: str) -> NetworkInfo:
@@ -95,6 +100,7 @@ class NetworkInfo:
         return (
             all(isinstance(text, str) for text in (*texts, *self.labels))
             and type(self.calibration_images) is int
+            and type(self.weight_bits) is int
             and all(type(number) in (int, float) and math.isfinite(number) for number in (*self.mean, *self.std))
             and all(number > 0 for number in self.std)
         )
@@ -152,6 +158,19 @@ def load_network(path: Path) -> Network:
         raise NetworkError(f"{path} is damaged ({brief(error)}); build the network again") from error
 
 
+def int8_file(path: Path, folder: Path) -> Path:
+    """Return a file of the network whose weights are all int8 constants, for readers that know the operators alone:
+    itself, or one in ``folder`` where it has weights of four bits.
+    """
+    model = _read_model(path)
+    plain = unpacked(model, str(path))
+    if plain is model:
+        return path
+    file = folder / "int8.onnx"
+    file.write_bytes(plain.SerializeToString(deterministic=True))
+    return file
+
+
 def _read_model(path: Path) -> onnx.ModelProto:
     try:
         size = path.stat().st_size
@@ -177,7 +196,7 @@ def model_info(model: onnx.ModelProto, source: str) -> NetworkInfo:
 
 
 def network_from_model(model: onnx.ModelProto, source: str) -> Network:
-    """Check an ONNX model and return it as a Network."""
+    """Check an ONNX model and return it as a Network, in which all weights are int8."""
     info = model_info(model, source)
     try:
         config = parse_model(info.model)
@@ -185,6 +204,7 @@ def network_from_model(model: onnx.ModelProto, source: str) -> Network:
         raise NetworkError(f"{source}: {error}") from error
     network = Network(info, config)
     _check_parts(model, source)
+    model = unpacked(model, source)
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     if opsets.get(DOMAIN) != OPSET:
         raise NetworkError(
@@ -199,7 +219,7 @@ def network_from_model(model: onnx.ModelProto, source: str) -> Network:
                 f"{source}: a constant has the name {tensor.name!r}, which is none for constants; build the network "
                 "again"
             )
-        network.values[tensor.name] = Value.constant(_array(tensor, source))
+        network.values[tensor.name] = Value.constant(read_constant(tensor, source))
     inputs = [i for i in graph.input if i.name not in network.values]
     if [i.name for i in inputs] != [INPUT_NAME] or [o.name for o in graph.output] != [OUTPUT_NAME]:
         raise NetworkError(f"{source}: expected the input {INPUT_NAME} and the output {OUTPUT_NAME}")
@@ -256,22 +276,6 @@ def _check_declared(declared: onnx.ValueInfoProto, value: Value, source: str) ->
             f"{source}: {declared.name} is declared with another type or shape than {value.dtype} "
             f"{list(value.shape)}; build the network again"
         )
-
-
-_DATA_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
-
-
-def _array(tensor: onnx.TensorProto, source: str) -> npt.NDArray[Any]:
-    if any(size < 0 for size in tensor.dims):
-        raise NetworkError(f"{source}: the constant {tensor.name} is damaged: its shape is {list(tensor.dims)}")
-    if sum(bool(len(getattr(tensor, name))) for name in _DATA_FIELDS) > 1:
-        raise NetworkError(f"{source}: the constant {tensor.name} is damaged: it holds its values twice")
-    if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        raise NetworkError(f"{source}: the constant {tensor.name} lies in another file, which is not read")
-    try:
-        return np.ascontiguousarray(numpy_helper.to_array(tensor)).reshape(tuple(tensor.dims))
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise NetworkError(f"{source}: the constant {tensor.name} is damaged: {error}") from error
 
 
 def _add_node(network: Network, proto: onnx.NodeProto, where: str) -> None:

@@ -18,6 +18,8 @@ from pyvimtrt.native import require_native
 
 DOMAIN = "vimtrt"
 OPSET = 2
+FOUR_BITS = "FourBitWeight"  # no operator: it stands for a constant, and is gone when a network is loaded
+FOUR_BITS_ATTRIBUTES = ("columns", "group")
 # Attributes by which TensorRT's ONNX parser finds the plugin of a node.
 PLUGIN_VERSION = "2"
 PLUGIN_ATTRIBUTES: dict[str, Any] = {"plugin_version": PLUGIN_VERSION, "plugin_namespace": DOMAIN}
@@ -171,3 +173,21 @@ def register_schemas() -> None:
             ],
         )
         onnx.defs.register_schema(schema)
+    packed, (number, weight) = onnx.defs.OpSchema.FormalParameter, ("tensor(uint8)", "tensor(int8)")
+    onnx.defs.register_schema(
+        onnx.defs.OpSchema(
+            FOUR_BITS,
+            DOMAIN,
+            OPSET,
+            doc="See docs/numerics.md of pyvimtrt.",
+            inputs=[
+                packed("values", number, "[O,(columns+1)/2]"),
+                packed("factors", number, "[O,(columns/group+1)/2]"),
+            ],
+            outputs=[packed("weight", weight, "[O,columns]")],
+            attributes=[
+                onnx.defs.OpSchema.Attribute(name, onnx.defs.OpSchema.AttrType.INT, "", required=True)
+                for name in FOUR_BITS_ATTRIBUTES
+            ],
+        )
+    )

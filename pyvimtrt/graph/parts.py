@@ -80,13 +80,17 @@ class PartBuilder(GraphBuilder):
         bias = self.scale(f"{name}.bias")
         if part.bias is not None:
             bias = self.weights[p + part.bias] + bias
+        weight = self.cache.four_bits(name)
         return self.add_linear(
             name,
             x,
-            self.weights[p + part.weight] * self.channel_scale(p, part.input)[: part.shape[1]],
+            self.weights[p + part.weight] * self.channel_scale(p, part.input)[: part.shape[1]]
+            if weight is None
+            else weight,
             self.cache.tensors[f"{name}.weight.scale"],
             token_scale if tokens is None else token_scale[tokens],
             bias - out.center,
+            columns=part.shape[1],
             out_scale_chan=out.scale_chan,
             out_scale_tok=out.scale_tok,
             tables=None if out.table is None else (out.table, out.table_id),

@@ -23,8 +23,9 @@ from pyvimtrt.errors import CalibrationError, brief
 from pyvimtrt.families import ModelConfig, describe
 from pyvimtrt.families.description import Activation, DepthwiseConv, Linear, Part, State, Table
 from pyvimtrt.files import atomic_output, hash_arrays
+from pyvimtrt.model.four_bits import FourBits, packed_widths
 from pyvimtrt.model.weights import Weights
-from pyvimtrt.quantization.recipes import STATES
+from pyvimtrt.quantization.recipes import STATES, WEIGHT_BITS
 
 CACHE_FORMAT_VERSION = 1
 CACHE_SUFFIXES = (".safetensors", "")  # a name without one may be a cache's, but no other kind's
@@ -53,6 +54,7 @@ class CacheInfo:
     image_statistics: Moments = ()
     format_version: int = CACHE_FORMAT_VERSION
     synthesis: Synthesis | None = None  # how the images were made, where that was from the weights alone
+    weight_bits: int = WEIGHT_BITS[0]  # one of recipes.WEIGHT_BITS, of the layers' linear layers
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,13 @@ class Cache:
     def sha256(self) -> str:
         """Return the hash of the tensors."""
         return hash_arrays(self.tensors)
+
+    def four_bits(self, linear: str) -> FourBits | None:
+        """Return the weight of a linear layer where the cache holds it, in four bits, or None: then assembly rounds
+        it.
+        """
+        values, factors = (self.tensors.get(f"{linear}.weight.{end}") for end in ("values", "factors"))
+        return None if values is None or factors is None else FourBits(values, factors)
 
 
 @dataclass(frozen=True)
@@ -95,21 +104,28 @@ class TableScales:
         return self.out_scale.astype(np.float64)[self.table_id]
 
 
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int | None, ...]]:
+def expected_shapes(config: ModelConfig, weight_bits: int = 8) -> dict[str, tuple[int | None, ...]]:
     """Return name and shape of every tensor of a cache; None is the number of tables.
 
     ``*.weight.scale`` scales of the weights per output channel (after the input's channel scales are folded in);
     ``*.scale_tok`` and ``*.scale_chan`` scales per token and per channel, of which the scale is the product;
     ``*.bias`` corrections added to the layer's bias; ``*.state.*`` the hidden state's scale s_L[t] and factors r_C[e],
-    r_D[n].
+    r_D[n]. With weights of four bits, ``*.weight.values`` and ``*.weight.factors`` are the rounded weights themselves,
+    as `four_bits` packs them.
     """
-    blocks = describe(config).blocks
-    return {
+    description = describe(config)
+    shapes = {
         f"{block.prefix}{part.name}.{end}": shape
-        for block in blocks
+        for block in description.blocks
         for part in block.parts
         for end, shape in _part_shapes(part).items()
     }
+    if weight_bits == 4:
+        for name, part in description.inner_linears().items():
+            (rows, columns), ends = part.shape, ("values", "factors")
+            for end, width in zip(ends, packed_widths(columns), strict=True):
+                shapes[f"{name}.weight.{end}"] = rows, width
+    return shapes
 
 
 def _part_shapes(part: Part) -> dict[str, tuple[int | None, ...]]:
@@ -128,6 +144,8 @@ def _part_shapes(part: Part) -> dict[str, tuple[int | None, ...]]:
 def save_cache(cache: Cache, path: Path) -> None:
     """Write a cache, whole or not at all; the same cache gives the same bytes."""
     values = {key: value for key, value in asdict(cache.info).items() if value is not None}
+    if cache.info.weight_bits == 8:
+        del values["weight_bits"]  # which caches of before have not: the same bytes as then
     metadata = {METADATA_KEY: json.dumps(values, sort_keys=True)}
     data = safetensors.numpy.save(
         {name: np.ascontiguousarray(cache.tensors[name]) for name in sorted(cache.tensors)}, metadata
@@ -183,7 +201,7 @@ def _plausible(info: CacheInfo) -> bool:
     numbers = (*info.mean, *info.std)
     return (
         all(isinstance(text, str) for text in texts)
-        and all(type(number) is int for number in (info.images, info.seed))
+        and all(type(number) is int for number in (info.images, info.seed, info.weight_bits))
         and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
         and all(number > 0 for number in info.std)
     )
@@ -199,16 +217,28 @@ def check_cache(cache: Cache, config: ModelConfig, weights: Weights, source: str
         raise CalibrationError(
             f"{source} was made with other weights of this model; calibrate with the weights at hand"
         )
-    if cache.info.state not in STATES or not len(cache.info.mean) == len(cache.info.std) == config.channels:
+    known = cache.info.state in STATES and cache.info.weight_bits in WEIGHT_BITS
+    if not known or not len(cache.info.mean) == len(cache.info.std) == config.channels:
         raise CalibrationError(f"{source} holds damaged settings; run pyvimtrt calibrate again")
-    expected = expected_shapes(config)
+    expected = expected_shapes(config, cache.info.weight_bits)
     if cache.tensors.keys() != expected.keys():
         differing = sorted(cache.tensors.keys() ^ expected.keys())
         raise CalibrationError(
             f"{source} is damaged: {brief(differing[0], 80)} is missing or unexpected; run pyvimtrt calibrate again"
         )
+    packed = {f"{name}.weight.{end}" for name in describe(config).inner_linears() for end in ("values", "factors")}
     for name, shape in expected.items():
-        _check_tensor(name, cache.tensors, shape, source)
+        if name not in packed:
+            _check_tensor(name, cache.tensors, shape, source)
+    for name, part in describe(config).inner_linears().items():
+        weight = cache.four_bits(name)
+        try:
+            if weight is not None and len(weight.unpack(part.shape[1])) != part.shape[0]:
+                raise ValueError(f"a weight of {part.shape[0]} rows has {len(weight.values)}")
+        except (ValueError, TypeError) as error:
+            raise CalibrationError(
+                f"{source} is damaged: {name}.weight: {error}; run pyvimtrt calibrate again"
+            ) from error
 
 
 def _check_tensor(name: str, tensors: dict[str, npt.NDArray[Any]], shape: tuple[int | None, ...], source: str) -> None:

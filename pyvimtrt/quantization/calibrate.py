@@ -34,6 +34,7 @@ from pyvimtrt.quantization.kscale import F64, I64, cluster, group_max, power_of_
 from pyvimtrt.quantization.observe import LayerRecord, StateStatistics, Statistics
 from pyvimtrt.quantization.recipes import Recipe
 from pyvimtrt.quantization.reparameterize import floored, log_rank1_factors, published_factors, unit_factors
+from pyvimtrt.quantization.round_weight import Rounded, round_compensated, round_plainly
 from pyvimtrt.quantization.rounding import LEVELS, SMALLEST_SCALE, array, fake_quantize, tensor
 from pyvimtrt.quantization.steps import Steps
 
@@ -91,6 +92,7 @@ def calibrate(
         recipe=recipe.name,
         clusters=str(recipe.clusters),
         state=recipe.state,
+        weight_bits=recipe.weight_bits,
         images=len(images),
         images_sha256=hash_arrays({"images": images}),
         mean=normalization.mean,
@@ -186,6 +188,7 @@ class _Calibrator:
         self.device = device
         self.tensors: Tensors = {}
         self._scales: dict[str, Scales] = {}  # of the block at hand, by tensor
+        self._four_bits = self.description.inner_linears() if recipe.weight_bits == 4 else {}
         states = [state for block in self.description.layers for state in block.states().values()]
         self.batch = max(1, min(len(images), BATCH_ELEMENTS // max(s.tokens * s.channels for s in states)))
         self.samples = max(1, min(len(images), SAMPLE_ROWS // config.tokens))
@@ -203,7 +206,7 @@ class _Calibrator:
         )
         residual: Tensor | None = None
         for i, (block, layer) in enumerate(zip(self.description.layers, self.model.layers, strict=True)):
-            record = LayerRecord(f"layer {i}", self.samples)
+            record = LayerRecord(f"layer {i}", self.samples, self._correlated(block))
             hidden, residual = self._observe(block, layer, record, hidden, residual)
             self._block(block, record)
             self._step()
@@ -211,6 +214,13 @@ class _Calibrator:
         self._head(hidden, residual)
         self._step()
         return self.tensors
+
+    def _correlated(self, block: Block) -> frozenset[str]:
+        """Return the tensors of a block whose Gram matrix the rounding of weights asks for."""
+        linears = [
+            part for part in block.parts if isinstance(part, Linear) and block.prefix + part.name in self._four_bits
+        ]
+        return frozenset(part.input.name for part in linears) if self.recipe.error_compensation else frozenset()
 
     def _step(self) -> None:
         self._done += 1
@@ -358,13 +368,38 @@ class _Calibrator:
             x, folded = record.sample(part.input.name)[..., :columns] / chan, weight * chan
             tok = torch.ones(1) if scales.tok is None else tensor(scales.tok)[:, None]
             weight_scales = self._weight_scales(folded, x.flatten(0, 1))
+        if name in self._four_bits:
+            rounded = self._round_weight(part, folded, tok, record)
+            weight_scales, quantized, packed = rounded.scales(), rounded.weight(), rounded.pack()
+            self.tensors[f"{name}.weight.values"], self.tensors[f"{name}.weight.factors"] = (
+                packed.values,
+                packed.factors,
+            )
+        else:
+            quantized = fake_quantize(folded, tensor(weight_scales)[:, None], -LEVELS)
         self._store(f"{name}.weight.scale", weight_scales)
         corrects = self.recipe.bias_correction == "all" or (
             part.bias is not None and self.recipe.bias_correction == "biased"
         )
         self._store(
-            f"{name}.bias", search.output_bias(x, tok, folded, weight_scales) if corrects else np.zeros(len(weight))
+            f"{name}.bias", search.output_bias(x, tok, folded, quantized) if corrects else np.zeros(len(weight))
         )
+
+    def _round_weight(self, part: Linear, weight: Tensor, tok: Tensor, record: LayerRecord) -> Rounded:
+        """Return a weight [O, C] in four bits, whose input's channel scales are folded in; ``tok`` are the input's
+        scales per token.
+        """
+        per_channel, groups = self.recipe.weight_per_channel, self.recipe.weight_groups
+        if not self.recipe.error_compensation:
+            return round_plainly(weight, per_channel, groups)
+        gram, columns = record.grams[part.input.name], weight.shape[1]
+        chan = torch.tensor(self._scales[part.input.name].chan[:columns])
+        product, total = gram.product[:columns, :columns] / chan / chan[:, None], gram.total[:columns] / chan
+        if self.recipe.bias_correction == "all":  # makes up for what rounding adds to the mean
+            product = product - total[:, None] * total / gram.rows
+        # What the engine multiplies is rounded: an error of its own, a twelfth of the square of its scale.
+        product.diagonal().add_(gram.rows * tok.double().square().mean() / 12)
+        return round_compensated(weight, product, per_channel, groups)
 
     def _weight_scales(self, weight: Tensor, rows: Tensor) -> F64:
         """Return the scales of a weight [O, C] whose input's channel scales are folded in; rows [n, C] are its

@@ -86,11 +86,36 @@ class StateStatistics:
 
 
 @dataclass
+class Gram:
+    """Of one tensor [images, L, C] over all images and tokens: x^T x and the sum of x, in float64."""
+
+    product: Tensor
+    total: Tensor
+    rows: int
+
+    @classmethod
+    def of(cls, x: Tensor) -> Gram:
+        rows = x.flatten(0, 1)
+        return cls((rows.T @ rows).double(), rows.sum(dim=0).double(), len(rows))
+
+    def update(self, x: Tensor) -> None:
+        """Take in more images."""
+        new = Gram.of(x)
+        self.product += new.product
+        self.total += new.total
+        self.rows += new.rows
+
+
+@dataclass
 class LayerRecord:
-    """Everything calibration knows about one layer's tensors, by the names that the model's hooks use."""
+    """Everything calibration knows about one layer's tensors, by the names that the model's hooks use. Those in
+    ``correlated`` get a Gram matrix.
+    """
 
     layer: str
     sample_images: int
+    correlated: frozenset[str] = frozenset()
+    grams: dict[str, Gram] = field(default_factory=dict)
     statistics: dict[str, Statistics] = field(default_factory=dict)
     states: dict[str, StateStatistics] = field(default_factory=dict)
     _samples: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -106,6 +131,10 @@ class LayerRecord:
             self.statistics[name].update(x)
         else:
             self.statistics[name] = Statistics.of(x)
+        if name in self.grams:
+            self.grams[name].update(x)
+        elif name in self.correlated:
+            self.grams[name] = Gram.of(x)
         seen = self._seen.get(name, 0)
         if seen < self.sample_images:
             self._samples.setdefault(name, []).append(x[: self.sample_images - seen].clone())

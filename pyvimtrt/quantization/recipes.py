@@ -26,6 +26,8 @@ CHANNEL_TENSORS = (
 
 State = Literal["int8", "fp32"]
 STATES: tuple[State, ...] = get_args(State)
+WeightBits = Literal[8, 4]
+WEIGHT_BITS: tuple[WeightBits, ...] = get_args(WeightBits)  # of the layers' linear layers; all other weights have 8
 
 FULL: Literal["full"] = "full"
 MAX_CLUSTERS = 4096
@@ -39,7 +41,9 @@ class Recipe:
     channels of tensors that pass through a table (u, gate, delta). Tensors outside ``token_wise`` and ``channel_wise``
     have one step. Where the state is among ``token_wise`` it has a step per token whatever K is, as published.
     ``power_of_two`` names the tensors whose clusters' steps are powers of two apart, "conv.output" being the index of
-    u's tables. ``bias_correction`` takes all linear layers, or those that have a bias.
+    u's tables. ``bias_correction`` takes all linear layers, or those that have a bias. ``weight_groups`` and
+    ``error_compensation`` are of weights of four bits: a factor for each group of inputs, and rounding in which each
+    weight makes up for the errors of those before it.
     """
 
     name: str
@@ -56,6 +60,9 @@ class Recipe:
     asymmetric_tables: bool = False
     bias_correction: Literal["none", "biased", "all"] = "none"
     state: State = "int8"
+    weight_bits: WeightBits = 8
+    weight_groups: bool = True
+    error_compensation: bool = False
 
 
 RECIPES: dict[str, Recipe] = {
@@ -76,6 +83,7 @@ RECIPES: dict[str, Recipe] = {
             asymmetric_tables=True,
             bias_correction="all",
             state="fp32",
+            error_compensation=True,
         ),
         Recipe(
             "paper",
@@ -107,13 +115,25 @@ STEPS: dict[str, dict[str, Any]] = {
     "search": {"search": "none"},  # min-max steps
     "smoothing": {"smoothing": False},
     "bias_correction": {"bias_correction": "none"},
+    "weight_groups": {"weight_groups": False},  # one scale for all inputs of an output
+    "error_compensation": {"error_compensation": False},  # each weight to the nearest
+}
+_NEEDS: dict[str, tuple[str, Any]] = {  # steps that a recipe has with this setting alone
+    "reparameterization": ("state", "int8"),
+    "weight_groups": ("weight_bits", 4),
+    "error_compensation": ("weight_bits", 4),
 }
 
 
 def get_recipe(
-    name: str, clusters: str | int | None = None, state: str | None = None, without: Sequence[str] = ()
+    name: str,
+    clusters: str | int | None = None,
+    state: str | None = None,
+    without: Sequence[str] = (),
+    weight_bits: int | None = None,
 ) -> Recipe:
-    """Return a recipe by name, with K and the state's type replaced where given, and without the named steps.
+    """Return a recipe by name, with K, the state's type and the weights' bits replaced where given, and without the
+    named steps.
 
     Raises CalibrationError for unknown values, and for a step that the recipe does not have: an ablation of nothing
     would look like a finding.
@@ -127,16 +147,26 @@ def get_recipe(
         if state not in STATES:
             raise CalibrationError(f"the state must be {' or '.join(STATES)}, got {state!r}")
         recipe = dataclasses.replace(recipe, state=state)
+    if weight_bits is not None:
+        if weight_bits not in WEIGHT_BITS:
+            raise CalibrationError(f"weights have {' or '.join(map(str, WEIGHT_BITS))} bits, got {weight_bits!r}")
+        recipe = dataclasses.replace(recipe, weight_bits=weight_bits)
     for step in without:
         if step not in STEPS:
             raise CalibrationError(f"unknown step {step!r}; the steps of a recipe are {', '.join(STEPS)}")
         shorter = dataclasses.replace(recipe, **STEPS[step])
-        if shorter == recipe or (step == "reparameterization" and recipe.state == "fp32"):
+        if not has_step(recipe, step):
             raise CalibrationError(f"the recipe {recipe.name} has no step {step} to leave out")
         recipe = dataclasses.replace(
             shorter, name=recipe.name + (", " if " without " in recipe.name else " without ") + step
         )
     return recipe
+
+
+def has_step(recipe: Recipe, step: str) -> bool:
+    """Return whether a recipe has a step that can be left out."""
+    field, value = _NEEDS.get(step, ("name", recipe.name))
+    return getattr(recipe, field) == value and any(getattr(recipe, f) != v for f, v in STEPS[step].items())
 
 
 def parse_clusters(text: str | int) -> int | Literal["full"]:

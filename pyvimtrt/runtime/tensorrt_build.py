@@ -19,7 +19,7 @@ from typing import Any
 import pyvimtrt
 from pyvimtrt.errors import BackendError, OutputError, UsageError, missing_extra
 from pyvimtrt.files import check_writable
-from pyvimtrt.graph.network import load_network
+from pyvimtrt.graph.network import int8_file, load_network
 from pyvimtrt.runtime.gpu import find_gpus
 from pyvimtrt.runtime.plan import PLAN_SUFFIX, PlanInfo, sidecar, write_plan
 from pyvimtrt.runtime.plugin_library import find_plugin_library
@@ -160,7 +160,7 @@ def serialize(
         work = Path(folder)
         request = {
             "package": PACKAGES[backend],
-            "network": str(network_file.resolve()),
+            "network": str(int8_file(network_file, work).resolve()),
             "plan": str(work / "plan"),
             "plugins": str(library),
             "embed": not options.separate_plugins,

@@ -93,6 +93,21 @@ def test_workspace_and_timing_cache(network_file: Path, tmp_path: Path) -> None:
     assert left_in(tmp_path) == {"timing.cache", *(f"{n}.engine{s}" for n in "ab" for s in ("", ".json", ".log"))}
 
 
+def test_weights_of_four_bits(tmp_path: Path) -> None:
+    """TensorRT parses the int8 weights that they stand for: without them it would refuse the node it does not know."""
+    config = vim_config(SPEC)
+    weights, network = varied_weights(config), tmp_path / "packed.onnx"
+    recipe = get_recipe("default", weight_bits=4)
+    cache = calibrate(config, weights, random_images(config, 4), recipe, normalization(config))
+    save_network(assemble(config, weights, cache), network)
+    before = network.read_bytes()
+    info = build_plan(network, tmp_path / "vim.engine", RTX)
+    assert info.network.weight_bits == 4 and describe(tmp_path / "vim.engine")["weight_bits"] == 4
+    assert read_plan_info(tmp_path / "vim.engine") == info
+    assert network.read_bytes() == before
+    assert left_in(tmp_path) == {"packed.onnx", "vim.engine", "vim.engine.json", "vim.engine.log"}
+
+
 @pytest.mark.parametrize("model", ["vim_tiny_patch16_224", "vim_small_patch16_224"])
 def test_published_sizes(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network, config = tmp_path / "network.onnx", vim_config(model)

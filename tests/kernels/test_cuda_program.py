@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import worlds
 from paths import DATA
-from random_networks import TINY, VARIANTS, random_network
+from random_networks import TINY, VARIANTS, four_bit_demo, random_network
 
 from pyvimtrt.api import build
 from pyvimtrt.graph.network import Network, load_network
@@ -97,6 +97,19 @@ def test_the_bundled_model_gives_the_bits_of_the_cpu_engine(tmp_path: Path) -> N
     with np.load(DATA / "fashion_mnist_1000.npz") as data:
         images = data["images"][:3]
     assert_cpu_bits(load_network(build(output=tmp_path / "demo.onnx", backend="cpu")), images, (3, 1), "random")
+
+
+@pytest.mark.slow
+def test_the_bundled_model_with_weights_of_four_bits_gives_the_bits_of_the_cpu_engine() -> None:
+    with np.load(DATA / "fashion_mnist_1000.npz") as data:
+        images = data["images"][:3]
+    assert_cpu_bits(four_bit_demo(), images, (3, 1), "random")
+
+
+def test_weights_of_four_bits_give_the_bits_of_the_cpu_engine() -> None:
+    network, images = random_network(VARIANTS["wide"], weight_bits=4)
+    assert network.info.weight_bits == 4
+    assert_cpu_bits(network, images, (1, 3), "ascending")
 
 
 def test_both_directions_of_a_layer_are_one_launch() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from paths import DATA
-from random_networks import TINY, VARIANTS, random_network
+from random_networks import TINY, VARIANTS, four_bit_demo, random_network
 
 from pyvimtrt import zoo
 from pyvimtrt.api import build
@@ -71,6 +71,15 @@ def test_demo_model_on_real_images_equals_the_reference(demo_engine_file: Path) 
     with np.load(SUBSET) as subset:
         images = subset["images"][:8]
     assert_same_bits(load_network(demo_engine_file), images)
+
+
+@pytest.mark.slow
+def test_demo_model_with_weights_of_four_bits_equals_the_reference() -> None:
+    with np.load(SUBSET) as subset:
+        images = subset["images"][:8]
+    network = four_bit_demo()
+    assert network.info.weight_bits == 4
+    assert_same_bits(network, images)
 
 
 @pytest.mark.slow

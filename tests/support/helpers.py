@@ -65,12 +65,17 @@ def normalization(config: ModelConfig) -> Normalization:
 
 @functools.cache
 def tiny_cache(
-    spec: str, recipe: str = "default", clusters: str | int | None = None, state: str | None = None
+    spec: str,
+    recipe: str = "default",
+    clusters: str | int | None = None,
+    state: str | None = None,
+    weight_bits: int | None = None,
 ) -> Cache:
     """Return the calibration cache of a random model on random images."""
     config = vim_config(spec)
     images = random_images(config, CALIBRATION_IMAGES, seed=1)
-    return calibrate(config, varied_weights(config), images, get_recipe(recipe, clusters, state), normalization(config))
+    chosen = get_recipe(recipe, clusters, state, weight_bits=weight_bits)
+    return calibrate(config, varied_weights(config), images, chosen, normalization(config))
 
 
 @functools.cache

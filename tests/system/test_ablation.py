@@ -73,9 +73,10 @@ def test_every_step_of_every_recipe_has_a_row(tool: ModuleType) -> None:
         other = "int8" if get_recipe(name).state == "fp32" else "fp32"
         assert rows[name] == get_recipe(name) and rows[f"{name}, state {other}"].state == other
     left_out = {name for name in rows if " without " in name}
-    shorter = {name.replace(", state int8", "") for name in left_out}
+    shorter = {name.replace(", state int8", "").replace(", weights 4 bits", "") for name in left_out}
     assert shorter == {recipe.name for recipe in rows.values() if " without " in recipe.name}
-    assert {name.split(" without ")[1] for name in left_out} == set(STEPS)
+    assert {step for name in left_out for step in name.split(" without ")[1].split(", ")} == set(STEPS)
+    assert all((row.weight_bits == 4) == (", weights 4 bits" in name) for name, row in rows.items())
     assert all(rows[name] != rows[name.split(" without ")[0]] for name in left_out)
     assert "default, k = 4" in rows and "default, k = 4" not in dict(tool.variants(3))
 

@@ -226,7 +226,27 @@ def test_calibrate_is_reproducible(
         "recipe": "default",
         "k": "full",
         "state": "fp32",
+        "weight_bits": 8,
     }
+
+
+def test_weights_of_four_bits(
+    works: Callable[..., str], fails: Callable[..., str], tmp_path: Path, tiny_weights_file: Path, npz: Path
+) -> None:
+    """By the command and by a build file: the same cache; `inspect` and the engine say the bits."""
+    table = '[calibrate]\nimages = "data.npz"\ncount = 7\nweight_bits = 4\nwithout = "error_compensation"'
+    works("build", write_recipe(tmp_path, tiny_weights_file, table), "--int8")
+    out = tmp_path / "d.safetensors"
+    arguments = ("calibrate", TINY, "--weights", tiny_weights_file, "--images", npz, "--count", 7)
+    normalized = ("--mean", 0.5, "--std", 0.25, "-o", out)
+    options = ("--weight-bits", 4, "--without", "error_compensation")
+    assert json.loads(works(*arguments, *normalized, *options, "--json"))["weight_bits"] == 4
+    assert out.read_bytes() == (tmp_path / "c.safetensors").read_bytes()
+    for file in (out, tmp_path / "tiny.onnx"):
+        assert json.loads(works("inspect", file, "--json"))["weight_bits"] == 4
+    assert pyvimtrt.load_engine(tmp_path / "tiny.onnx").info.weight_bits == 4
+    assert "weights have 8 or 4 bits, got 3" in fails(*arguments, "--weight-bits", 3, "-o", tmp_path / "e.safetensors")
+    assert not (tmp_path / "e.safetensors").exists()
 
 
 def test_infer(works: Callable[..., str], tiny_engine_file: Path, png: Path) -> None:

@@ -120,6 +120,23 @@ def test_hostile_checkpoints_cost_default_less_than_a_point(kind: str, weights: 
     assert drop(default) <= 1 and default.agreement >= 0.985 and default.cosine >= 0.999, default
 
 
+def test_weights_of_four_bits_lose_next_to_nothing(weights: Weights, truth: F32) -> None:
+    """And error compensation is worth more than a decibel."""
+    compensated, plain = (
+        cost(weights, get_recipe("default", weight_bits=4, without=without), truth)
+        for without in ((), ("error_compensation",))
+    )
+    assert drop(compensated) <= 0.5 and compensated.agreement >= 0.985 and compensated.cosine >= 0.9994, compensated
+    assert compensated.snr_db > plain.snr_db + 1, (compensated, plain)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hostile_checkpoints_cost_weights_of_four_bits_less_than_two_points(kind: str, weights: Weights) -> None:
+    edited, _ = hostile(weights, CONFIG, kind)
+    four = cost(edited, get_recipe("default", weight_bits=4), fp32(edited))
+    assert drop(four) <= 2 and four.agreement >= 0.97 and four.cosine >= 0.998, four
+
+
 @pytest.mark.parametrize(("kind", "points", "agreement"), [("out", 5, 0.9), ("all", 30, 0.6)])
 def test_hostile_checkpoints_break_naive(kind: str, points: float, agreement: float, weights: Weights) -> None:
     """Seen to fail: what the test above asks is not given."""

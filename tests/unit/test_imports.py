@@ -45,7 +45,7 @@ NEED_TORCH = {
     "pyvimtrt.families.backbone", "pyvimtrt.families.vim.model", "pyvimtrt.families.vim.timm_models",
     "pyvimtrt.model.scan", "pyvimtrt.model.registry", "pyvimtrt.bench.gpu_peers", "pyvimtrt.bench.triton_scan",
     "pyvimtrt.quantization.observe", "pyvimtrt.quantization.rounding", "pyvimtrt.quantization.cosine",
-    "pyvimtrt.quantization.search", "pyvimtrt.quantization.calibrate",
+    "pyvimtrt.quantization.search", "pyvimtrt.quantization.calibrate", "pyvimtrt.quantization.round_weight",
 }
 NEED_TORCH |= {
     f"pyvimtrt.synthesis.{name}" for name in ("features", "jitter", "losses", "objective", "synthesize")

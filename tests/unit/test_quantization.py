@@ -503,15 +503,16 @@ def bias_case() -> tuple[Array, Array, Array, Array]:
 
 def test_the_bias_correction_removes_the_mean_error() -> None:
     x, x_scales, weight, weight_scale = bias_case()
+    quantized = f32(q(weight, weight_scale[:, None], -127))
     check_bias(
-        output_bias(f32(x), f32(x_scales), f32(weight), weight_scale),
+        output_bias(f32(x), f32(x_scales), f32(weight), quantized),
         x,
         x_scales.astype(np.float64),
         weight,
         weight_scale,
     )
     one = np.array([x_scales.mean()])
-    check_bias(output_bias(f32(x), f32(one), f32(weight), weight_scale), x, one, weight, weight_scale)
+    check_bias(output_bias(f32(x), f32(one), f32(weight), quantized), x, one, weight, weight_scale)
 
 
 # Tables of SiLU and softplus
@@ -1445,15 +1446,19 @@ def test_every_step_can_be_left_out_of_default() -> None:
     for step, changes in STEPS.items():
         if step == "power_of_two":  # of the paper alone
             continue
-        whole = get_recipe("default", state="int8") if step == "reparameterization" else RECIPES["default"]
-        shorter = get_recipe("default", state=whole.state, without=[step])
+        settings: dict[str, Any] = {"weight_bits": 4} if step in ("weight_groups", "error_compensation") else {}
+        if step == "reparameterization":
+            settings = {"state": "int8"}
+        whole = get_recipe("default", **settings)
+        shorter = get_recipe("default", **settings, without=[step])
         assert shorter.name == f"default without {step}"
         assert {k for k in vars(shorter) if getattr(shorter, k) != getattr(whole, k)} == {"name", *changes}
     both = get_recipe("default", without=parse_without("smoothing, search"))
     assert both.name == "default without smoothing, search" and not both.smoothing and both.search == "none"
     assert get_recipe("default", without=parse_without(None)) is RECIPES["default"]
     steps = {field for changes in STEPS.values() for field in changes}
-    assert {f.name for f in dataclasses.fields(Recipe)} - steps == {"name", "description", "clusters", "state"}
+    others = {"name", "description", "clusters", "state", "weight_bits"}
+    assert {f.name for f in dataclasses.fields(Recipe)} - steps == others
 
 
 @pytest.mark.parametrize(

@@ -40,13 +40,13 @@ SPECS = {
 Parts = tuple[VimConfig, Weights, Cache, U8]
 
 
-def parts(spec: str = DEEP, recipe: str = "default", state: str | None = None) -> Parts:
+def parts(spec: str = DEEP, recipe: str = "default", state: str | None = None, weight_bits: int | None = None) -> Parts:
     config = vim_config(spec)
     clusters = 1 if recipe == "paper" and config.tokens < 4 else None
     return (
         config,
         varied_weights(config),
-        tiny_cache(spec, recipe, clusters, state),
+        tiny_cache(spec, recipe, clusters, state, weight_bits),
         random_images(config, CALIBRATION_IMAGES, seed=1),
     )
 
@@ -84,6 +84,14 @@ def test_all_on_it_is_the_engine_with_an_int8_state() -> None:
     assert any(name.endswith(".state") for name in Simulation(config, weights, cache).quantizers)
     to_engine, to_fp32 = excess(config, weights, cache, images)
     assert to_engine > to_fp32 + 8, (to_engine, to_fp32)
+
+
+def test_all_on_it_is_the_engine_with_weights_of_four_bits() -> None:
+    """And its weights are other ones than with eight."""
+    config, weights, cache, images = parts(weight_bits=4)
+    to_engine, to_fp32 = excess(config, weights, cache, images)
+    assert to_engine > to_fp32 + 8, (to_engine, to_fp32)
+    assert to_fp32 < excess(*parts())[1] - 2
 
 
 def test_a_state_in_fp32_is_no_quantizer() -> None:
