@@ -90,7 +90,7 @@ class Linear:
 
     It reads the first C channels of ``input``, whose scales per channel are folded into its weight. ``outputs`` lie
     side by side in its result, all of one width: their scales per channel, and of tables the index' scale and center,
-    are folded into its multipliers and bias.
+    are folded into its multipliers and bias. ``tokens`` are those it reads where the others are dropped before it.
     """
 
     name: str
@@ -99,6 +99,7 @@ class Linear:
     input: Activation | Table
     outputs: tuple[Activation | Table | Plain, ...]
     bias: str | None = None
+    tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -73,8 +73,8 @@ class PartBuilder(GraphBuilder):
         self.operator("AddRMSNormQuant", p + name, inputs, [f"{p}{name}.residual", f"{p}{name}.y"], epsilon=epsilon)
         return f"{p}{name}.residual", f"{p}{name}.y"
 
-    def linear(self, p: str, part: Linear, x: str, tokens: npt.NDArray[np.int64] | None = None) -> str:
-        """Add a linear layer and return its output; x holds all tokens of the layer's input, or those given."""
+    def linear(self, p: str, part: Linear, x: str) -> str:
+        """Add a linear layer and return its output; x holds the tokens that the layer reads."""
         name, token_scale = p + part.name, self.token_scale(p, part.input)
         out = _Outputs(self, p, part)
         bias = self.scale(f"{name}.bias")
@@ -88,7 +88,7 @@ class PartBuilder(GraphBuilder):
             if weight is None
             else weight,
             self.cache.tensors[f"{name}.weight.scale"],
-            token_scale if tokens is None else token_scale[tokens],
+            token_scale[list(part.tokens)] if part.tokens else token_scale,
             bias - out.center,
             columns=part.shape[1],
             out_scale_chan=out.scale_chan,

@@ -8,7 +8,7 @@ depth.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -42,7 +42,7 @@ BATCH_ELEMENTS = 1 << 21  # of [B, L, E]: bounds the memory of one batch's activ
 SAMPLE_ROWS = 4096  # images times tokens that scales are searched on
 STATE_SAMPLE_ELEMENTS = 1 << 23  # of the states kept for their clipping, at least one image
 TABLE_ROWS = 1024  # rows that table scales are searched on
-SMOOTHING_STRENGTH = 0.5  # share of a channel's range that moves from activations into weights
+SMOOTHING_STRENGTH = 0.75  # share of a channel's range that moves from activations into weights
 MAX_IMAGES = 65536
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
@@ -324,8 +324,6 @@ class _Calibrator:
         scales = group_max(floored(statistics.max_per_channel()), groups) / LEVELS
         if part.fit == "min_max":
             return scales
-        if self.recipe.search == "output_error":
-            return search.fit_channels(sample, np.ones(part.tokens), scales, groups)
         if self.recipe.search == "cosine":
             return scales * cosine.one_scale_clip(sample.flatten(0, 1), float(scales[0]))
         return scales
@@ -338,10 +336,7 @@ class _Calibrator:
         chan = np.exp(np.log(largest).mean(axis=0)) if is_channel_wise else np.ones(largest.shape[1])
         groups = self._groups(statistics.mean_per_token(), part.role)
         tok = self._token_scales((largest / chan).max(axis=1), groups)
-        if self.recipe.search == "output_error":
-            channel_groups = np.arange(len(chan)) if is_channel_wise else np.zeros(len(chan), np.int64)
-            chan = search.fit_channels(sample, tok, chan, channel_groups)
-        elif self.recipe.search == "cosine":
+        if self.recipe.search == "cosine":
             tok = tok * cosine.one_scale_clip(sample.flatten(0, 1), float(tok[0]))
         return Scales(tok, chan)
 
@@ -361,7 +356,7 @@ class _Calibrator:
         """
         name, weight = p + part.name, self.model.get_parameter(p + part.weight)
         if isinstance(part.input, Activation) and part.input.fit == "reader":
-            x, tok, folded, weight_scales = self._read_tokens(p, part.input, weight, record)
+            x, tok, folded, weight_scales = self._read_tokens(p, part.input, part.tokens, weight, record)
         else:
             columns, scales = weight.shape[1], self._scales[part.input.name]
             chan = tensor(scales.chan[:columns])
@@ -406,25 +401,26 @@ class _Calibrator:
         inputs.
         """
         scales = search.weight_scales(weight, self.recipe.weight_per_channel)
-        if self.recipe.search == "output_error":
-            return search.fit_weight(rows, weight, scales, self.recipe.weight_per_channel)
         if self.recipe.search == "cosine":
             return cosine.weight_scales(rows, weight, scales)
         return scales
 
     def _read_tokens(
-        self, p: str, part: Activation, weight: Tensor, record: LayerRecord
+        self, p: str, part: Activation, kept: Sequence[int], weight: Tensor, record: LayerRecord
     ) -> tuple[Tensor, Tensor, Tensor, F64]:
-        """Steps of a linear layer's input [images, L, C] per token, and per channel where factors fold for free, and of
-        the weight that reads it.
+        """Find scales of a linear layer's input [images, L, C] per token, and per channel where factors fold for free,
+        and of the weight that reads it, which are fitted to the tokens ``kept`` where there are any.
 
-        Returns the sample without its channels' factors, its scales [L, 1], the weight with the factors, and the
-        weight's scales.
+        Returns the sample of the tokens they are fitted to without its channels' factors, these tokens' scales [L, 1],
+        the weight with the factors, and the weight's scales.
         """
         statistics, sample = record.statistics[part.name], record.sample(part.name)
+        tokens = list(kept) if self.recipe.kept_tokens and kept else list(range(part.tokens))
+        sample = sample[:, tokens]
         channel = np.ones(weight.shape[1])
         if self.recipe.smoothing:
-            activation, column = floored(statistics.max_per_channel()), floored(array(weight.abs().amax(dim=0)))
+            activation = floored(array(statistics.largest[tokens].amax(dim=0)))
+            column = floored(array(weight.abs().amax(dim=0)))
             channel = activation**SMOOTHING_STRENGTH / column ** (1 - SMOOTHING_STRENGTH)
             channel /= np.exp(np.log(channel).mean())
         factors = tensor(channel)
@@ -433,10 +429,7 @@ class _Calibrator:
         groups = self._groups(array((statistics.total / factors).mean(dim=1)), part.role)
         scales = self._token_scales(largest, groups)
         weight_scales = search.weight_scales(folded, self.recipe.weight_per_channel)
-        if self.recipe.search == "output_error":
-            scales = search.fit_tokens(x, folded, scales, groups)
-            weight_scales = search.fit_weight(x.flatten(0, 1), folded, weight_scales, self.recipe.weight_per_channel)
-        elif self.recipe.search == "cosine":
+        if self.recipe.search == "cosine":
             if part.role in self.recipe.token_wise:
                 scales = cosine.token_scales(x, scales, groups)
             if part.role in self.recipe.power_of_two:
@@ -445,7 +438,7 @@ class _Calibrator:
                 fake_quantize(x, tensor(scales)[:, None]).flatten(0, 1), folded, weight_scales
             )
         self._keep(p + part.name, part, Scales(scales, channel))
-        return x, tensor(scales)[:, None], folded, weight_scales
+        return x, tensor(scales)[tokens, None], folded, weight_scales
 
     def _table(self, name: str, part: Table, record: LayerRecord) -> None:
         before = record.statistics[part.argument]

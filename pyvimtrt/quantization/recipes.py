@@ -41,9 +41,10 @@ class Recipe:
     channels of tensors that pass through a table (u, gate, delta). Tensors outside ``token_wise`` and ``channel_wise``
     have one step. Where the state is among ``token_wise`` it has a step per token whatever K is, as published.
     ``power_of_two`` names the tensors whose clusters' steps are powers of two apart, "conv.output" being the index of
-    u's tables. ``bias_correction`` takes all linear layers, or those that have a bias. ``weight_groups`` and
-    ``error_compensation`` are of weights of four bits: a factor for each group of inputs, and rounding in which each
-    weight makes up for the errors of those before it.
+    u's tables. ``search`` is of tables and of the int8 state, "output_error", or of all scales, "cosine".
+    ``kept_tokens``: a layer that reads some of the tokens alone is fitted to these. ``bias_correction`` takes all
+    linear layers, or those that have a bias. ``weight_groups`` and ``error_compensation`` are of weights of four bits:
+    a factor for each group of inputs, and rounding in which each weight makes up for the errors of those before it.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Recipe:
     reparameterization: Literal["none", "published", "log_rank1"] = "none"
     search: Literal["none", "cosine", "output_error"] = "none"
     smoothing: bool = False
+    kept_tokens: bool = False
     asymmetric_tables: bool = False
     bias_correction: Literal["none", "biased", "all"] = "none"
     state: State = "int8"
@@ -70,7 +72,7 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         Recipe(
             "default",
-            "the most accurate: a step per token and channel wherever it costs nothing, clipping by output error, "
+            "the most accurate: a step per token and channel wherever it costs nothing, hardly any clipping, "
             "an fp32 hidden state; with an int8 one log-rank-1 reparameterization",
             token_wise=frozenset(TOKEN_TENSORS),
             channel_wise=frozenset(CHANNEL_TENSORS) - {"gate"},
@@ -80,6 +82,7 @@ RECIPES: dict[str, Recipe] = {
             reparameterization="log_rank1",
             search="output_error",
             smoothing=True,
+            kept_tokens=True,
             asymmetric_tables=True,
             bias_correction="all",
             state="fp32",
@@ -114,6 +117,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "reparameterization": {"reparameterization": "none"},
     "search": {"search": "none"},  # min-max steps
     "smoothing": {"smoothing": False},
+    "kept_tokens": {"kept_tokens": False},  # a layer that reads some tokens is fitted to all
     "bias_correction": {"bias_correction": "none"},
     "weight_groups": {"weight_groups": False},  # one scale for all inputs of an output
     "error_compensation": {"error_compensation": False},  # each weight to the nearest

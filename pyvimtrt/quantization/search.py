@@ -1,10 +1,4 @@
-"""Scale search: clipping chosen by the error it causes in a layer's output, vectorized over candidates, tokens and
-channels.
-
-The error of a linear layer y = x W^T is a quadratic form: sum over rows of ||e W^T||^2 with e = x - Q(x) needs W^T W
-once, and sum over outputs of ||x d^T||^2 with d = W - Q(W) needs x^T x once. So each candidate costs C^2 per row, and
-every token and every output channel picks its own candidate from one pass.
-"""
+"""Scale search: clipping of tables and of the int8 state, chosen by the error it causes; min-max scales of weights."""
 
 from __future__ import annotations
 
@@ -20,7 +14,10 @@ from pyvimtrt.quantization.kscale import F64, I64, cluster, group_max, power_of_
 from pyvimtrt.quantization.recipes import Recipe
 from pyvimtrt.quantization.rounding import LEVELS, SMALLEST_SCALE, array, fake_quantize, tensor
 
-CLIPS = tuple(np.linspace(1.0, 0.35, 14))  # candidates, as shares of the min-max scale
+CLIPS = tuple(np.linspace(1.0, 0.35, 14))  # of the state: candidates, as shares of the min-max scale
+# Of tables. More clipping has the less error on the calibration images, and the more on others: what is clipped is what
+# the next layers look for.
+TABLE_CLIPS = (1.0, 0.85)
 
 SILU_MINIMUM_AT = -1.2784645
 
@@ -43,37 +40,6 @@ def weight_scales(weight: Tensor, per_channel: bool) -> F64:
     return np.asarray(
         np.maximum(largest if per_channel else np.full_like(largest, largest.max()), SMALLEST_SCALE) / LEVELS
     )
-
-
-def fit_weight(x: Tensor, weight: Tensor, scales: F64, per_channel: bool) -> F64:
-    """Return weight scales [O] clipped for the least output error over rows x [rows, C]."""
-    gram = x.T @ x
-    errors = []
-    for clip in CLIPS:
-        d = weight - fake_quantize(weight, tensor(scales * clip)[:, None], -LEVELS)
-        errors.append(((d @ gram) * d).sum(dim=1))
-    return scales * _best(errors, None if per_channel else np.zeros(len(scales), np.int64))
-
-
-def fit_tokens(x: Tensor, weight: Tensor, scales: F64, groups: I64) -> F64:
-    """Return token scales [L] of a linear layer's input x [images, L, C], clipped for the least output error per group
-    of tokens.
-    """
-    gram = weight.T @ weight
-    errors = []
-    for clip in CLIPS:
-        e = x - fake_quantize(x, tensor(scales * clip)[:, None])
-        errors.append(((e @ gram) * e).sum(dim=(0, 2)))
-    return scales * _best(errors, groups)
-
-
-def fit_channels(x: Tensor, scales_tok: F64, scales_chan: F64, groups: I64) -> F64:
-    """Return channel scales [C] of x [images, L, C] clipped for the least square error per group of channels."""
-    scaled = x / tensor(scales_tok)[:, None]
-    errors = []
-    for clip in CLIPS:
-        errors.append((scaled - fake_quantize(scaled, tensor(scales_chan * clip))).square().sum(dim=(0, 1)))
-    return scales_chan * _best(errors, groups)
 
 
 def output_bias(x: Tensor, x_scales: Tensor, weight: Tensor, quantized: Tensor) -> F64:
@@ -116,7 +82,7 @@ def fit_tables(
         ]
     index_low = np.array([low[groups == k].min() for k in range(tables)])
     index_high = np.array([high[groups == k].max() for k in range(tables)])
-    clips = (1.0, 0.85, 0.7, 0.55) if recipe.search == "output_error" else (1.0,)
+    clips = TABLE_CLIPS if recipe.search == "output_error" else (1.0,)
     chosen = []
     for k in range(tables):
         columns = v[:, torch.from_numpy(groups == k)]

@@ -18,6 +18,7 @@ from fake_tensorrt import CudaArrayInterface
 from gpu_engines import GPU, Array, one_sentence, read, signed
 from gpu_world import CUDA_DOUBLE
 from helpers import assert_same_bits
+from tiny import TINY
 
 import pyvimtrt
 from pyvimtrt.backends.registry import BACKENDS, choose, choose_to_build
@@ -411,10 +412,11 @@ def test_a_bench_on_a_gpu_is_printed(
     other = PeerResult("torch-fp16-eager", "PyTorch", "it needs the package triton")
     times = (OperatorTime("scan", 1.5, 0.75, floor_ms=0.75, bound="instructions"),)
     monkeypatch.setenv("COLUMNS", "200")
-    print_bench(Bench("e.onnx", "vim", "avx2", 4, 8, 30, (ours, other), times, "cuda", "NVIDIA H100"))
+    print_bench(Bench("e.onnx", TINY, "avx2", 4, 8, 30, (ours, other), times, "cuda", "NVIDIA H100"))
     said = capsys.readouterr().out
     for part in (
-        "backend cuda, batch 8, NVIDIA H100, 30 rounds",
+        "backend cuda, NVIDIA H100",
+        "batch 8, 30 rounds",
         "J / image",
         "0.1",
         "instructions",

@@ -114,7 +114,7 @@ def test_clients_of_the_server_run_as_written(user_files: Path, capsys: pytest.C
             [sys.executable, "-c", example.replace("127.0.0.1:8000", served.address)], capture_output=True, check=True
         )
         printed = result.stdout.decode()
-        assert all(f"b'{p.label}'" in printed for p in best) and f"{best[0].probability:.4f}"[:6] in printed
+        assert all(f"b'{p.label}'" in printed for p in best) and f"{best[0].probability:.6f}"[:6] in printed
 
 
 @pytest.mark.needs_nvcc

@@ -15,6 +15,7 @@ import pytest
 import torch
 from helpers import ISAS, normalization, random_images, tiny_cache, varied_weights
 from onnx import helper, numpy_helper
+from paths import DATA
 from tiny import TINY, vim_config
 
 import pyvimtrt
@@ -461,12 +462,13 @@ def test_eight_bits_are_the_default_and_say_nothing_of_it(tmp_path: Path) -> Non
     assert load_cache(tmp_path / "c").info.weight_bits == 8
 
 
-def test_the_bundled_cache_gives_the_network_of_before(tmp_path: Path) -> None:
-    """The hash of what packages before four-bit weights made of it."""
+def test_a_cache_of_before_gives_the_network_of_then(tmp_path: Path) -> None:
+    """The bundled cache of packages before four-bit weights, and the hash of what they made of it."""
     import hashlib
 
-    path = pyvimtrt.build(output=tmp_path / "demo.onnx", backend="cpu")
-    assert load_cache(zoo.DEMO_CALIBRATION).info.weight_bits == 8
+    cache = DATA / "vim_demo_eight_bits.calib.safetensors"
+    path = pyvimtrt.build(zoo.DEMO_MODEL, calibration=cache, output=tmp_path / "demo.onnx", backend="cpu")
+    assert load_cache(cache).info.weight_bits == 8
     assert hashlib.sha256(path.read_bytes()).hexdigest() == (
         "2ba416137626584e913d99fa7f4b9b45ab87a6608ca568af9922f49f80a6a432"
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from paths import ROOT
 from tiny import TINY
 
 import pyvimtrt
@@ -207,7 +208,7 @@ def test_a_checkout_without_its_compiled_part_says_so(tmp_path: Path) -> None:
     """In a clone `import pyvimtrt` finds the source, which is no installed package."""
     source = Path(pyvimtrt.__file__).parent
     for name in ("CMakeLists.txt", "plugins"):
-        (tmp_path / name).symlink_to(source.parent / name)
+        (tmp_path / name).symlink_to(ROOT / name)
     shutil.copytree(source, tmp_path / "pyvimtrt", ignore=shutil.ignore_patterns("_native*", "_cuda*", "__pycache__"))
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONSAFEPATH")}
     script = "from pyvimtrt.native import require_native; require_native()"

@@ -65,7 +65,7 @@ class ScanParts:
 
 @dataclass(frozen=True)
 class LayerParts:
-    """The parts of a layer; all layers of a model have the same."""
+    """The parts of a layer."""
 
     x: Activation  # of in_proj
     in_proj: Linear
@@ -91,9 +91,9 @@ class HeadParts:
 
 
 @functools.lru_cache(maxsize=64)
-def layer_parts(config: VimConfig) -> LayerParts:
+def layer_parts(config: VimConfig, is_last: bool = False) -> LayerParts:
     """Return the parts of a layer: [x, z] = in_proj(norm(..)), the convolutions of x, both scans, out_proj of their sum
-    times SiLU(z).
+    times SiLU(z). In the last one out_proj reads the class tokens alone, where there are any.
     """
     D, E, L = config.dim, config.inner, config.tokens
     x = Activation("in_proj.input", "norm.output", L, D, "reader")
@@ -107,7 +107,14 @@ def layer_parts(config: VimConfig) -> LayerParts:
         gate=gate,
         scans=tuple(_scan_parts(config, direction) for direction in DIRECTIONS),
         y=y,
-        out_proj=Linear("out_proj", "mixer.out_proj.weight", (D, E), y, (Plain("out_proj.output"),)),
+        out_proj=Linear(
+            "out_proj",
+            "mixer.out_proj.weight",
+            (D, E),
+            y,
+            (Plain("out_proj.output"),),
+            tokens=config.cls_positions if is_last else (),
+        ),
     )
 
 
@@ -157,11 +164,11 @@ def stem_part(config: VimConfig) -> ImageConv:
 def describe(config: VimConfig) -> Description:
     """Return what a Vision Mamba is made of."""
     D, E, N = config.dim, config.inner, config.state
-    layer, head = layer_parts(config), head_parts(config)
+    layers, head = [layer_parts(config, i == config.depth - 1) for i in range(config.depth)], head_parts(config)
     tokens = tuple((name, (1, 1, D)) for name in config.cls_names)
-    scans = tuple(item for scan in layer.scans for item in ((scan.A_log, (E, N)), (scan.D, (E,))))
+    scans = tuple(item for scan in layers[0].scans for item in ((scan.A_log, (E, N)), (scan.D, (E,))))
     return Description(
         stem=Block("", (stem_part(config),), ((POSITIONS, (1, config.tokens, D)), *tokens)),
-        layers=tuple(Block(f"layers.{i}.", layer.in_order(), ((NORM, (D,)), *scans)) for i in range(config.depth)),
+        layers=tuple(Block(f"layers.{i}.", layer.in_order(), ((NORM, (D,)), *scans)) for i, layer in enumerate(layers)),
         head=Block("", tuple(part for part in (head.x, head.pool, head.head) if part is not None), ((NORM_F, (D,)),)),
     )

@@ -27,12 +27,9 @@ from pyvimtrt.graph.parts import PartBuilder
 def assemble(config: VimConfig, graph: PartBuilder) -> None:
     """Add all nodes, from the images to the logits."""
     hidden, residual = _patch_embedding(graph, config)
-    layer, positions = layer_parts(config), np.array(config.cls_positions, np.int64)
     for i in range(config.depth):
-        is_last = i == config.depth - 1
-        hidden, residual = _layer(
-            graph, config, layer, f"layers.{i}.", hidden, residual, positions if is_last and len(positions) else None
-        )
+        parts = layer_parts(config, i == config.depth - 1)
+        hidden, residual = _layer(graph, config, parts, f"layers.{i}.", hidden, residual)
     _head(graph, config, hidden, residual)
 
 
@@ -69,9 +66,8 @@ def _layer(
     p: str,
     hidden: str,
     residual: str,
-    positions: npt.NDArray[np.int64] | None,
 ) -> tuple[str, str]:
-    """Add a layer; of the last one only the class tokens at ``positions`` matter from the scan on."""
+    """Add a layer; from the scan on it has the tokens that out_proj reads."""
     residual, x = graph.add_rms_norm(p, "norm", hidden, residual, NORM, parts.x, config.eps)
     xz = graph.linear(p, parts.in_proj, x)
     us = _conv(graph, parts, p, xz)
@@ -80,10 +76,11 @@ def _layer(
         dbcs.append(graph.linear(p, scan.x_proj, u))
         deltas.append(graph.linear(p, scan.dt_proj, dbcs[-1]))
     y = _scan(graph, config, parts, p, us, deltas, dbcs, xz)
-    if positions is not None:
+    positions = np.array(parts.out_proj.tokens, np.int64)
+    if len(positions):
         y = graph.copy("Gather", y, "cls.y", positions, axis=1)
         residual = graph.copy("Gather", residual, "cls.residual", positions, axis=1)
-    return graph.linear(p, parts.out_proj, y, positions), residual
+    return graph.linear(p, parts.out_proj, y), residual
 
 
 def _conv(graph: PartBuilder, parts: LayerParts, p: str, xz: str) -> list[str]:
