@@ -187,7 +187,7 @@ def synthesize(
     if output is not None:
         save_synthetic(made, Path(output))
     if gallery is not None:
-        gallery_page.save_gallery(made, config.spec(), tuple(labels) or model_defaults(config).labels, Path(gallery))
+        gallery_page.save_gallery(made, config.spec(), tuple(labels) or default_labels(config), Path(gallery))
     return made
 
 

@@ -17,12 +17,11 @@ from typing import Literal
 Shape = tuple[int, ...]
 
 # How an activation's scales are found:
-#   reader      a scale per token, searched together with the weight of the linear layer that reads the tensor; the
-# scales per channel are
-#               factors that move range from the tensor into that weight
+#   reader      a scale per token, found together with the weight of the linear layer that reads the tensor; the scales
+#               per channel are factors that move range from the tensor into that weight
 #   cover       a scale per token times a scale per channel, so that the products cover the largest magnitudes
-#   channels    a scale per channel, clipped
-#   min_max     a scale per channel, not clipped
+#   channels    a scale per channel, clipped where the recipe searches with the cosine
+#   min_max     a scale per channel, never clipped
 #   shared      a scale per channel, and one for all tokens, as integers of different tokens are summed
 Fit = Literal["reader", "cover", "channels", "min_max", "shared"]
 

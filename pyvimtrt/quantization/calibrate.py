@@ -1,8 +1,8 @@
 """Calibration: from a fp32 model and images to a calibration cache.
 
 Layer by layer: all images pass through a layer in batches while observers watch its tensors, then the layer's scales
-are searched on a sample of the images. So memory holds one layer's statistics and the residual stream, whatever the
-depth.
+are found, some of them searched on a sample of the images. So memory holds one layer's statistics and the residual
+stream, whatever the depth.
 """
 
 from __future__ import annotations
@@ -319,7 +319,7 @@ class _Calibrator:
             self._store(f"{name}.scale_tok", scales.tok)
 
     def _channel_scales(self, part: Activation, statistics: Statistics, sample: Tensor) -> F64:
-        """Return min-max scales per channel, or one scale, clipped where the part's fit says so."""
+        """Return min-max scales per channel, or one scale, clipped where the recipe and the part's fit say so."""
         groups = cluster(statistics.mean_per_channel(), "full" if part.role in self.recipe.channel_wise else 1)
         scales = group_max(floored(statistics.max_per_channel()), groups) / LEVELS
         if part.fit == "min_max":

@@ -24,14 +24,12 @@ SILU_MINIMUM_AT = -1.2784645
 Function = Callable[[Tensor], Tensor]
 
 
-def _best(errors: list[Tensor], groups: I64 | None = None) -> F64:
+def _best(errors: list[Tensor], groups: I64) -> F64:
     """Return for each position the clip of CLIPS with the smallest error, summed over the position's group."""
     table = array(torch.stack(errors))  # [candidates, positions]
-    if groups is not None:
-        sums = np.zeros((len(table), int(groups.max()) + 1))
-        np.add.at(sums.T, groups, table.T)
-        table = sums[:, groups]
-    return np.asarray(np.array(CLIPS)[table.argmin(axis=0)])
+    sums = np.zeros((len(table), int(groups.max()) + 1))
+    np.add.at(sums.T, groups, table.T)
+    return np.asarray(np.array(CLIPS)[sums[:, groups].argmin(axis=0)])
 
 
 def weight_scales(weight: Tensor, per_channel: bool) -> F64:

@@ -1853,7 +1853,7 @@ def test_a_missing_floor_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_search_that_always_takes_min_max_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "_best", lambda errors, groups=None: np.ones(len(errors[0])))
+    monkeypatch.setattr(search, "_best", lambda errors, groups: np.ones(len(errors[0])))
     with pytest.raises(AssertionError, match="above the best"):
         least_state_clip([0, 1, 2, 3, 4, 5])
 
